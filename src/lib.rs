@@ -1,0 +1,1 @@
+//! `workos-sync` keeps a Postgres table of organizations in step with `WorkOS`.
