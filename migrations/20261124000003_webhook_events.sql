@@ -1,0 +1,50 @@
+-- The inbox: every accepted event, durable before it is acknowledged.
+create table webhook_events
+(
+    event_id        text        not null,
+    -- Text and a CHECK, not an ENUM: easier to evolve.
+    status          text        not null default 'pending',
+    outcome         text,
+    event_type      text        not null,
+    -- The WorkOS organization id; null where the event names none.
+    organization_id text,
+    attempts        integer     not null default 0,
+    last_error      text,
+    received_at     timestamptz not null default now(),
+    processed_at    timestamptz,
+    -- Null: due since it was received.
+    next_attempt_at timestamptz,
+    source          text        not null default 'webhook',
+    -- json keeps the text as it came. jsonb would refuse "\u0000", and refuse it at the door, where the
+    -- sender would repeat it for three days; so it is a dead letter that an operator can read.
+    payload         json        not null,
+    -- Events of one lane are processed one after the other. An event without an organization has a lane of
+    -- its own.
+    lane            text collate "C" generated always as (coalesce(organization_id, event_id)) stored,
+    -- Sorts as event ids are compared: by the ULID behind the last underscore, else by the whole id.
+    event_order     text collate "C" generated always as (
+        case
+            when substring(event_id from '[^_]*$') ~ '^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$'
+                then upper(substring(event_id from '[^_]*$') collate "C")
+            else event_id
+            end) stored,
+    constraint webhook_events_pkey primary key (event_id),
+    constraint webhook_events_status_check
+        check (status in ('pending', 'processed', 'ignored', 'failed', 'dead')),
+    constraint webhook_events_outcome_check
+        check (outcome in ('created', 'updated', 'linked', 'disabled', 'stale', 'tombstoned')),
+    constraint webhook_events_processed_check
+        check (status <> 'processed' or (outcome is not null and processed_at is not null))
+);
+
+-- The next event of a lane, and the lanes that have one: only what waits is in it.
+create index webhook_events_lane_idx on webhook_events (lane, event_order)
+    where status in ('pending', 'failed');
+
+-- Retention.
+create index webhook_events_processed_at_idx on webhook_events (processed_at)
+    where status in ('processed', 'ignored');
+
+-- The operator's question at 3 a.m.
+create index webhook_events_dead_idx on webhook_events (received_at)
+    where status = 'dead';

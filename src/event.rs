@@ -1,0 +1,393 @@
+//! A WorkOS event and the ids in it; decodes only what is used (R13). No I/O.
+//!
+//! Decoding has two steps, because they fail differently: [`Event::parse`] reads the envelope at the
+//! door (no id, no event: the sender gets a 400), [`Event::organization`] reads `data` when the event is
+//! applied (what is wrong there is a dead letter, and the body is kept).
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
+
+use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use ulid::Ulid;
+
+/// The longest id that is accepted, in bytes: an index row of Postgres holds 2,700, ids of WorkOS are 32.
+pub const MAX_ID_BYTES: usize = 255;
+
+/// Why a text can't be an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// It is the empty string.
+    #[error("is empty")]
+    Empty,
+    /// It is longer than [`MAX_ID_BYTES`].
+    #[error("is longer than {MAX_ID_BYTES} bytes")]
+    TooLong,
+    /// It holds U+0000, which no text column of Postgres can store.
+    #[error("contains a NUL character")]
+    Nul,
+}
+
+fn check_id(text: &str) -> Result<(), IdError> {
+    match text {
+        "" => Err(IdError::Empty),
+        _ if text.len() > MAX_ID_BYTES => Err(IdError::TooLong),
+        _ if text.contains('\0') => Err(IdError::Nul),
+        _ => Ok(()),
+    }
+}
+
+/// Three kinds of strings in one signature is how a relink bug begins: each id has a type.
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks and takes an id.
+            ///
+            /// # Errors
+            /// The text is empty, too long, or holds a NUL.
+            pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
+                let text = text.into();
+                check_id(&text)?;
+                Ok(Self(text))
+            }
+
+            /// Takes an id as the database has it, unchecked: what Postgres stored, it can store.
+            #[must_use]
+            pub const fn from_database(text: String) -> Self {
+                Self(text)
+            }
+
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id_type! {
+    /// The id of an event: a prefix and a ULID (`event_01HX…`; the emulator writes `evt_`), or, in old
+    /// samples, anything else.
+    EventId
+}
+id_type! {
+    /// The id that WorkOS gave an organization: `org_<ULID>`.
+    WorkosId
+}
+id_type! {
+    /// The id that the application gave an organization: the primary key of `organization_metadata`.
+    OrganizationId
+}
+
+impl EventId {
+    /// The ULID part: what follows the last underscore, where that is a ULID.
+    #[must_use]
+    pub fn ulid(&self) -> Option<Ulid> {
+        let part = self.0.rsplit('_').next()?;
+        // 26 characters carry 130 bits; the parser drops the upper two instead of refusing them.
+        if !part.starts_with(|first| matches!(first, '0'..='7')) {
+            return None;
+        }
+        Ulid::from_string(part).ok()
+    }
+
+    /// Compares two ids by the order in which WorkOS made the events (R7): by their ULID parts when both
+    /// have one, as whole strings when neither has, and not at all (`None`) when only one has.
+    #[must_use]
+    pub fn compare(&self, other: &Self) -> Option<Ordering> {
+        match (self.ulid(), other.ulid()) {
+            (Some(a), Some(b)) => Some(a.cmp(&b)),
+            (None, None) => Some(self.0.cmp(&other.0)),
+            _ => None,
+        }
+    }
+}
+
+/// The types of event that are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrganizationEventType {
+    /// `organization.created`
+    Created,
+    /// `organization.updated`
+    Updated,
+    /// `organization.deleted`
+    Deleted,
+}
+
+impl OrganizationEventType {
+    fn parse(event_type: &str) -> Option<Self> {
+        match event_type {
+            "organization.created" => Some(Self::Created),
+            "organization.updated" => Some(Self::Updated),
+            "organization.deleted" => Some(Self::Deleted),
+            _ => None,
+        }
+    }
+}
+
+/// Why a body is not an event.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// The body is not UTF-8.
+    #[error("the body is not UTF-8")]
+    NotUtf8,
+    /// The body is not one JSON object.
+    #[error("the body is not a JSON object")]
+    NotAnObject,
+    /// The JSON is broken, or `id` or `event` is missing or no string.
+    #[error("the body is not an event: {0}")]
+    Json(#[from] serde_json::Error),
+    /// `id` or `event` is a string that can't be stored.
+    #[error("`{field}` {error}")]
+    Id {
+        /// The key of the envelope.
+        field: &'static str,
+        /// What is wrong with its value.
+        error: IdError,
+    },
+}
+
+#[derive(Deserialize)]
+struct RawEnvelope<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    event: Cow<'a, str>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    created_at: Option<&'a RawValue>,
+}
+
+/// The parts of `data` that are used, each undecoded: a field that an event doesn't need can't fail it.
+#[derive(Deserialize)]
+struct RawOrganization<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    organization_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    external_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    updated_at: Option<&'a RawValue>,
+}
+
+/// An event whose envelope was read; `data` is not decoded yet.
+#[derive(Debug, Clone)]
+pub struct Event<'a> {
+    /// The id.
+    pub id: EventId,
+    /// The type, such as `organization.updated`.
+    pub event_type: String,
+    /// The WorkOS organization that the event is about, where it names one.
+    pub workos_id: Option<WorkosId>,
+    /// When WorkOS made the event; `None` if missing or unreadable.
+    pub created_at: Option<DateTime<Utc>>,
+    data: Option<&'a RawValue>,
+}
+
+impl<'a> Event<'a> {
+    /// Reads the envelope of an event: `{id, event, data, created_at}`; other keys are ignored.
+    ///
+    /// # Errors
+    /// The body is no JSON object with a usable `id` and `event`.
+    pub fn parse(body: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let body = std::str::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
+        // serde would read an array as a struct's fields in order.
+        if !is_object(body) {
+            return Err(EnvelopeError::NotAnObject);
+        }
+        let raw: RawEnvelope<'a> = serde_json::from_str(body)?;
+        let id = EventId::new(raw.id)
+            .map_err(|error| EnvelopeError::Id { field: "id", error })?;
+        check_id(&raw.event).map_err(|error| EnvelopeError::Id { field: "event", error })?;
+        let event_type = raw.event.into_owned();
+        Ok(Self {
+            workos_id: organization_of(&event_type, raw.data),
+            id,
+            event_type,
+            created_at: raw.created_at.and_then(timestamp),
+            data: raw.data,
+        })
+    }
+
+    /// What kind of organization event this is; `None` for types that are not handled (R13).
+    #[must_use]
+    pub fn organization_event_type(&self) -> Option<OrganizationEventType> {
+        OrganizationEventType::parse(&self.event_type)
+    }
+
+    /// Decodes `data` of an organization event.
+    ///
+    /// # Errors
+    /// A part that is needed is missing, has another type, or can't be stored.
+    pub fn organization(&self) -> Result<OrganizationEvent, DecodeError> {
+        let event_type = self
+            .organization_event_type()
+            .ok_or_else(|| DecodeError::NotHandled { event_type: self.event_type.clone() })?;
+        let data = self.data.map(RawValue::get).ok_or(DecodeError::Missing { field: "data" })?;
+        if !is_object(data) {
+            return Err(DecodeError::WrongType { field: "data", expected: "an object" });
+        }
+        let raw: RawOrganization<'_> = serde_json::from_str(data)?;
+        let workos_id = id("data.id", raw.id, WorkosId::new)?
+            .ok_or(DecodeError::Missing { field: "data.id" })?;
+        let change = match event_type {
+            OrganizationEventType::Deleted => Change::Delete,
+            OrganizationEventType::Created | OrganizationEventType::Updated => Change::Upsert {
+                name: text("data.name", raw.name)?
+                    .ok_or(DecodeError::Missing { field: "data.name" })?,
+                external_id: id("data.external_id", raw.external_id, |text| match &*text {
+                    "" => Ok(None),
+                    _ => OrganizationId::new(text).map(Some),
+                })?
+                .flatten(),
+            },
+        };
+        Ok(OrganizationEvent {
+            id: self.id.clone(),
+            workos_id,
+            change,
+            created_at: self.created_at,
+            updated_at: raw.updated_at.and_then(timestamp).or(self.created_at),
+        })
+    }
+}
+
+/// What an organization event says, decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrganizationEvent {
+    /// The id of the event.
+    pub id: EventId,
+    /// The organization.
+    pub workos_id: WorkosId,
+    /// What happened to it.
+    pub change: Change,
+    /// When WorkOS made the event.
+    pub created_at: Option<DateTime<Utc>>,
+    /// `data.updated_at`, else the event's `created_at` (R7).
+    pub updated_at: Option<DateTime<Utc>>,
+}
+
+/// What happened to an organization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Created or updated: the payload carries the whole object, so both are applied alike.
+    Upsert {
+        /// The display name.
+        name: String,
+        /// The organization id that WorkOS knows; never empty.
+        external_id: Option<OrganizationId>,
+    },
+    /// Deleted.
+    Delete,
+}
+
+/// Why `data` of an organization event can't be applied, now or ever.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The event is none that is handled.
+    #[error("{event_type} events are not handled")]
+    NotHandled {
+        /// Its type.
+        event_type: String,
+    },
+    /// A part that is needed is missing or null.
+    #[error("`{field}` is missing")]
+    Missing {
+        /// Its path.
+        field: &'static str,
+    },
+    /// A part that is needed has another type.
+    #[error("`{field}` is not {expected}")]
+    WrongType {
+        /// Its path.
+        field: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A string can't be stored.
+    #[error("`{field}` {error}")]
+    Unstorable {
+        /// Its path.
+        field: &'static str,
+        /// What is wrong with it.
+        error: IdError,
+    },
+    /// `data` can't be read as an object, such as one with a key twice.
+    #[error("`data` is unreadable: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Reads a date as RFC 3339, or in the form of WorkOS's own samples (`2023-04-28 20:05:31.093`, UTC), cut to
+/// the microseconds that Postgres keeps.
+#[must_use]
+pub fn parse_timestamp(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(text)
+        .map(|at| at.to_utc())
+        .or_else(|_| {
+            NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").map(|at| at.and_utc())
+        })
+        .ok()
+        .map(|at| at.trunc_subsecs(6))
+}
+
+fn is_object(json: &str) -> bool {
+    json.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{')
+}
+
+fn timestamp(raw: &RawValue) -> Option<DateTime<Utc>> {
+    parse_timestamp(&serde_json::from_str::<Cow<'_, str>>(raw.get()).ok()?)
+}
+
+/// The organization that an event is about, as far as it can be told without failing: `data.id` of an
+/// `organization.*` event, `data.organization_id` of the others (memberships, domains, connections).
+fn organization_of(event_type: &str, data: Option<&RawValue>) -> Option<WorkosId> {
+    let data = data.map(RawValue::get).filter(|data| is_object(data))?;
+    let raw: RawOrganization<'_> = serde_json::from_str(data).ok()?;
+    let value = if event_type.starts_with("organization.") { raw.id } else { raw.organization_id }?;
+    WorkosId::new(serde_json::from_str::<String>(value.get()).ok()?).ok()
+}
+
+fn string(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, DecodeError> {
+    match raw.map(RawValue::get) {
+        None => Ok(None),
+        Some(json) => serde_json::from_str(json)
+            .map(Some)
+            .map_err(|_| DecodeError::WrongType { field, expected: "a valid string" }),
+    }
+}
+
+fn text(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, DecodeError> {
+    let value = string(field, raw)?;
+    if value.as_ref().is_some_and(|value| value.contains('\0')) {
+        return Err(DecodeError::Unstorable { field, error: IdError::Nul });
+    }
+    Ok(value)
+}
+
+fn id<T>(
+    field: &'static str,
+    raw: Option<&RawValue>,
+    check: impl FnOnce(String) -> Result<T, IdError>,
+) -> Result<Option<T>, DecodeError> {
+    string(field, raw)?
+        .map(check)
+        .transpose()
+        .map_err(|error| DecodeError::Unstorable { field, error })
+}

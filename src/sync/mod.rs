@@ -1,0 +1,2 @@
+//! s
+pub mod decide; pub mod organization_id; pub mod slug;
