@@ -213,9 +213,11 @@ impl<'a> Event<'a> {
             return Err(EnvelopeError::NotAnObject);
         }
         let raw: RawEnvelope<'a> = serde_json::from_str(body)?;
-        let id = EventId::new(raw.id)
-            .map_err(|error| EnvelopeError::Id { field: "id", error })?;
-        check_id(&raw.event).map_err(|error| EnvelopeError::Id { field: "event", error })?;
+        let id = EventId::new(raw.id).map_err(|error| EnvelopeError::Id { field: "id", error })?;
+        check_id(&raw.event).map_err(|error| EnvelopeError::Id {
+            field: "event",
+            error,
+        })?;
         let event_type = raw.event.into_owned();
         Ok(Self {
             workos_id: organization_of(&event_type, raw.data),
@@ -239,10 +241,18 @@ impl<'a> Event<'a> {
     pub fn organization(&self) -> Result<OrganizationEvent, DecodeError> {
         let event_type = self
             .organization_event_type()
-            .ok_or_else(|| DecodeError::NotHandled { event_type: self.event_type.clone() })?;
-        let data = self.data.map(RawValue::get).ok_or(DecodeError::Missing { field: "data" })?;
+            .ok_or_else(|| DecodeError::NotHandled {
+                event_type: self.event_type.clone(),
+            })?;
+        let data = self
+            .data
+            .map(RawValue::get)
+            .ok_or(DecodeError::Missing { field: "data" })?;
         if !is_object(data) {
-            return Err(DecodeError::WrongType { field: "data", expected: "an object" });
+            return Err(DecodeError::WrongType {
+                field: "data",
+                expected: "an object",
+            });
         }
         let raw: RawOrganization<'_> = serde_json::from_str(data)?;
         let workos_id = id("data.id", raw.id, WorkosId::new)?
@@ -348,7 +358,8 @@ pub fn parse_timestamp(text: &str) -> Option<DateTime<Utc>> {
 }
 
 fn is_object(json: &str) -> bool {
-    json.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{')
+    json.trim_start_matches([' ', '\t', '\r', '\n'])
+        .starts_with('{')
 }
 
 fn timestamp(raw: &RawValue) -> Option<DateTime<Utc>> {
@@ -360,7 +371,11 @@ fn timestamp(raw: &RawValue) -> Option<DateTime<Utc>> {
 fn organization_of(event_type: &str, data: Option<&RawValue>) -> Option<WorkosId> {
     let data = data.map(RawValue::get).filter(|data| is_object(data))?;
     let raw: RawOrganization<'_> = serde_json::from_str(data).ok()?;
-    let value = if event_type.starts_with("organization.") { raw.id } else { raw.organization_id }?;
+    let value = if event_type.starts_with("organization.") {
+        raw.id
+    } else {
+        raw.organization_id
+    }?;
     WorkosId::new(serde_json::from_str::<String>(value.get()).ok()?).ok()
 }
 
@@ -369,14 +384,20 @@ fn string(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>,
         None => Ok(None),
         Some(json) => serde_json::from_str(json)
             .map(Some)
-            .map_err(|_| DecodeError::WrongType { field, expected: "a valid string" }),
+            .map_err(|_| DecodeError::WrongType {
+                field,
+                expected: "a valid string",
+            }),
     }
 }
 
 fn text(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, DecodeError> {
     let value = string(field, raw)?;
     if value.as_ref().is_some_and(|value| value.contains('\0')) {
-        return Err(DecodeError::Unstorable { field, error: IdError::Nul });
+        return Err(DecodeError::Unstorable {
+            field,
+            error: IdError::Nul,
+        });
     }
     Ok(value)
 }

@@ -28,19 +28,25 @@ struct Entry {
 
 impl<K: Eq + Hash> Default for KeyedMutex<K> {
     fn default() -> Self {
-        Self { entries: Arc::default() }
+        Self {
+            entries: Arc::default(),
+        }
     }
 }
 
 impl<K: Eq + Hash> Clone for KeyedMutex<K> {
     fn clone(&self) -> Self {
-        Self { entries: Arc::clone(&self.entries) }
+        Self {
+            entries: Arc::clone(&self.entries),
+        }
     }
 }
 
 impl<K: Eq + Hash> fmt::Debug for KeyedMutex<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyedMutex").field("keys_in_use", &self.keys_in_use()).finish()
+        f.debug_struct("KeyedMutex")
+            .field("keys_in_use", &self.keys_in_use())
+            .finish()
     }
 }
 
@@ -48,16 +54,27 @@ impl<K: Eq + Hash + Clone> KeyedMutex<K> {
     /// Waits for the lock of `key`. Cancel-safe: a dropped future gives up its place.
     pub async fn lock(&self, key: K) -> KeyedMutexGuard<K> {
         let (lease, mutex) = self.lease(key);
-        KeyedMutexGuard { _held: mutex.lock_owned().await, _lease: lease }
+        KeyedMutexGuard {
+            _held: mutex.lock_owned().await,
+            _lease: lease,
+        }
     }
 
     fn lease(&self, key: K) -> (Lease<K>, Arc<tokio::sync::Mutex<()>>) {
         let mut entries = lock(&self.entries);
-        let entry =
-            entries.entry(key.clone()).or_insert_with(|| Entry { mutex: Arc::default(), leases: 0 });
+        let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
+            mutex: Arc::default(),
+            leases: 0,
+        });
         entry.leases += 1;
         let mutex = Arc::clone(&entry.mutex);
-        (Lease { entries: Arc::clone(&self.entries), key }, mutex)
+        (
+            Lease {
+                entries: Arc::clone(&self.entries),
+                key,
+            },
+            mutex,
+        )
     }
 }
 
@@ -84,7 +101,9 @@ pub struct KeyedMutexGuard<K: Eq + Hash> {
 
 impl<K: Eq + Hash + fmt::Debug> fmt::Debug for KeyedMutexGuard<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KeyedMutexGuard").field(&self._lease.key).finish()
+        f.debug_tuple("KeyedMutexGuard")
+            .field(&self._lease.key)
+            .finish()
     }
 }
 
@@ -121,7 +140,9 @@ mod tests {
     #[test]
     fn a_key_excludes_itself_and_nobody_else() {
         let mutex = KeyedMutex::default();
-        let Poll::Ready(held) = poll(&mut pin!(mutex.lock("a"))) else { panic!("a is free") };
+        let Poll::Ready(held) = poll(&mut pin!(mutex.lock("a"))) else {
+            panic!("a is free")
+        };
         let mut second = pin!(mutex.lock("a"));
         assert!(poll(&mut second).is_pending());
         assert!(poll(&mut pin!(mutex.lock("b"))).is_ready());
@@ -133,7 +154,9 @@ mod tests {
     #[test]
     fn an_entry_goes_with_its_last_lease() {
         let mutex = KeyedMutex::default();
-        let Poll::Ready(held) = poll(&mut pin!(mutex.lock(1))) else { panic!("1 is free") };
+        let Poll::Ready(held) = poll(&mut pin!(mutex.lock(1))) else {
+            panic!("1 is free")
+        };
         {
             let mut cancelled = pin!(mutex.lock(1));
             assert!(poll(&mut cancelled).is_pending());

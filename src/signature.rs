@@ -40,7 +40,9 @@ pub enum SignatureError {
         tolerance: Seconds,
     },
     /// Signed further in the future than the tolerance allows.
-    #[error("the signature is from the future: signed {skew} ahead of this clock, the tolerance is {tolerance}")]
+    #[error(
+        "the signature is from the future: signed {skew} ahead of this clock, the tolerance is {tolerance}"
+    )]
     InFuture {
         /// How far ahead it was signed.
         skew: Seconds,
@@ -99,9 +101,16 @@ impl<'a> Header<'a> {
             return Err(malformed("t is not a Unix time"));
         }
         let time: u64 = t.parse().map_err(|_| malformed("t is not a Unix time"))?;
-        let signed_at_ms =
-            if time < FIRST_MILLISECONDS { time.saturating_mul(1_000) } else { time };
-        Ok(Self { t, signed_at_ms, v1 })
+        let signed_at_ms = if time < FIRST_MILLISECONDS {
+            time.saturating_mul(1_000)
+        } else {
+            time
+        };
+        Ok(Self {
+            t,
+            signed_at_ms,
+            v1,
+        })
     }
 }
 
@@ -173,7 +182,10 @@ mod tests {
     const TOLERANCE: Duration = Duration::from_secs(180);
 
     fn secrets(secrets: &[&str]) -> Vec<SecretString> {
-        secrets.iter().map(|secret| SecretString::from(*secret)).collect()
+        secrets
+            .iter()
+            .map(|secret| SecretString::from(*secret))
+            .collect()
     }
 
     fn at_ms(ms: i64) -> DateTime<Utc> {
@@ -181,15 +193,31 @@ mod tests {
     }
 
     fn verify_known(header: &str, keys: &[&str], now_ms: i64) -> Result<(), SignatureError> {
-        verify(Some(header.as_bytes()), b"body", &secrets(keys), TOLERANCE, at_ms(now_ms))
+        verify(
+            Some(header.as_bytes()),
+            b"body",
+            &secrets(keys),
+            TOLERANCE,
+            at_ms(now_ms),
+        )
     }
 
     /// R29: a known answer, from OpenSSL: `printf 1700000000000.body | openssl dgst -sha256 -hmac secret`.
     #[test]
     fn the_known_answer_is_signed_and_verified() {
         let header = format!("t=1700000000000, v1={KNOWN}");
-        assert_eq!(sign(&SecretString::from("secret"), b"body", at_ms(1_700_000_000_000)), header);
-        assert_eq!(verify_known(&header, &["secret"], 1_700_000_000_000), Ok(()));
+        assert_eq!(
+            sign(
+                &SecretString::from("secret"),
+                b"body",
+                at_ms(1_700_000_000_000)
+            ),
+            header
+        );
+        assert_eq!(
+            verify_known(&header, &["secret"], 1_700_000_000_000),
+            Ok(())
+        );
     }
 
     /// R29: `t` in seconds is signed and compared as seconds. OpenSSL's answer for `1700000000.body`.
@@ -209,7 +237,10 @@ mod tests {
     fn one_match_among_secrets_and_signatures_is_enough() {
         let zeros = "0".repeat(64);
         let header = format!("v0=x,t=1700000000000,v1={zeros},v1=junk, v1={KNOWN}");
-        assert_eq!(verify_known(&header, &["new", "secret"], 1_700_000_000_000), Ok(()));
+        assert_eq!(
+            verify_known(&header, &["new", "secret"], 1_700_000_000_000),
+            Ok(())
+        );
         assert_eq!(
             verify_known(&header, &["new", "other"], 1_700_000_000_000),
             Err(SignatureError::NoMatch)
@@ -220,18 +251,35 @@ mod tests {
     #[test]
     fn the_tolerance_holds_either_way_and_zero_switches_it_off() {
         let header = format!("t=1700000000000, v1={KNOWN}");
-        assert_eq!(verify_known(&header, &["secret"], 1_700_000_180_000), Ok(()));
-        assert_eq!(verify_known(&header, &["secret"], 1_699_999_820_000), Ok(()));
+        assert_eq!(
+            verify_known(&header, &["secret"], 1_700_000_180_000),
+            Ok(())
+        );
+        assert_eq!(
+            verify_known(&header, &["secret"], 1_699_999_820_000),
+            Ok(())
+        );
         let old = verify_known(&header, &["secret"], 1_700_000_180_001).unwrap_err();
         assert_eq!(
             old.to_string(),
             "the signature is too old: signed 180.001 s ago, the tolerance is 180.000 s"
         );
         let new = verify_known(&header, &["secret"], 1_699_999_819_999).unwrap_err();
-        assert!(matches!(new, SignatureError::InFuture { skew, .. } if skew.0.as_millis() == 180_001));
+        assert!(
+            matches!(new, SignatureError::InFuture { skew, .. } if skew.0.as_millis() == 180_001)
+        );
         let keys = secrets(&["secret"]);
         let long_after = at_ms(1_900_000_000_000);
-        assert_eq!(verify(Some(header.as_bytes()), b"body", &keys, Duration::ZERO, long_after), Ok(()));
+        assert_eq!(
+            verify(
+                Some(header.as_bytes()),
+                b"body",
+                &keys,
+                Duration::ZERO,
+                long_after
+            ),
+            Ok(())
+        );
     }
 
     /// R29: a wrong body is no match even when it is also too old: time is told of authentic requests only.
@@ -255,9 +303,15 @@ mod tests {
             (String::new(), "it has no t"),
             (format!("t=1,t=2,v1={KNOWN}"), "it has more than one t"),
             (format!("t=-5,v1={KNOWN}"), "t is not a Unix time"),
-            (format!("t=99999999999999999999999,v1={KNOWN}"), "t is not a Unix time"),
+            (
+                format!("t=99999999999999999999999,v1={KNOWN}"),
+                "t is not a Unix time",
+            ),
             (format!("t=,v1={KNOWN}"), "t is not a Unix time"),
-            ("t=1700000000000,v1=abcd".to_owned(), "v1 is not 64 hexadecimal digits"),
+            (
+                "t=1700000000000,v1=abcd".to_owned(),
+                "v1 is not 64 hexadecimal digits",
+            ),
         ] {
             let error = verify_known(&header, &["secret"], now).unwrap_err();
             assert_eq!(error, SignatureError::Malformed(reason), "{header}");

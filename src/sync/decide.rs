@@ -93,10 +93,14 @@ pub enum Link {
 #[must_use]
 pub fn candidate_id(event: &OrganizationEvent, namespace: &Uuid) -> OrganizationId {
     match &event.change {
-        Change::Upsert { external_id: Some(id), .. } => id.clone(),
-        Change::Upsert { external_id: None, .. } | Change::Delete => {
-            organization_id::derive(namespace, &event.workos_id)
+        Change::Upsert {
+            external_id: Some(id),
+            ..
+        } => id.clone(),
+        Change::Upsert {
+            external_id: None, ..
         }
+        | Change::Delete => organization_id::derive(namespace, &event.workos_id),
     }
 }
 
@@ -137,7 +141,12 @@ pub fn decide(found: &Found, candidate_id: OrganizationId, event: &OrganizationE
         return Decision::Stale;
     }
     let is_fresh = |row: &OrganizationRow| {
-        should_process_event(row.last_event_id.as_ref(), row.updated_at, &event.id, event.updated_at)
+        should_process_event(
+            row.last_event_id.as_ref(),
+            row.updated_at,
+            &event.id,
+            event.updated_at,
+        )
     };
     let deleted = found.cursor.as_ref().is_some_and(|cursor| cursor.deleted);
 
@@ -172,6 +181,9 @@ pub fn decide(found: &Found, candidate_id: OrganizationId, event: &OrganizationE
             None => Decision::Stale,
         },
         // R4
-        (Change::Upsert { .. }, None, None) => Decision::Create { id: candidate_id, disabled: deleted },
+        (Change::Upsert { .. }, None, None) => Decision::Create {
+            id: candidate_id,
+            disabled: deleted,
+        },
     }
 }

@@ -116,7 +116,11 @@ mod tests {
     #[test]
     fn a_name_without_letters_falls_back_to_the_workos_id() {
         for name in ["!!!", "", "a", "\u{0}", "\u{10ffff}"] {
-            assert_eq!(base(name, &workos_id()), "org-01ehwnce74x7jsdv0x3sz3kjny", "{name:?}");
+            assert_eq!(
+                base(name, &workos_id()),
+                "org-01ehwnce74x7jsdv0x3sz3kjny",
+                "{name:?}"
+            );
         }
         assert_eq!(base("!", &WorkosId::new("?").unwrap()), "organization");
     }
@@ -124,7 +128,11 @@ mod tests {
     /// R9: a suffix is a function of the organization id, and grows.
     #[test]
     fn the_suffix_depends_on_the_organization_id_alone() {
-        let slugs = |id| candidates("acme", &organization_id(id)).take(6).collect::<Vec<_>>();
+        let slugs = |id| {
+            candidates("acme", &organization_id(id))
+                .take(6)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(slugs("a"), slugs("a"));
         assert_ne!(slugs("a")[1..], slugs("b")[1..]);
         let lengths: Vec<_> = slugs("a").iter().map(String::len).collect();
@@ -137,7 +145,9 @@ mod tests {
         let mut taken = HashSet::from(["acme".to_owned()]);
         for n in 0..10_000 {
             let id = organization_id(&format!("id-{n}"));
-            let tried = candidates("acme", &id).position(|slug| taken.insert(slug)).unwrap();
+            let tried = candidates("acme", &id)
+                .position(|slug| taken.insert(slug))
+                .unwrap();
             assert!(tried <= 2, "{n} tried {tried}");
         }
     }

@@ -1,0 +1,3 @@
+//! o
+mod store;
+pub(crate) use store::record;

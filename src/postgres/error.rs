@@ -1,0 +1,91 @@
+//! What a database error means for the event that met it: the only place that knows SQLSTATEs (R26).
+//!
+//! Classes go by SQLSTATE, never by message text: messages are translated
+//! (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+
+use std::borrow::Cow;
+
+/// What to do about an event that could not be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureClass {
+    /// Another writer was in the way: try again at once, from the fetch on, a few times.
+    Conflict,
+    /// The database is away, overloaded or not yet as it should be: try again later, for ever.
+    Transient,
+    /// A rule that the host application added refuses the row: try a few times, then it is a dead letter.
+    Refused,
+    /// What the event contains can't be stored: a dead letter.
+    Permanent,
+}
+
+/// Classes a database error.
+#[must_use]
+pub fn classify(error: &sqlx::Error) -> FailureClass {
+    let sqlx::Error::Database(error) = error else {
+        // Connection lost, pool exhausted or closed, TLS, protocol: nothing about the event.
+        return FailureClass::Transient;
+    };
+    let code = error.code().unwrap_or(Cow::Borrowed(""));
+    match &*code {
+        // unique_violation, serialization_failure, deadlock_detected
+        "23505" | "40001" | "40P01" => FailureClass::Conflict,
+        // program_limit_exceeded, statement_too_complex: what the event contains is too large for an index.
+        "54000" | "54001" => FailureClass::Permanent,
+        // raise_exception: a trigger of the host application.
+        "P0001" => FailureClass::Refused,
+        _ => match code.get(..2) {
+            // Integrity constraint violation: CHECK, NOT NULL, foreign key, exclusion; 44: a view's CHECK.
+            Some("23" | "44") => FailureClass::Refused,
+            // Data exception: a value that no retry makes storable.
+            Some("22") => FailureClass::Permanent,
+            // Everything else is about the database, not about the event: connections (08), resources (53),
+            // operator intervention (57), timeouts (55P03, 57014), and what an operator can mend (missing
+            // privileges or tables, 42).
+            _ => FailureClass::Transient,
+        },
+    }
+}
+
+/// Says whether the database refused the statement because of what the values hold: sent again, it would be
+/// refused again.
+#[must_use]
+pub fn is_about_the_content(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(_)) && classify(error) == FailureClass::Permanent
+}
+
+/// The error as an operator wants to read it in `last_error`: SQLSTATE, message, and the constraint's name.
+#[must_use]
+pub fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => {
+            let mut text = error.message().to_owned();
+            if let Some(code) = error.code() {
+                text = format!("{text} (SQLSTATE {code}");
+                if let Some(constraint) = error.constraint() {
+                    text = format!("{text}, constraint {constraint}");
+                }
+                text.push(')');
+            }
+            text
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R26: what says nothing about the event is tried again for ever.
+    #[test]
+    fn errors_of_the_connection_are_transient() {
+        for error in [
+            sqlx::Error::PoolTimedOut,
+            sqlx::Error::PoolClosed,
+            sqlx::Error::WorkerCrashed,
+        ] {
+            assert_eq!(classify(&error), FailureClass::Transient, "{error}");
+            assert!(!is_about_the_content(&error));
+        }
+    }
+}
