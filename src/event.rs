@@ -198,6 +198,8 @@ pub struct Event<'a> {
     pub workos_id: Option<WorkosId>,
     /// When WorkOS made the event; `None` if missing or unreadable.
     pub created_at: Option<DateTime<Utc>>,
+    /// The body, exactly as it came.
+    pub body: &'a str,
     data: Option<&'a RawValue>,
 }
 
@@ -224,6 +226,7 @@ impl<'a> Event<'a> {
             id,
             event_type,
             created_at: raw.created_at.and_then(timestamp),
+            body,
             data: raw.data,
         })
     }

@@ -1,3 +1,43 @@
-//! Parses the command line, runs one command, exits with its code.
+//! Parses the command line, builds the runtime, runs one command, exits with its code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use workos_sync::cli::Cli;
+use workos_sync::config::{self, ConfigError};
+
+/// Wrong usage or configuration, as clap has it.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            if error.is::<ConfigError>() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    // Before the runtime has threads: the environment isn't theirs to read while it changes.
+    config::load_dotenv()?;
+    let cli = Cli::parse();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(cli.run())
+}
+
+/// One line with the whole chain of causes.
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of a command, whether or not it logs"
+)]
+fn report(error: &anyhow::Error) {
+    eprintln!("workos-sync: {error:#}");
+}

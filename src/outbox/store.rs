@@ -1,7 +1,7 @@
 //! The SQL of `external_id_pushes`.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool, query, query_as};
+use sqlx::{PgConnection, query};
 
 use crate::event::{OrganizationId, WorkosId};
 
@@ -34,4 +34,141 @@ pub(crate) async fn record(
     .execute(connection)
     .await
     .map(drop)
+}
+
+/// An intention that is this process's to deliver until its lease ends.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) workos_id: WorkosId,
+    pub(super) organization_id: OrganizationId,
+    /// How often it was claimed, this time included.
+    pub(super) attempts: u32,
+    /// Which recording this is.
+    pub(super) revision: i64,
+}
+
+/// Claims what is due, the longest overdue first: moves it ahead by the lease, so that no other process takes it
+/// meanwhile, and one does if this one dies (R22). A statement of its own, committed before the first request:
+/// nobody waits on a row lock for WorkOS.
+pub(super) async fn claim_due(
+    connection: &mut PgConnection,
+    limit: u32,
+    now: DateTime<Utc>,
+    lease_ends_at: DateTime<Utc>,
+) -> Result<Vec<Claimed>, sqlx::Error> {
+    // By external_id_pushes_due_idx. The CTE runs once, whatever the plan; a sub-select after `in` might not, and
+    // would then lock more rows than the limit.
+    let records = query!(
+        r#"
+        with due as materialized (
+            select workos_id
+            from external_id_pushes
+            where status = 'pending'
+              and next_attempt_at <= $1
+            order by next_attempt_at
+            limit $3 for update skip locked
+        )
+        update external_id_pushes as push
+        set next_attempt_at = $2,
+            attempts        = push.attempts + 1
+        from due
+        where push.workos_id = due.workos_id
+        returning push.workos_id, push.organization_id, push.attempts, push.revision
+        "#,
+        now,
+        lease_ends_at,
+        i64::from(limit),
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(records
+        .into_iter()
+        .map(|record| Claimed {
+            workos_id: WorkosId::from_database(record.workos_id),
+            organization_id: OrganizationId::from_database(record.organization_id),
+            attempts: u32::try_from(record.attempts).unwrap_or(1),
+            revision: record.revision,
+        })
+        .collect())
+}
+
+/// How an intention ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settlement {
+    /// WorkOS holds the organization id.
+    Done,
+    /// WorkOS holds another one.
+    Conflict,
+    /// WorkOS said no, for good.
+    Rejected,
+}
+
+impl Settlement {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Conflict => "conflict",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// Ends the intention. Says whether it was still the one that had been claimed: if it was recorded again
+/// meanwhile, it is another, and due.
+pub(super) async fn settle(
+    connection: &mut PgConnection,
+    claimed: &Claimed,
+    settlement: Settlement,
+    reason: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let result = query!(
+        r#"
+        update external_id_pushes
+        set status     = $3,
+            last_error = $4,
+            settled_at = $5
+        where workos_id = $1
+          and revision = $2
+          and status = 'pending'
+        "#,
+        claimed.workos_id.as_str(),
+        claimed.revision,
+        settlement.as_str(),
+        reason,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// Makes the intention due again later. An attempt that doesn't count is given back: the next one that fails
+/// backs off as if it had not been. Says whether it was still the one that had been claimed.
+pub(super) async fn postpone(
+    connection: &mut PgConnection,
+    claimed: &Claimed,
+    until: DateTime<Utc>,
+    counts: bool,
+    reason: &str,
+) -> Result<bool, sqlx::Error> {
+    let result = query!(
+        r#"
+        update external_id_pushes
+        set next_attempt_at = $3,
+            attempts        = attempts - $4,
+            last_error      = $5
+        where workos_id = $1
+          and revision = $2
+          and status = 'pending'
+        "#,
+        claimed.workos_id.as_str(),
+        claimed.revision,
+        until,
+        i32::from(!counts),
+        reason,
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() == 1)
 }

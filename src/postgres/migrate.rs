@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
@@ -40,12 +40,7 @@ pub enum SchemaError {
 ///
 /// # Errors
 /// The database can't be asked.
-pub async fn pending(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    pending_on(&mut connection).await
-}
-
-async fn pending_on(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
+pub async fn pending(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
     let migrations = MIGRATOR.iter().map(|migration| migration.version);
     let exists = sqlx::query_scalar!(
         r#"select to_regclass('_workos_sync_migrations') is not null as "exists!""#
@@ -74,11 +69,11 @@ async fn pending_on(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Err
 pub async fn run(options: &PgConnectOptions) -> Result<Vec<i64>, SchemaError> {
     let mut connection = options.connect().await?;
     // A role without DDL rights can start on a database that somebody else has migrated.
-    if pending_on(&mut connection).await?.is_empty() {
+    if pending(&mut connection).await?.is_empty() {
         return Ok(Vec::new());
     }
     lock(&mut connection).await?;
-    let pending = pending_on(&mut connection).await?;
+    let pending = pending(&mut connection).await?;
 
     let mut migrator = Migrator::with_migrations(MIGRATOR.iter().cloned().collect());
     migrator.dangerous_set_table_name(TABLE);

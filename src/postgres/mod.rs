@@ -1,5 +1,6 @@
 //! The database: connections and their settings.
 
+pub mod embedded;
 pub mod error;
 pub mod migrate;
 

@@ -38,61 +38,34 @@ pub async fn apply(
     // When it was deleted, in WorkOS's time where that is known: the same whenever the event is applied.
     let disabled_at = event.created_at.unwrap_or(now);
 
-    let (outcome, organization_id) = match (decision, &event.change) {
-        (Decision::Stale, _) => {
-            return Ok(Applied {
-                outcome: Outcome::Stale,
-                push_recorded: false,
-            });
-        }
-        (Decision::Tombstone, _) => (Outcome::Tombstoned, None),
-        (Decision::Disable { id }, _) => {
-            still_there(
-                store::disable_organization(connection, &id, disabled_at, event, now).await?,
-            )?;
+    let (outcome, written) = match decision {
+        Decision::Stale => return Ok(Applied { outcome: Outcome::Stale, push_recorded: false }),
+        Decision::Tombstone => (Outcome::Tombstoned, None),
+        Decision::Disable { id } => {
+            still_there(store::disable(connection, &id, disabled_at, event, now).await?)?;
             (Outcome::Disabled, None)
         }
-        (Decision::Create { id, disabled }, Change::Upsert { name, .. }) => {
+        Decision::Create { id, name, disabled } => {
             let slug = take_slug(connection, &slug::base(name, &event.workos_id), &id).await?;
             let disabled_at = disabled.then_some(disabled_at);
-            store::insert_organization(connection, &id, name, &slug, disabled_at, event, now)
-                .await?;
+            store::insert(connection, &id, name, &slug, disabled_at, event, now).await?;
             (Outcome::Created, Some(id))
         }
-        (
-            Decision::Update {
-                id,
-                link,
-                disable,
-                not_followed,
-            },
-            Change::Upsert { name, .. },
-        ) => {
+        Decision::Update { id, name, link, disable, not_followed } => {
             log_link(event, &id, &link, not_followed.as_ref());
-            still_there(
-                store::update_organization(connection, &id, name, &link, event, now).await?,
-            )?;
+            still_there(store::update(connection, &id, name, &link, event, now).await?)?;
             if disable {
-                let disabled =
-                    store::disable_organization(connection, &id, disabled_at, event, now).await?;
-                still_there(disabled)?;
+                still_there(store::disable(connection, &id, disabled_at, event, now).await?)?;
             }
-            let outcome = if link == Link::Kept {
-                Outcome::Updated
-            } else {
-                Outcome::Linked
-            };
+            let outcome = if link == Link::Kept { Outcome::Updated } else { Outcome::Linked };
             (outcome, Some(id))
-        }
-        (Decision::Create { .. } | Decision::Update { .. }, Change::Delete) => {
-            unreachable!("decide() creates and updates on upserts only")
         }
     };
 
     let deleted_at = (event.change == Change::Delete).then_some(disabled_at);
     store::advance_cursor(connection, deleted_at, event, now).await?;
 
-    let push_recorded = match (&event.change, organization_id) {
+    let push_recorded = match (&event.change, written) {
         (
             Change::Upsert {
                 external_id: None, ..

@@ -43,11 +43,13 @@ pub struct Found {
 
 /// What to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub enum Decision<'e> {
     /// INSERT a row (R4).
     Create {
         /// Its organization id.
         id: OrganizationId,
+        /// The name that the event brings.
+        name: &'e str,
         /// The organization is known to be deleted: the row is born disabled (R12).
         disabled: bool,
     },
@@ -55,6 +57,8 @@ pub enum Decision {
     Update {
         /// Its organization id.
         id: OrganizationId,
+        /// The name that the event brings.
+        name: &'e str,
         /// How the row comes to this WorkOS organization.
         link: Link,
         /// The organization is known to be deleted: the row is disabled as well (R12).
@@ -127,63 +131,59 @@ pub fn should_process_event(
 
 /// Decides what an event writes (R1–R7, R10).
 #[must_use]
-pub fn decide(found: &Found, candidate_id: OrganizationId, event: &OrganizationEvent) -> Decision {
+pub fn decide<'e>(
+    found: &Found,
+    candidate_id: OrganizationId,
+    event: &'e OrganizationEvent,
+) -> Decision<'e> {
     // What was applied of this WorkOS organization counts wherever the row went meanwhile: it may have been
     // relinked, removed by the application, or never have been there (a tombstone).
-    if let Some(cursor) = &found.cursor
-        && !should_process_event(
-            Some(&cursor.last_event_id),
-            cursor.last_event_updated_at,
-            &event.id,
-            event.updated_at,
-        )
-    {
+    let overtaken = found.cursor.as_ref().is_some_and(|cursor| {
+        let last = Some(&cursor.last_event_id);
+        !should_process_event(last, cursor.last_event_updated_at, &event.id, event.updated_at)
+    });
+    if overtaken {
         return Decision::Stale;
     }
     let is_fresh = |row: &OrganizationRow| {
-        should_process_event(
-            row.last_event_id.as_ref(),
-            row.updated_at,
-            &event.id,
-            event.updated_at,
-        )
+        let last = row.last_event_id.as_ref();
+        should_process_event(last, row.updated_at, &event.id, event.updated_at)
     };
-    let deleted = found.cursor.as_ref().is_some_and(|cursor| cursor.deleted);
 
-    match (&event.change, &found.by_workos_id, &found.by_candidate_id) {
-        // R10
-        (Change::Delete, Some(row), _) if is_fresh(row) => Decision::Disable { id: row.id.clone() },
-        (Change::Delete, None, _) => Decision::Tombstone,
-        // R1, R6: never remapped.
-        (Change::Upsert { external_id, .. }, Some(row), _) if is_fresh(row) => Decision::Update {
-            id: row.id.clone(),
-            link: Link::Kept,
-            disable: deleted,
-            not_followed: external_id.clone().filter(|id| *id != row.id),
-        },
-        (_, Some(_), _) => Decision::Stale,
-        // R2, R3, R6: the stored cursor of a row that is relinked belongs to the other organization.
-        (Change::Upsert { .. }, None, Some(row)) => match &row.workos_id {
-            // The dead don't take from the living.
-            Some(_) if deleted => Decision::Stale,
-            Some(from) => Decision::Update {
+    match &event.change {
+        Change::Upsert { name, external_id } => {
+            let deleted = found.cursor.as_ref().is_some_and(|cursor| cursor.deleted);
+            let update = |row: &OrganizationRow, link, not_followed| Decision::Update {
                 id: row.id.clone(),
-                link: Link::Relinked { from: from.clone() },
-                disable: false,
-                not_followed: None,
-            },
-            None if is_fresh(row) => Decision::Update {
-                id: row.id.clone(),
-                link: Link::Linked,
+                name,
+                link,
                 disable: deleted,
-                not_followed: None,
-            },
-            None => Decision::Stale,
-        },
-        // R4
-        (Change::Upsert { .. }, None, None) => Decision::Create {
-            id: candidate_id,
-            disabled: deleted,
+                not_followed,
+            };
+            match (&found.by_workos_id, &found.by_candidate_id) {
+                // R1, R6: never remapped.
+                (Some(row), _) if is_fresh(row) => {
+                    update(row, Link::Kept, external_id.clone().filter(|id| *id != row.id))
+                }
+                (Some(_), _) => Decision::Stale,
+                // R2, R3, R6
+                (None, Some(row)) => match &row.workos_id {
+                    // The dead don't take from the living.
+                    Some(_) if deleted => Decision::Stale,
+                    // The row's cursor belongs to the other organization: it doesn't count.
+                    Some(from) => update(row, Link::Relinked { from: from.clone() }, None),
+                    None if is_fresh(row) => update(row, Link::Linked, None),
+                    None => Decision::Stale,
+                },
+                // R4
+                (None, None) => Decision::Create { id: candidate_id, name, disabled: deleted },
+            }
+        }
+        // R10
+        Change::Delete => match &found.by_workos_id {
+            Some(row) if is_fresh(row) => Decision::Disable { id: row.id.clone() },
+            Some(_) => Decision::Stale,
+            None => Decision::Tombstone,
         },
     }
 }

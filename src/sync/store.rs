@@ -118,7 +118,7 @@ pub(super) async fn first_free_slug(
 }
 
 /// A plain INSERT; a row that is there already is a unique violation, never an upsert (R4).
-pub(super) async fn insert_organization(
+pub(super) async fn insert(
     connection: &mut PgConnection,
     id: &OrganizationId,
     name: &str,
@@ -149,7 +149,7 @@ pub(super) async fn insert_organization(
 
 /// A plain UPDATE of what WorkOS owns (R5). Says whether the row was still as it was found: it may be gone, or
 /// linked to another organization, by a writer that takes none of our locks (R19, R21).
-pub(super) async fn update_organization(
+pub(super) async fn update(
     connection: &mut PgConnection,
     id: &OrganizationId,
     name: &str,
@@ -187,7 +187,7 @@ pub(super) async fn update_organization(
 }
 
 /// Sets `disabled_at`, unless it is set, and the cursor (R10). Says whether the row was still there.
-pub(super) async fn disable_organization(
+pub(super) async fn disable(
     connection: &mut PgConnection,
     id: &OrganizationId,
     disabled_at: DateTime<Utc>,

@@ -1,0 +1,26 @@
+//! `workos-sync migrate`
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::Database;
+use crate::config::Config;
+use crate::postgres::migrate;
+use crate::telemetry;
+
+#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let database = Database::open(&config).await?;
+    telemetry::init(config.log_format, config.log_level);
+    let applied = migrate::run(&database.options).await.context("the schema can't be brought up to date");
+    database.close().await?;
+    let applied = applied?;
+    if applied.is_empty() {
+        println!("the schema is current");
+    }
+    for version in applied {
+        println!("applied {version}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,152 @@
+//! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use super::{Database, sign};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::event::Event;
+use crate::inbox::{Inbox, RecordError, Recorded, Source};
+use crate::outbox::Outbox;
+use crate::postgres::{self, migrate};
+use crate::telemetry::{self, Metrics};
+
+pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
+    let database = Database::open(&config).await?;
+    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
+    let result = replay(&config, &database, &pool, files).await;
+    pool.close().await;
+    database.close().await?;
+    result
+}
+
+#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+#[expect(clippy::print_stderr, reason = "each event that is refused, beside the result")]
+async fn replay(
+    config: &Config,
+    database: &Database,
+    pool: &PgPool,
+    files: &[PathBuf],
+) -> anyhow::Result<ExitCode> {
+    migrate::run(&database.options).await.context("the schema can't be brought up to date")?;
+    let clock = Arc::new(SystemClock);
+    let inbox = Inbox::new(
+        pool.clone(),
+        clock.clone(),
+        // Intentions are recorded; `serve` delivers them.
+        Outbox::new(pool.clone(), None, clock),
+        config.org_id_namespace,
+        Metrics::default(),
+        usize::try_from(config.database_max_connections / 2)?,
+        CancellationToken::new(),
+    );
+
+    let (mut accepted, mut duplicates, mut ignored, mut refused) = (Vec::new(), 0_u64, 0_u64, 0_u64);
+    for file in files {
+        let text = String::from_utf8(sign::read(file)?)
+            .with_context(|| format!("{}: not UTF-8", file.display()))?;
+        for (place, event) in events(&text) {
+            let recorded = match Event::parse(event.as_bytes()) {
+                Ok(event) => match inbox.record(&event, Source::Replay).await {
+                    Ok(Recorded::Accepted) => {
+                        accepted.push(event.id.to_string());
+                        Ok(())
+                    }
+                    Ok(Recorded::Duplicate) => Ok(duplicates += 1),
+                    Ok(Recorded::Ignored) => Ok(ignored += 1),
+                    Err(RecordError::Unavailable(error)) => {
+                        return Err(error).with_context(|| at(file, place));
+                    }
+                    Err(error) => Err(error.to_string()),
+                },
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(reason) = recorded {
+                refused += 1;
+                eprintln!("{}: {reason}", at(file, place));
+            }
+        }
+    }
+    inbox.settle().await?;
+
+    println!("accepted {}, duplicate {duplicates}, ignored {ignored}, refused {refused}", accepted.len());
+    let mut unsettled = 0;
+    for (result, count) in inbox.results(&accepted).await? {
+        println!("{count} {result}");
+        if matches!(result.as_str(), "failed" | "dead") {
+            unsettled += count;
+        }
+    }
+    Ok(if refused == 0 && unsettled == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn at(file: &Path, line: usize) -> String {
+    format!("{}:{line}", file.display())
+}
+
+/// The events of a file, each as it stands there, with the number of its line: one JSON object, an array of
+/// them, a list page of the Events API (`{"data":[…]}`), or JSON lines of any of these.
+fn events(text: &str) -> Vec<(usize, &str)> {
+    if let Ok(value) = serde_json::from_str::<&RawValue>(text) {
+        return flatten(value.get(), 1);
+    }
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .flat_map(|(index, line)| flatten(line, index + 1))
+        .collect()
+}
+
+fn flatten(value: &str, line: usize) -> Vec<(usize, &str)> {
+    #[derive(Deserialize)]
+    struct Page<'a> {
+        #[serde(borrow)]
+        event: Option<&'a RawValue>,
+        #[serde(borrow)]
+        data: Vec<&'a RawValue>,
+    }
+
+    let value = value.trim();
+    let items = if value.starts_with('[') {
+        serde_json::from_str::<Vec<&RawValue>>(value).ok()
+    } else {
+        // Were it an event, its data would be an object.
+        serde_json::from_str::<Page<'_>>(value)
+            .ok()
+            .filter(|page| page.event.is_none())
+            .map(|page| page.data)
+    };
+    match items {
+        Some(items) => items.into_iter().map(|item| (line, item.get())).collect(),
+        None => vec![(line, value)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_saved_events_is_taken() {
+        let (a, b) = (r#"{"id":"a","event":"x","data":{}}"#, r#"{"id":"b","event":"x","data":[]}"#);
+        for (text, expected) in [
+            (a.to_owned(), vec![(1, a)]),
+            (format!("{a}\n\n{b}\n"), vec![(1, a), (3, b)]),
+            (format!("[{a},\n {b}]"), vec![(1, a), (1, b)]),
+            (format!(r#"{{"object":"list","data":[{a},{b}]}}"#), vec![(1, a), (1, b)]),
+            (format!("{a}\nnot json\r\n[{b}]"), vec![(1, a), (2, "not json"), (3, b)]),
+            (String::new(), vec![]),
+        ] {
+            assert_eq!(events(&text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! `workos-sync serve`: receives webhooks and applies them, until a signal comes.
+//!
+//! The order of the start, and why:
+//! 1. signals: a start that takes its time can be ended;
+//! 2. the port: what is taken by another process fails at once;
+//! 3. the database, private or not: waited for, because it may start beside us;
+//! 4. the schema: every table is there before the first request;
+//! 5. the background tasks, then the door.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
+use tracing::{error, info, warn};
+use ulid::Ulid;
+use uuid::Uuid;
+
+use super::{connect_options, embedded_options};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError};
+use crate::http::{App, health::Health, listener, router};
+use crate::inbox::Inbox;
+use crate::outbox::Outbox;
+use crate::postgres::embedded::{self, Embedded};
+use crate::postgres::{self, migrate};
+use crate::shutdown::Shutdown;
+use crate::signature;
+use crate::telemetry::{self, Metrics};
+use crate::workos::WorkosClient;
+
+/// How long a database that can't be reached is waited for at the start.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause between two tries.
+const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the last connections may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
+    if config.database_url.is_some() && config.webhook_secrets.is_empty() {
+        return Err(ConfigError {
+            variable: "WORKOS_WEBHOOK_SECRET",
+            problem: "required when DATABASE_URL is set".to_owned(),
+        }
+        .into());
+    }
+    telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
+    let shutdown = Shutdown::on_signals()?;
+    let listener = TcpListener::bind(config.listen_addr)
+        .await
+        .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+
+    let Some(url) = &config.database_url else {
+        let server = Embedded::start(&embedded_options(&config)).await?;
+        if config.webhook_secrets.is_empty() {
+            config.webhook_secrets = vec![embedded::webhook_secret(&config.data_dir)?];
+        }
+        let served = serve(&config, connect_options(server.url())?, listener, shutdown).await;
+        server.stop().await?;
+        return served;
+    };
+    serve(&config, connect_options(url)?, listener, shutdown).await
+}
+
+async fn serve(
+    config: &Config,
+    database: PgConnectOptions,
+    tcp: TcpListener,
+    shutdown: Shutdown,
+) -> anyhow::Result<ExitCode> {
+    tokio::select! {
+        ready = prepare(config, &database) => ready?,
+        () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
+    }
+
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let metrics = Metrics::default();
+    let pool = postgres::pool(database.clone(), config.database_max_connections);
+    let client = match &config.api_key {
+        Some(key) => Some(WorkosClient::new(config.api_url.clone(), key.clone())?),
+        None => {
+            warn!("WORKOS_API_KEY is not set: organization ids wait in external_id_pushes and are not written to WorkOS");
+            None
+        }
+    };
+    let outbox = Outbox::new(pool.clone(), client, Arc::clone(&clock));
+    // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
+    // keep a delivery from being made durable.
+    let lanes = usize::try_from(config.database_max_connections / 2)?;
+    let inbox = Inbox::new(
+        pool.clone(),
+        Arc::clone(&clock),
+        outbox.clone(),
+        config.org_id_namespace,
+        metrics.clone(),
+        lanes,
+        shutdown.soft().clone(),
+    );
+
+    shutdown.spawn("sweeper", inbox.clone().run_sweeper());
+    shutdown.spawn("dead letter gauge", inbox.clone().run_dead_letter_gauge());
+    if let Some(age) = config.inbox_retention {
+        let inbox = inbox.clone();
+        shutdown.spawn("retention", async move { inbox.run_retention(age).await });
+    }
+    shutdown.spawn("outbox", {
+        let stop = shutdown.soft().clone();
+        async move { outbox.run(stop).await }
+    });
+
+    let app = App::new(
+        inbox,
+        Health::new(shutdown.soft().clone(), database),
+        clock,
+        metrics,
+        config.webhook_secrets.clone(),
+        config.webhook_tolerance,
+        config.max_body_bytes,
+    );
+    let address = tcp.local_addr()?;
+    let url = format!("http://{}{}", reachable(address), config.webhook_path);
+    info!(%address, version = env!("CARGO_PKG_VERSION"), "listening on {address}");
+    if config.database_url.is_none() {
+        print_what_to_paste(&url, &config.webhook_secrets[0]);
+    }
+    let stop = shutdown.soft().clone();
+    let tracker = shutdown.tracker().clone();
+    let router = router(app, &config.webhook_path);
+    shutdown.spawn("listener", async move {
+        listener::serve(tcp, router, listener::Limits::default(), stop, tracker).await;
+    });
+
+    let exit = shutdown.finish(config.shutdown_grace).await;
+    if timeout(CLOSE_TIMEOUT, pool.close()).await.is_err() {
+        warn!("some database connections are still busy: what they had in hand is still in the inbox");
+    }
+    info!(?exit, "stopped");
+    Ok(exit.into())
+}
+
+/// Waits for the database, and brings its schema up to date.
+async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<()> {
+    wait_for(database).await?;
+    if config.migrate_on_start {
+        for version in migrate::run(database).await.context("the schema can't be brought up to date")? {
+            info!(version, "applied migration {version}");
+        }
+        return Ok(());
+    }
+    let mut connection = PgConnection::connect_with(database).await?;
+    if !migrate::pending(&mut connection).await?.is_empty() {
+        bail!("the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`");
+    }
+    connection.close().await?;
+    Ok(())
+}
+
+async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
+    let give_up = Instant::now() + START_TIMEOUT;
+    let place = format!("{}:{}", database.get_host(), database.get_port());
+    let mut said = false;
+    loop {
+        let cause = match timeout(START_TIMEOUT / 6, PgConnection::connect_with(database)).await {
+            Ok(Ok(connection)) => return Ok(connection.close().await?),
+            Ok(Err(error)) => {
+                let text = postgres::error::describe(&error);
+                // Not a matter of time: a wrong password, or a database that isn't there.
+                if postgres::error::is_about_the_connection_string(&error) {
+                    bail!("DATABASE_URL: {place}: {text}");
+                }
+                text
+            }
+            Err(_elapsed) => "no answer".to_owned(),
+        };
+        if Instant::now() >= give_up {
+            let seconds = START_TIMEOUT.as_secs();
+            bail!("DATABASE_URL: the database at {place} could not be reached for {seconds} s: {cause}");
+        }
+        if !std::mem::replace(&mut said, true) {
+            error!(cause, "the database at {place} can't be reached, trying again: {cause}");
+        }
+        tokio::time::sleep(START_PAUSE).await;
+    }
+}
+
+/// An address that can be connected to: a wildcard address is one to listen on only.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        _ => address.ip(),
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// For somebody who has just started it: where it is, and an event to send. On standard output, not in the
+/// log: a signature is good for a while.
+#[expect(clippy::print_stdout, reason = "meant for whoever started this by hand")]
+fn print_what_to_paste(url: &str, secret: &SecretString) {
+    let now = SystemClock.now();
+    let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
+    let id = Ulid::from_parts(ms, Uuid::new_v4().as_u128());
+    let body = format!(
+        r#"{{"id":"event_{id}","event":"organization.created","created_at":"{at}","data":{{"object":"organization","id":"org_01EHWNCE74X7JSDV0X3SZ3KJNY","name":"Acme, Inc.","external_id":null,"created_at":"{at}","updated_at":"{at}"}}}}"#
+    );
+    let header = signature::sign(secret, body.as_bytes(), now);
+    println!(
+        "\nworkos-sync receives webhooks at {url}\n\n\
+         Send it an event (this signature is good for a few minutes; `workos-sync sign FILE` makes a fresh one):\n\n\
+         curl -sS {url} -H 'WorkOS-Signature: {header}' -H 'Content-Type: application/json' -H 'Prefer: wait=5' --data-raw '{body}'\n"
+    );
+}

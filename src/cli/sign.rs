@@ -1,0 +1,41 @@
+//! `workos-sync sign FILE`: prints a fresh signature header.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError};
+use crate::postgres::embedded;
+use crate::signature;
+
+#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
+    let secret = match config.webhook_secrets.first() {
+        Some(secret) => secret.clone(),
+        None if config.database_url.is_none() => embedded::webhook_secret(&config.data_dir)?,
+        None => {
+            return Err(ConfigError {
+                variable: "WORKOS_WEBHOOK_SECRET",
+                problem: "required to sign".to_owned(),
+            }
+            .into());
+        }
+    };
+    let body = read(file)?;
+    println!("WorkOS-Signature: {}", signature::sign(&secret, &body, SystemClock.now()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a file, or standard input where it is called `-`.
+pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if file == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut body).context("standard input")?;
+    } else {
+        body = std::fs::read(file).with_context(|| file.display().to_string())?;
+    }
+    Ok(body)
+}

@@ -1,0 +1,483 @@
+//! Every setting, once: flag, variable, default, check, secret or not.
+//!
+//! Two layers: [`Settings`] is what clap reads, as text; [`Config`] is what the program uses, checked. clap
+//! could check the values too, but its message names the flag, takes several lines, and repeats secrets.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+use uuid::Uuid;
+
+use crate::postgres;
+
+/// The settings as text. Each doc comment is the help text; [`Config`] has the types.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Settings")]
+#[expect(missing_debug_implementations, reason = "holds secrets as text")]
+pub struct Settings {
+    /// Connection string of Postgres 13 or newer. Without it, `serve` runs a private Postgres of its own
+    #[arg(long, env = "DATABASE_URL", global = true, hide_env_values = true, value_name = "URL")]
+    database_url: Option<String>,
+
+    /// Secret of the webhook endpoint; several, separated by commas, while rotating. Required with
+    /// `DATABASE_URL`
+    #[arg(
+        long,
+        env = "WORKOS_WEBHOOK_SECRET",
+        global = true,
+        hide_env_values = true,
+        value_name = "SECRETS"
+    )]
+    workos_webhook_secret: Option<String>,
+
+    /// API key of the WorkOS environment. Without it, no organization id is written back
+    #[arg(long, env = "WORKOS_API_KEY", global = true, hide_env_values = true, value_name = "KEY")]
+    workos_api_key: Option<String>,
+
+    /// Base URL of the WorkOS API
+    #[arg(
+        long,
+        env = "WORKOS_API_URL",
+        global = true,
+        hide_env_values = true,
+        default_value = "https://api.workos.com",
+        value_name = "URL"
+    )]
+    workos_api_url: String,
+
+    /// Where to listen. Port 0 picks a free one; the chosen address is logged
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        global = true,
+        hide_env_values = true,
+        default_value = "127.0.0.1:8080",
+        value_name = "ADDR"
+    )]
+    listen_addr: String,
+
+    /// Path that receives the webhooks; may hold an unguessable part
+    #[arg(
+        long,
+        env = "WEBHOOK_PATH",
+        global = true,
+        hide_env_values = true,
+        default_value = "/webhooks/workos",
+        value_name = "PATH"
+    )]
+    webhook_path: String,
+
+    /// How far a signature's time may differ from now, either way; 0 switches the check off
+    #[arg(
+        long,
+        env = "WEBHOOK_TOLERANCE_SECONDS",
+        global = true,
+        hide_env_values = true,
+        default_value = "180",
+        value_name = "SECONDS"
+    )]
+    webhook_tolerance_seconds: String,
+
+    /// The largest body that is read, in bytes
+    #[arg(
+        long,
+        env = "MAX_BODY_BYTES",
+        global = true,
+        hide_env_values = true,
+        default_value = "1048576",
+        value_name = "BYTES"
+    )]
+    max_body_bytes: String,
+
+    /// Namespace of derived organization ids. The default is the UUIDv5 of `speakeasy.com` in the DNS namespace
+    #[arg(
+        long,
+        env = "ORG_ID_NAMESPACE",
+        global = true,
+        hide_env_values = true,
+        default_value = "df708297-209f-5667-8ac5-74ec5d2582b7",
+        value_name = "UUID"
+    )]
+    org_id_namespace: String,
+
+    /// The most connections to the database; half of them apply events
+    #[arg(
+        long,
+        env = "DATABASE_MAX_CONNECTIONS",
+        global = true,
+        hide_env_values = true,
+        default_value = "20",
+        value_name = "COUNT"
+    )]
+    database_max_connections: String,
+
+    /// Whether `serve` applies pending migrations. With `false` it refuses to start while there are any
+    #[arg(
+        long,
+        env = "MIGRATE_ON_START",
+        global = true,
+        hide_env_values = true,
+        default_value = "true",
+        value_name = "BOOL"
+    )]
+    migrate_on_start: String,
+
+    /// How long requests and events in hand may take to finish after SIGTERM or SIGINT
+    #[arg(
+        long,
+        env = "SHUTDOWN_GRACE_SECONDS",
+        global = true,
+        hide_env_values = true,
+        default_value = "25",
+        value_name = "SECONDS"
+    )]
+    shutdown_grace_seconds: String,
+
+    /// How long processed and ignored events are kept; 0 keeps them for ever
+    #[arg(
+        long,
+        env = "INBOX_RETENTION_DAYS",
+        global = true,
+        hide_env_values = true,
+        default_value = "90",
+        value_name = "DAYS"
+    )]
+    inbox_retention_days: String,
+
+    /// Form of the log: `text` or `json`. The default is `text` on a terminal, else `json`
+    #[arg(long, env = "LOG_FORMAT", global = true, hide_env_values = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+
+    /// How much is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives such as
+    /// `info,workos_sync::inbox=debug`
+    #[arg(
+        long,
+        env = "LOG_LEVEL",
+        global = true,
+        hide_env_values = true,
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
+    log_level: String,
+
+    /// Folder of the private Postgres and its secrets, when `DATABASE_URL` is not set
+    #[arg(
+        long,
+        env = "DATA_DIR",
+        global = true,
+        hide_env_values = true,
+        default_value = ".workos-sync",
+        value_name = "FOLDER"
+    )]
+    data_dir: String,
+
+    /// Folder of the Postgres server's programs. The default is the one on `PATH`, else the newest under
+    /// `/usr/lib/postgresql`
+    #[arg(long, env = "PG_BIN_DIR", global = true, hide_env_values = true, value_name = "FOLDER")]
+    pg_bin_dir: Option<String>,
+}
+
+/// A setting that can't be used: one line that names the variable. It never repeats a secret.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {problem}")]
+pub struct ConfigError {
+    /// The environment variable.
+    pub variable: &'static str,
+    /// What is wrong with it, and what it should be.
+    pub problem: String,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// The settings, checked.
+pub struct Config {
+    /// `DATABASE_URL`; `None`: a private Postgres.
+    pub database_url: Option<SecretString>,
+    /// `WORKOS_WEBHOOK_SECRET`; empty: none given.
+    pub webhook_secrets: Vec<SecretString>,
+    /// `WORKOS_API_KEY`
+    pub api_key: Option<SecretString>,
+    /// `WORKOS_API_URL`
+    pub api_url: Url,
+    /// `LISTEN_ADDR`
+    pub listen_addr: SocketAddr,
+    /// `WEBHOOK_PATH`
+    pub webhook_path: String,
+    /// `WEBHOOK_TOLERANCE_SECONDS`; zero switches the check off.
+    pub webhook_tolerance: Duration,
+    /// `MAX_BODY_BYTES`
+    pub max_body_bytes: usize,
+    /// `ORG_ID_NAMESPACE`
+    pub org_id_namespace: Uuid,
+    /// `DATABASE_MAX_CONNECTIONS`
+    pub database_max_connections: u32,
+    /// `MIGRATE_ON_START`
+    pub migrate_on_start: bool,
+    /// `SHUTDOWN_GRACE_SECONDS`
+    pub shutdown_grace: Duration,
+    /// `INBOX_RETENTION_DAYS`; `None` keeps for ever.
+    pub inbox_retention: Option<TimeDelta>,
+    /// `LOG_FORMAT`; `None`: by whether the log goes to a terminal.
+    pub log_format: Option<LogFormat>,
+    /// `LOG_LEVEL`
+    pub log_level: tracing_subscriber::EnvFilter,
+    /// `DATA_DIR`
+    pub data_dir: PathBuf,
+    /// `PG_BIN_DIR`
+    pub pg_bin_dir: Option<PathBuf>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("listen_addr", &self.listen_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// The first one that can't be used.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let database_url = given(self.database_url).map(SecretString::from);
+        if let Some(url) = &database_url {
+            postgres::parse_url(url).map_err(|_| {
+                // Not the parser's error: it may repeat a part of the string, which holds a password.
+                wrong("DATABASE_URL", "expected a connection string: postgres://user:password@host:port/database")
+            })?;
+        }
+        let webhook_secrets = match given(self.workos_webhook_secret) {
+            None => Vec::new(),
+            Some(secrets) => secrets.split(',').map(|secret| secret.trim().into()).collect(),
+        };
+        if webhook_secrets.iter().any(|secret: &SecretString| secret.expose_secret().is_empty()) {
+            return Err(wrong(
+                "WORKOS_WEBHOOK_SECRET",
+                "expected secrets separated by commas; one of them is empty",
+            ));
+        }
+        let log_format = match given(self.log_format).as_deref() {
+            None => None,
+            Some("text") => Some(LogFormat::Text),
+            Some("json") => Some(LogFormat::Json),
+            Some(other) => return Err(wrong("LOG_FORMAT", format!("expected text or json: {other:?}"))),
+        };
+        let retention_days =
+            number("INBOX_RETENTION_DAYS", "whole days", &self.inbox_retention_days, 0, 36_500)?;
+
+        Ok(Config {
+            database_url,
+            webhook_secrets,
+            api_key: given(self.workos_api_key).map(|key| SecretString::from(key.trim())),
+            api_url: api_url(&self.workos_api_url)?,
+            listen_addr: parse(
+                "LISTEN_ADDR",
+                "an address and a port, such as 127.0.0.1:8080",
+                &self.listen_addr,
+            )?,
+            webhook_path: webhook_path(self.webhook_path)?,
+            webhook_tolerance: seconds(
+                "WEBHOOK_TOLERANCE_SECONDS",
+                &self.webhook_tolerance_seconds,
+                315_360_000,
+            )?,
+            max_body_bytes: number(
+                "MAX_BODY_BYTES",
+                "whole bytes",
+                &self.max_body_bytes,
+                1_024,
+                256 * 1_024 * 1_024,
+            )?,
+            org_id_namespace: parse("ORG_ID_NAMESPACE", "a UUID", &self.org_id_namespace)?,
+            database_max_connections: number(
+                "DATABASE_MAX_CONNECTIONS",
+                "a count of connections",
+                &self.database_max_connections,
+                2,
+                10_000,
+            )?,
+            migrate_on_start: parse("MIGRATE_ON_START", "true or false", &self.migrate_on_start)?,
+            shutdown_grace: seconds("SHUTDOWN_GRACE_SECONDS", &self.shutdown_grace_seconds, 86_400)?,
+            inbox_retention: (retention_days > 0).then(|| TimeDelta::days(retention_days)),
+            log_format,
+            log_level: parse(
+                "LOG_LEVEL",
+                "error, warn, info, debug, trace, or directives",
+                &self.log_level,
+            )?,
+            data_dir: PathBuf::from(self.data_dir),
+            pg_bin_dir: given(self.pg_bin_dir).map(PathBuf::from),
+        })
+    }
+}
+
+/// Reads `.env` of the working folder, if there is one. Variables that are set already win.
+///
+/// # Errors
+/// The file can't be read or parsed. The error doesn't repeat the line, which may hold a secret.
+pub fn load_dotenv() -> Result<(), ConfigError> {
+    match dotenvy::from_path(".env") {
+        Ok(()) => Ok(()),
+        Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(dotenvy::Error::Io(error)) => Err(wrong(".env", error.to_string())),
+        Err(_) => Err(wrong(".env", "expected lines of NAME=value, values with spaces in quotes")),
+    }
+}
+
+/// An empty variable is one that is not set: compose files and CI systems can't leave one out.
+fn given(value: Option<String>) -> Option<String> {
+    value.filter(|value| !value.is_empty())
+}
+
+fn wrong(variable: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError { variable, problem: problem.into() }
+}
+
+fn parse<T: FromStr>(
+    variable: &'static str,
+    expected: &str,
+    value: &str,
+) -> Result<T, ConfigError> {
+    value.trim().parse().map_err(|_| wrong(variable, format!("expected {expected}: {value:?}")))
+}
+
+fn number<T>(
+    variable: &'static str,
+    unit: &str,
+    value: &str,
+    least: T,
+    most: T,
+) -> Result<T, ConfigError>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    let expected = format!("{unit} from {least} to {most}");
+    let number: T = parse(variable, &expected, value)?;
+    if number < least || number > most {
+        return Err(wrong(variable, format!("expected {expected}: {value:?}")));
+    }
+    Ok(number)
+}
+
+fn seconds(variable: &'static str, value: &str, most: u64) -> Result<Duration, ConfigError> {
+    number(variable, "whole seconds", value, 0, most).map(Duration::from_secs)
+}
+
+fn api_url(value: &str) -> Result<Url, ConfigError> {
+    let expected = "expected an http or https URL without user, query and fragment";
+    let url: Url = value.trim().parse().map_err(|_| wrong("WORKOS_API_URL", expected))?;
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    if plain { Ok(url) } else { Err(wrong("WORKOS_API_URL", expected)) }
+}
+
+fn webhook_path(value: String) -> Result<String, ConfigError> {
+    // Unreserved characters of RFC 3986 and "/": what no router reads as a pattern.
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
+    if !value.starts_with('/') || value.len() < 2 || !value.bytes().all(plain) {
+        return Err(wrong(
+            "WEBHOOK_PATH",
+            format!("expected a path of letters, digits and -._~/ that begins with a slash: {value:?}"),
+        ));
+    }
+    if ["/healthz", "/readyz", "/metrics"].contains(&value.as_str()) {
+        return Err(wrong("WEBHOOK_PATH", format!("{value} answers health checks")));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::sync;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn check(flags: &[&str]) -> Result<Config, ConfigError> {
+        let flags = std::iter::once("workos-sync").chain(flags.iter().copied());
+        Flags::try_parse_from(flags).unwrap_or_else(|error| panic!("{error}")).settings.check()
+    }
+
+    /// R3
+    #[test]
+    fn the_default_namespace_is_the_documented_one() {
+        assert_eq!(
+            check(&[]).unwrap().org_id_namespace,
+            sync::organization_id::default_namespace()
+        );
+    }
+
+    /// A wrong value gives one line that names the variable.
+    #[test]
+    fn each_wrong_value_names_its_variable() {
+        for (flag, value, message) in [
+            (
+                "--webhook-tolerance-seconds",
+                "3m",
+                "WEBHOOK_TOLERANCE_SECONDS: expected whole seconds from 0 to 315360000: \"3m\"",
+            ),
+            ("--listen-addr", "8080", "LISTEN_ADDR: expected an address and a port, such as 127.0.0.1:8080: \"8080\""),
+            ("--org-id-namespace", "x", "ORG_ID_NAMESPACE: expected a UUID: \"x\""),
+            (
+                "--max-body-bytes",
+                "-1",
+                "MAX_BODY_BYTES: expected whole bytes from 1024 to 268435456: \"-1\"",
+            ),
+            (
+                "--database-max-connections",
+                "1",
+                "DATABASE_MAX_CONNECTIONS: expected a count of connections from 2 to 10000: \"1\"",
+            ),
+            ("--log-format", "xml", "LOG_FORMAT: expected text or json: \"xml\""),
+            ("--webhook-path", "/readyz", "WEBHOOK_PATH: /readyz answers health checks"),
+            (
+                "--webhook-path",
+                "/a/{b}",
+                "WEBHOOK_PATH: expected a path of letters, digits and -._~/ that begins with a slash: \"/a/{b}\"",
+            ),
+            ("--migrate-on-start", "maybe", "MIGRATE_ON_START: expected true or false: \"maybe\""),
+        ] {
+            let flag = format!("{flag}={value}");
+            assert_eq!(check(&[&flag]).unwrap_err().to_string(), message);
+        }
+    }
+
+    /// Errors never repeat what may hold a secret.
+    #[test]
+    fn a_wrong_secret_is_not_repeated() {
+        for (flag, variable) in [
+            ("--database-url=mysql//u:hunter2@h", "DATABASE_URL"),
+            ("--workos-webhook-secret=hunter2,", "WORKOS_WEBHOOK_SECRET"),
+            ("--workos-api-url=https://user:hunter2@api.workos.com", "WORKOS_API_URL"),
+        ] {
+            let error = check(&[flag]).unwrap_err();
+            assert_eq!(error.variable, variable);
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+}

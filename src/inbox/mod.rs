@@ -1,0 +1,313 @@
+//! The inbox: every accepted event is durable here before it is acknowledged, and stays until it is settled
+//! (R23–R28).
+//!
+//! | status | how a row gets there | what becomes of it |
+//! | --- | --- | --- |
+//! | `pending` | recorded | a lane takes it at once; the sweeper, if that process died |
+//! | `failed` | an attempt failed, for a reason that may pass | tried again at `next_attempt_at` |
+//! | `processed` | applied; `outcome` says how | removed by retention |
+//! | `ignored` | its type is not handled | removed by retention |
+//! | `dead` | it can't be applied, or was refused too often; `last_error` says why | an operator retries or discards it |
+//!
+//! There is no status for "being processed": a claim is a row lock, and dies with its connection.
+//!
+//! The way of an event through here: [`Inbox::record`] inserts it (`store`) and wakes its lane (`lanes`), which
+//! processes what is due, one transaction an event (`process`); what went wrong is judged (`retry`); the
+//! sweeper (`sweeper`) wakes the lanes whose events nobody has in hand.
+
+mod lanes;
+mod process;
+mod retry;
+mod store;
+mod sweeper;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::event::{Event, EventId};
+use crate::outbox::Outbox;
+use crate::postgres::error;
+use crate::sync::Outcome;
+use crate::telemetry::Metrics;
+use lanes::Lanes;
+
+/// How often somebody who waits for an outcome looks into the database: another replica may have settled it.
+const OUTCOME_POLL: Duration = Duration::from_millis(250);
+
+/// The status of an inbox row (R27).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Recorded.
+    Pending,
+    /// Applied.
+    Processed,
+    /// Of a type that is not handled.
+    Ignored,
+    /// Will be tried again.
+    Failed,
+    /// Will not be tried again by itself.
+    Dead,
+}
+
+impl Status {
+    /// The status as the database and the API have it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processed => "processed",
+            Self::Ignored => "ignored",
+            Self::Failed => "failed",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// Where an event came from (R27).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A delivery by WorkOS.
+    Webhook,
+    /// `workos-sync replay`.
+    Replay,
+}
+
+impl Source {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Replay => "replay",
+        }
+    }
+}
+
+/// What recording an event did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is new, and will be applied.
+    Accepted,
+    /// It was there already.
+    Duplicate,
+    /// It is new, and of a type that is not handled.
+    Ignored,
+}
+
+impl Recorded {
+    /// The word for it in the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Ignored => "ignored",
+        }
+    }
+}
+
+/// Why an event could not be made durable.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Postgres can't store this body, now or ever.
+    #[error("the event can't be stored: {0}")]
+    Unstorable(String),
+    /// The database is away or overloaded; the sender should come back.
+    #[error("the event could not be made durable: {}", error::describe(.0))]
+    Unavailable(#[source] sqlx::Error),
+}
+
+/// How an event ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// The event.
+    pub event_id: String,
+    /// `processed`, `ignored` or `dead`.
+    pub status: Status,
+    /// How it was applied, if it was.
+    pub outcome: Option<Outcome>,
+    /// Why it is dead, if it is.
+    pub error: Option<String>,
+}
+
+/// The handle of the inbox. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Inbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: PgPool,
+    clock: Arc<dyn Clock>,
+    outbox: Outbox,
+    /// Of derived organization ids.
+    namespace: Uuid,
+    metrics: Metrics,
+    lanes: Lanes,
+    position: sweeper::Position,
+    /// Tells those who wait for an outcome; nobody has to listen.
+    settled: broadcast::Sender<Settled>,
+    /// No event is begun after this.
+    shutdown: CancellationToken,
+    /// The database did not answer last time: an outage is logged when it begins and when it ends.
+    outage: AtomicBool,
+}
+
+impl Inbox {
+    /// An inbox on a database. `lanes` is how many events are applied at once; each takes a connection of the
+    /// pool, which must have some left for recording.
+    #[must_use]
+    pub fn new(
+        pool: PgPool,
+        clock: Arc<dyn Clock>,
+        outbox: Outbox,
+        namespace: Uuid,
+        metrics: Metrics,
+        lanes: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                pool,
+                clock,
+                outbox,
+                namespace,
+                metrics,
+                lanes: Lanes::new(lanes),
+                position: sweeper::Position::default(),
+                settled: broadcast::Sender::new(1_024),
+                shutdown,
+                outage: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Makes an event durable, and has it processed at once (R23, R24).
+    ///
+    /// # Errors
+    /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
+    /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
+    pub async fn record(&self, event: &Event<'_>, source: Source) -> Result<Recorded, RecordError> {
+        let inner = &self.inner;
+        let inserted = store::insert(&inner.pool, event, source, inner.clock.now())
+            .await
+            .map_err(|error| {
+                if error::is_about_the_content(&error) {
+                    RecordError::Unstorable(error::describe(&error))
+                } else {
+                    RecordError::Unavailable(error)
+                }
+            })?;
+        Ok(if !inserted {
+            Recorded::Duplicate
+        } else if event.organization_event_type().is_none() {
+            Recorded::Ignored
+        } else {
+            let lane = event.workos_id.as_ref().map_or(event.id.as_str(), |id| id.as_str());
+            self.wake(lane.to_owned());
+            Recorded::Accepted
+        })
+    }
+
+    /// Begins to listen for outcomes; to be called before the event is recorded.
+    #[must_use]
+    pub fn watch(&self, event_id: EventId) -> Watch {
+        Watch { inbox: self.clone(), event_id, settled: self.inner.settled.subscribe() }
+    }
+
+    /// Processes everything that is due, and returns when nothing is: for `replay` and for tests.
+    ///
+    /// # Errors
+    /// The database doesn't answer.
+    pub async fn settle(&self) -> Result<(), sqlx::Error> {
+        while self.sweep().await? > 0 {
+            self.inner.lanes.idle().await;
+        }
+        Ok(())
+    }
+
+    /// How the given events ended, or the status of those that didn't yet, with counts.
+    ///
+    /// # Errors
+    /// The database doesn't answer.
+    pub async fn results(&self, event_ids: &[String]) -> Result<Vec<(String, i64)>, sqlx::Error> {
+        store::results(&self.inner.pool, event_ids).await
+    }
+
+    fn database_answered(&self) {
+        if self.inner.outage.swap(false, Ordering::Relaxed) {
+            info!("the database answers again: processing goes on");
+        }
+    }
+
+    fn database_failed(&self, cause: &sqlx::Error) {
+        if !self.inner.outage.swap(true, Ordering::Relaxed) {
+            error!(
+                error = error::describe(cause),
+                "the database doesn't answer: events wait in the inbox until it does",
+            );
+        }
+    }
+}
+
+/// Waits for the outcome of one event.
+#[derive(Debug)]
+pub struct Watch {
+    inbox: Inbox,
+    event_id: EventId,
+    settled: broadcast::Receiver<Settled>,
+}
+
+impl Watch {
+    /// How the event ended, or `None` at the deadline. On shutdown, the end of what is in hand is a deadline.
+    pub async fn outcome(mut self, deadline: Instant) -> Option<Settled> {
+        let inner = Arc::clone(&self.inbox.inner);
+        let stopped = async {
+            inner.shutdown.cancelled().await;
+            inner.lanes.idle().await;
+        };
+        // Both arms only watch.
+        tokio::select! {
+            settled = tokio::time::timeout_at(deadline, self.settled()) => settled.ok(),
+            () = stopped => None,
+        }
+    }
+
+    async fn settled(&mut self) -> Settled {
+        loop {
+            match tokio::time::timeout(OUTCOME_POLL, self.settled.recv()).await {
+                Ok(Ok(settled)) if settled.event_id == self.event_id.as_str() => return settled,
+                // Another's, at the speed of the lanes: no need to ask the database.
+                Ok(Ok(_)) => {}
+                // Missed some, or nothing came: another replica may have settled it.
+                Ok(Err(_)) | Err(_) => {
+                    if let Some(settled) = self.look_up().await {
+                        return settled;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look_up(&self) -> Option<Settled> {
+        // A database that doesn't answer is asked again: the deadline is the caller's.
+        let standing = store::standing(&self.inbox.inner.pool, &self.event_id).await.ok()??;
+        let status = [Status::Processed, Status::Ignored, Status::Dead]
+            .into_iter()
+            .find(|status| status.as_str() == standing.status)?;
+        Some(Settled {
+            event_id: self.event_id.to_string(),
+            status,
+            outcome: standing.outcome.as_deref().and_then(Outcome::parse),
+            error: standing.last_error,
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! Finds what nobody has in hand: events that a crashed process left, retries that are due, wake-ups that
+//! found no room, and settled events that are old enough to go.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tracing::info;
+
+use super::{Inbox, store};
+
+/// How often the inbox is looked through. A look costs an index probe when nothing is due.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many lanes a look names.
+const PAGE: i64 = 1_000;
+
+/// How often the dead letters are counted.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often retention runs.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// How many rows retention removes at once, so that no transaction is long.
+const RETENTION_BATCH: i64 = 1_000;
+
+/// Where the last look ended: the next goes on behind it, so that no lane is passed over for ever.
+#[derive(Debug, Default)]
+pub(super) struct Position(Mutex<String>);
+
+impl Inbox {
+    /// Sweeps until shutdown. Ends then, when the events in hand are done.
+    pub async fn run_sweeper(self) {
+        let shutdown = &self.inner.shutdown;
+        while !shutdown.is_cancelled() {
+            match self.sweep().await {
+                Ok(_) => self.database_answered(),
+                Err(error) => self.database_failed(&error),
+            }
+            // Each arm may be dropped at any time: a wake-up that is lost is one sweep later.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+                () = self.inner.lanes.room.notified() => {}
+            }
+        }
+        self.inner.lanes.idle().await;
+    }
+
+    /// Wakes the lanes that have due events; says how many those are, at most a page.
+    ///
+    /// # Errors
+    /// The database doesn't answer.
+    pub async fn sweep(&self) -> Result<usize, sqlx::Error> {
+        let inner = &self.inner;
+        let now = inner.clock.now();
+        let after = inner.position.take();
+        let mut lanes = store::due_lanes(&inner.pool, &after, PAGE, now).await?;
+        if lanes.is_empty() && !after.is_empty() {
+            lanes = store::due_lanes(&inner.pool, "", PAGE, now).await?;
+        }
+        let found = lanes.len();
+        let page_is_full = i64::try_from(found).is_ok_and(|found| found == PAGE);
+        let mut position = after;
+        for lane in lanes {
+            if !self.wake(lane.clone()) {
+                // No room: the lanes tell when there is, and the next look goes on here.
+                inner.position.set(position);
+                return Ok(found);
+            }
+            position = lane;
+        }
+        if page_is_full {
+            inner.position.set(position);
+            // There may be more: look again at once.
+            inner.lanes.room.notify_one();
+        }
+        Ok(found)
+    }
+
+    /// Counts the dead letters now and then, until shutdown.
+    pub async fn run_dead_letter_gauge(self) {
+        let shutdown = &self.inner.shutdown;
+        loop {
+            // An outage is logged by the sweeper.
+            if let Ok(count) = store::count_dead(&self.inner.pool).await {
+                self.inner.metrics.dead_letters(count);
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(GAUGE_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Removes settled events that are older than `age`, until shutdown (R28).
+    pub async fn run_retention(self, age: TimeDelta) {
+        let shutdown = &self.inner.shutdown;
+        loop {
+            match self.remove_settled(age).await {
+                Ok(0) => {}
+                Ok(removed) => info!(removed, "retention removed {removed} settled events"),
+                Err(error) => self.database_failed(&error),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETENTION_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Removes settled events that are older than `age`, batch by batch; says how many.
+    ///
+    /// # Errors
+    /// The database doesn't answer; what was removed stays removed.
+    pub async fn remove_settled(&self, age: TimeDelta) -> Result<u64, sqlx::Error> {
+        let inner = &self.inner;
+        let cutoff = inner.clock.now() - age;
+        let mut removed = 0;
+        while !inner.shutdown.is_cancelled() {
+            let batch = store::remove_settled(&inner.pool, cutoff, RETENTION_BATCH).await?;
+            removed += batch;
+            if batch < RETENTION_BATCH.unsigned_abs() {
+                break;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+impl Position {
+    fn take(&self) -> String {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, lane: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lane;
+    }
+}

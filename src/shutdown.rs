@@ -1,0 +1,304 @@
+//! The end of the process: the one owner of signals, of the tokens that ask tasks to stop, and of every
+//! background task (R31).
+//!
+//! | what happens | then | exit code |
+//! | --- | --- | --- |
+//! | SIGTERM or SIGINT, or [`Shutdown::request`] | the soft token is cancelled: take nothing new, finish what is in hand | 0 |
+//! | the grace period is over | the hard token is cancelled: stop where you are; what is in hand is still in the inbox | 0 |
+//! | a second signal | the hard token is cancelled; nobody is waited for | 1 |
+//! | a background task ends that nobody asked to | as the first signal | 1 |
+//!
+//! The second signal is a failure because whoever sent it wants to be told that the orderly end didn't happen;
+//! the grace period isn't, because nothing is lost with it.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long tasks have to see the hard token.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
+/// How the process came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// All that was in hand is finished.
+    Clean,
+    /// The grace period was too short. What did not finish is still in the inbox.
+    GraceExceeded,
+    /// A second signal came.
+    Forced,
+    /// This background task ended by itself.
+    Failed(&'static str),
+}
+
+impl Exit {
+    /// Whether the process exits with 0.
+    #[must_use]
+    pub const fn is_success(self) -> bool {
+        match self {
+            Self::Clean | Self::GraceExceeded => true,
+            Self::Forced | Self::Failed(_) => false,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        if exit.is_success() {
+            Self::SUCCESS
+        } else {
+            Self::FAILURE
+        }
+    }
+}
+
+/// Owns the tokens and the tasks. One a process; tests make one without signals.
+#[derive(Debug)]
+pub struct Shutdown {
+    soft: CancellationToken,
+    hard: CancellationToken,
+    tracker: TaskTracker,
+    /// The first background task that ended by itself.
+    failed: Arc<OnceLock<&'static str>>,
+    /// Turns signals into cancelled tokens. Not on the tracker: it lasts as long as this value.
+    signals: Option<JoinHandle<()>>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Shutdown {
+    /// One that only [`Self::request`] or a failed task begins: for tests.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            soft: CancellationToken::new(),
+            hard: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            failed: Arc::default(),
+            signals: None,
+        }
+    }
+
+    /// Listens to SIGTERM and SIGINT from now on, for the rest of the process: a start that takes its time
+    /// can look at [`Self::soft`].
+    ///
+    /// # Errors
+    /// The handlers can't be installed.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one task that is not on the tracker: it is what ends the others"
+    )]
+    pub fn on_signals() -> io::Result<Self> {
+        let mut shutdown = Self::new();
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let (soft, hard) = (shutdown.soft.clone(), shutdown.hard.clone());
+        shutdown.signals = Some(tokio::spawn(async move {
+            let signal = next(&mut term, &mut int).await;
+            tracing::info!(signal, "shutting down");
+            soft.cancel();
+            let signal = next(&mut term, &mut int).await;
+            tracing::warn!(signal, "second signal: stopping at once");
+            hard.cancel();
+        }));
+        Ok(shutdown)
+    }
+
+    /// Cancelled when the service should take nothing new and finish what it has in hand.
+    #[must_use]
+    pub const fn soft(&self) -> &CancellationToken {
+        &self.soft
+    }
+
+    /// Cancelled when whoever is still at work should stop where it is.
+    #[must_use]
+    pub const fn hard(&self) -> &CancellationToken {
+        &self.hard
+    }
+
+    /// For tasks that end by themselves, such as connections. Whoever is on it is waited for.
+    #[must_use]
+    pub const fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// Begins the end, as the first signal does.
+    pub fn request(&self) {
+        self.soft.cancel();
+    }
+
+    /// Runs a background task that should live until [`Self::soft`] is cancelled, and finish soon after.
+    ///
+    /// If it returns before, or panics at any time, the service is no longer whole, and a living door in front
+    /// of a dead worker is worse than none: that is logged, ends the process, and makes its exit a failure.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let watch = Watch {
+            name,
+            soft: self.soft.clone(),
+            failed: Arc::clone(&self.failed),
+        };
+        self.tracker.spawn(async move {
+            let _watch = watch;
+            task.await;
+        });
+    }
+
+    /// Waits for the end to begin, then at most `grace` for the tasks.
+    pub async fn finish(self, grace: Duration) -> Exit {
+        self.soft.cancelled().await;
+        self.tracker.close();
+        // Every arm only watches: cancel-safe.
+        let exit = tokio::select! {
+            biased;
+            () = self.hard.cancelled() => Exit::Forced,
+            drained = timeout(grace, self.tracker.wait()) => match drained {
+                Ok(()) => Exit::Clean,
+                Err(_elapsed) => Exit::GraceExceeded,
+            },
+        };
+        if exit == Exit::GraceExceeded {
+            tracing::warn!(
+                tasks = self.tracker.len(),
+                grace_s = grace.as_secs_f64(),
+                "the grace period is over; what did not finish is still in the inbox"
+            );
+            self.hard.cancel();
+            // Time to see the token; whoever doesn't is dropped with the runtime.
+            drop(timeout(LAST_MOMENT, self.tracker.wait()).await);
+        }
+        match (exit, self.failed.get()) {
+            (Exit::Clean | Exit::GraceExceeded, Some(name)) => Exit::Failed(name),
+            (exit, _) => exit,
+        }
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        if let Some(signals) = &self.signals {
+            signals.abort();
+        }
+    }
+}
+
+async fn next(term: &mut Signal, int: &mut Signal) -> &'static str {
+    // Both are cancel-safe: a signal that isn't taken stays.
+    tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    }
+}
+
+/// Sees a task end, however it does: dropped when it returns, panics or is thrown away.
+struct Watch {
+    name: &'static str,
+    soft: CancellationToken,
+    failed: Arc<OnceLock<&'static str>>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let panicked = std::thread::panicking();
+        if !panicked && self.soft.is_cancelled() {
+            return;
+        }
+        let name = self.name;
+        let how = if panicked { "panicked" } else { "ended" };
+        tracing::error!(
+            task = name,
+            "the background task {name} {how} by itself: shutting down"
+        );
+        // Only the first counts: the others may be its consequence.
+        let _first = self.failed.set(name);
+        self.soft.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than any test takes; where it passes, the test fails.
+    const LONG: Duration = Duration::from_mins(1);
+
+    /// R31: tasks in hand finish, and the exit is a success.
+    #[tokio::test]
+    async fn tasks_finish_within_the_grace_period() {
+        let shutdown = Shutdown::new();
+        let soft = shutdown.soft().clone();
+        let done = Arc::new(OnceLock::new());
+        let did = Arc::clone(&done);
+        shutdown.spawn("worker", async move {
+            soft.cancelled().await;
+            tokio::task::yield_now().await;
+            did.set(()).unwrap();
+        });
+        shutdown.request();
+        assert_eq!(shutdown.finish(LONG).await, Exit::Clean);
+        assert!(done.get().is_some());
+    }
+
+    /// R31: who doesn't finish in time is told to stop, and the exit is a success all the same.
+    #[tokio::test]
+    async fn the_end_of_the_grace_period_is_no_failure() {
+        let shutdown = Shutdown::new();
+        let hard = shutdown.hard().clone();
+        shutdown.spawn("worker", async move { hard.cancelled().await });
+        shutdown.request();
+        let tracker = shutdown.tracker().clone();
+        let exit = shutdown.finish(Duration::ZERO).await;
+        assert_eq!(exit, Exit::GraceExceeded);
+        assert!(exit.is_success());
+        assert!(tracker.is_empty(), "the task saw the hard token");
+    }
+
+    /// A living door in front of a dead worker is worse than none: its end is the service's.
+    #[tokio::test]
+    async fn a_task_that_ends_by_itself_ends_the_service() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn("sweeper", async {});
+        let exit = shutdown.finish(LONG).await;
+        assert_eq!(exit, Exit::Failed("sweeper"));
+        assert!(!exit.is_success());
+    }
+
+    /// As when it returns; and a panic while finishing is one too.
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_service() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn("sweeper", async { panic!("as this test wants") });
+        assert_eq!(shutdown.finish(LONG).await, Exit::Failed("sweeper"));
+
+        let shutdown = Shutdown::new();
+        let soft = shutdown.soft().clone();
+        shutdown.spawn("outbox", async move {
+            soft.cancelled().await;
+            panic!("as this test wants")
+        });
+        shutdown.request();
+        assert_eq!(shutdown.finish(LONG).await, Exit::Failed("outbox"));
+    }
+
+    /// R31: whoever insists isn't made to wait, and is told that it wasn't orderly.
+    #[tokio::test]
+    async fn the_hard_token_ends_the_wait() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn("worker", std::future::pending());
+        shutdown.request();
+        shutdown.hard().cancel();
+        let exit = shutdown.finish(LONG).await;
+        assert_eq!(exit, Exit::Forced);
+        assert!(!exit.is_success());
+    }
+}

@@ -1,0 +1,570 @@
+//! The WorkOS API, as far as it is used: read and write the `external_id` of an organization.
+//!
+//! The answers are typed by what a caller does about them; see <https://workos.com/docs/reference/errors>
+//! for what WorkOS says with which status.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use url::Url;
+
+use crate::event::{OrganizationId, WorkosId};
+
+/// How we introduce ourselves.
+const USER_AGENT: &str = concat!("workos-sync/", env!("CARGO_PKG_VERSION"));
+
+/// An organization with all its domains and metadata has some 10 KB: what is longer is no answer of WorkOS.
+const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+/// How much of what WorkOS says goes into logs and `last_error`, in characters.
+const MAX_MESSAGE_CHARS: usize = 300;
+
+/// What stays as it is in a path segment: the unreserved characters of RFC 3986, section 2.3.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The code of the 400 with which WorkOS keeps `external_id` unique.
+const EXTERNAL_ID_ALREADY_USED: &str = "external_id_already_used";
+
+/// How long a request may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Until the connection stands, TLS included.
+    pub connect: Duration,
+    /// From the start to the last byte of the answer.
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            total: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The address can't be that of an API.
+    #[error(
+        "the API's URL has to be http or https, with a host, and without user, query and fragment"
+    )]
+    BaseUrl,
+    /// The key can't be sent in a header. The message doesn't repeat it.
+    #[error("the API key is empty, or contains characters that no header can hold")]
+    ApiKey,
+    /// No TLS, such as in an image without CA certificates.
+    #[error("TLS for the API client: {0}")]
+    Tls(String),
+}
+
+/// What WorkOS answers instead of doing what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkosError {
+    /// 404: there is no such organization in the key's environment.
+    #[error("WorkOS knows no such organization (404)")]
+    NotFound,
+    /// 401, 403: the key is wrong, or may not do this.
+    #[error("WorkOS refuses the API key ({status})")]
+    Unauthorized {
+        /// Which of the two.
+        status: u16,
+    },
+    /// 429: too many requests of this key or address.
+    #[error("WorkOS limits the rate of requests (429)")]
+    RateLimited {
+        /// How long to wait, if WorkOS says so; not negative, not bounded.
+        retry_after: Option<Duration>,
+    },
+    /// 400: another organization of the environment has this `external_id`.
+    #[error("another WorkOS organization has this external_id ({EXTERNAL_ID_ALREADY_USED})")]
+    ExternalIdAlreadyUsed,
+    /// 400, 409, 422: the same request would be refused again.
+    #[error("WorkOS refuses the request ({status}): {message}")]
+    Rejected {
+        /// Which of them.
+        status: u16,
+        /// Why, as WorkOS puts it, shortened.
+        message: String,
+    },
+    /// 5xx, a status that isn't foreseen, a timeout, no connection, half an answer: later, perhaps.
+    #[error("WorkOS is unavailable: {reason}")]
+    Unavailable {
+        /// What happened, shortened.
+        reason: String,
+    },
+}
+
+/// Talks to the WorkOS API. Cloning is cheap; clones share the connections.
+#[derive(Clone)]
+pub struct WorkosClient {
+    http: Client,
+    base_url: Url,
+    /// Kept besides the header, to strike it out of what WorkOS says.
+    api_key: SecretString,
+}
+
+impl fmt::Debug for WorkosClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkosClient")
+            .field("base_url", &self.base_url.as_str())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Each key but `external_id` is ignored: what isn't used can't fail us (R13).
+#[derive(Deserialize)]
+struct Organization {
+    external_id: Option<String>,
+}
+
+/// The whole body: any other key could clear remote data (R14).
+#[derive(Serialize)]
+struct ExternalIdUpdate<'a> {
+    external_id: &'a str,
+}
+
+impl WorkosClient {
+    /// A client of the API at `base_url`, which may have a path of its own, with or without a slash at the end.
+    ///
+    /// # Errors
+    /// The address or the key can't be used, or there is no TLS.
+    pub fn new(base_url: Url, api_key: SecretString) -> Result<Self, ClientError> {
+        Self::with_timeouts(base_url, api_key, Timeouts::default())
+    }
+
+    /// The same with other timeouts.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_timeouts(
+        base_url: Url,
+        api_key: SecretString,
+        timeouts: Timeouts,
+    ) -> Result<Self, ClientError> {
+        let usable = matches!(base_url.scheme(), "http" | "https")
+            && base_url.has_host()
+            // reqwest would send them as the Authorization, in the place of the key.
+            && base_url.username().is_empty()
+            && base_url.password().is_none()
+            && base_url.query().is_none()
+            && base_url.fragment().is_none();
+        if !usable {
+            return Err(ClientError::BaseUrl);
+        }
+
+        if api_key.expose_secret().is_empty() {
+            return Err(ClientError::ApiKey);
+        }
+        let mut authorization =
+            HeaderValue::try_from(format!("Bearer {}", api_key.expose_secret()))
+                .map_err(|_| ClientError::ApiKey)?;
+        authorization.set_sensitive(true);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, authorization)]);
+
+        // reqwest takes the provider of the process, and panics without one. That it stands already is no error:
+        // the first client, or main, installed the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder()
+            .user_agent(USER_AGENT)
+            .default_headers(headers)
+            .connect_timeout(timeouts.connect)
+            .timeout(timeouts.total)
+            // An API doesn't move; a redirect would carry a PUT to who knows where.
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|error| ClientError::Tls(chain(&error)))?;
+        Ok(Self {
+            http,
+            base_url,
+            api_key,
+        })
+    }
+
+    /// The `external_id` that WorkOS holds for the organization; an empty one is none. `now` is what a date in
+    /// `Retry-After` counts from.
+    ///
+    /// # Errors
+    /// WorkOS answers something else, or nothing.
+    pub async fn get_external_id(
+        &self,
+        id: &WorkosId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<String>, WorkosError> {
+        let request = self.http.request(Method::GET, self.organization_url(id)?);
+        let body = self.send(request, now).await?;
+        let organization: Organization =
+            serde_json::from_slice(&body).map_err(|error| WorkosError::Unavailable {
+                reason: self.shorten(&format!("the answer is no organization: {error}")),
+            })?;
+        Ok(organization.external_id.filter(|id| !id.is_empty()))
+    }
+
+    /// Sets the `external_id` of the organization, and nothing else (R14).
+    ///
+    /// # Errors
+    /// WorkOS answers something else, or nothing. [`WorkosError::Unavailable`] doesn't say that it wasn't written.
+    pub async fn put_external_id(
+        &self,
+        id: &WorkosId,
+        external_id: &OrganizationId,
+        now: DateTime<Utc>,
+    ) -> Result<(), WorkosError> {
+        let update = ExternalIdUpdate {
+            external_id: external_id.as_str(),
+        };
+        let request = self
+            .http
+            .request(Method::PUT, self.organization_url(id)?)
+            .json(&update);
+        self.send(request, now).await.map(drop)
+    }
+
+    fn organization_url(&self, id: &WorkosId) -> Result<Url, WorkosError> {
+        // Encoded or not, these two are steps up the path in every URL: no organization can be asked for so.
+        if matches!(id.as_str(), "." | "..") {
+            return Err(WorkosError::NotFound);
+        }
+        let segment = utf8_percent_encode(id.as_str(), SEGMENT);
+        let prefix = self.base_url.path().trim_end_matches('/');
+        let mut url = self.base_url.clone();
+        url.set_path(&format!("{prefix}/organizations/{segment}"));
+        Ok(url)
+    }
+
+    /// Sends the request; the body of a good answer, else what the answer means.
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<u8>, WorkosError> {
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.unavailable(error))?;
+        let status = response.status();
+        match status {
+            _ if status.is_success() => self.body(response).await,
+            StatusCode::NOT_FOUND => Err(WorkosError::NotFound),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(WorkosError::Unauthorized {
+                status: status.as_u16(),
+            }),
+            StatusCode::TOO_MANY_REQUESTS => Err(WorkosError::RateLimited {
+                retry_after: response
+                    .headers()
+                    .get(RETRY_AFTER)
+                    .and_then(|value| retry_after(value.to_str().ok()?, now)),
+            }),
+            StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
+                // The status is final whether or not the reason gets here.
+                let body = self.body(response).await.unwrap_or_default();
+                let refusal = Refusal::read(&body);
+                if refusal.has_code(EXTERNAL_ID_ALREADY_USED) {
+                    return Err(WorkosError::ExternalIdAlreadyUsed);
+                }
+                Err(WorkosError::Rejected {
+                    status: status.as_u16(),
+                    message: self.shorten(&refusal.to_string()),
+                })
+            }
+            _ => Err(WorkosError::Unavailable {
+                reason: format!("it answered {status}"),
+            }),
+        }
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, WorkosError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.unavailable(error))?
+        {
+            if body.len() + chunk.len() > MAX_BODY_BYTES {
+                return Err(WorkosError::Unavailable {
+                    reason: format!("the answer is longer than {MAX_BODY_BYTES} bytes"),
+                });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn unavailable(&self, error: reqwest::Error) -> WorkosError {
+        WorkosError::Unavailable {
+            reason: self.shorten(&chain(&error.without_url())),
+        }
+    }
+
+    /// Shortens what came from outside, and strikes out the key: nobody promised that WorkOS doesn't repeat it.
+    fn shorten(&self, text: &str) -> String {
+        shorten(&text.replace(self.api_key.expose_secret(), "[API key]"))
+    }
+}
+
+/// Makes a text from outside fit for one line of a log and for Postgres: no control characters (which include
+/// NUL), and not too long.
+pub(crate) fn shorten(text: &str) -> String {
+    let mut characters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = characters.by_ref().take(MAX_MESSAGE_CHARS).collect();
+    if characters.next().is_some() {
+        short.pop();
+        short.push('…');
+    }
+    short
+}
+
+/// An error with its causes; reqwest's own message says only what it was doing.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Reads `Retry-After`: whole seconds, or a date (RFC 9110, section 10.2.3). One that is past is no wait.
+fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    // Of the three forms of a date only this one may be sent nowadays; it is one of RFC 2822's.
+    let at = DateTime::parse_from_rfc2822(value).ok()?;
+    Some((at.to_utc() - now).to_std().unwrap_or(Duration::ZERO))
+}
+
+/// The body of a refusal: `{"code", "message", "errors": […]}`, where each may be missing, `message` may be a
+/// list, and an entry of `errors` may be a text or an object with `code` and `message` of its own.
+#[derive(Default)]
+struct Refusal {
+    codes: Vec<String>,
+    messages: Vec<String>,
+}
+
+impl Refusal {
+    fn read(body: &[u8]) -> Self {
+        let mut refusal = Self::default();
+        if let Ok(body) = serde_json::from_slice::<Value>(body) {
+            refusal.add(&body);
+            for error in body["errors"].as_array().into_iter().flatten() {
+                refusal.add(error);
+            }
+        }
+        refusal
+    }
+
+    fn add(&mut self, part: &Value) {
+        self.codes.extend(part["code"].as_str().map(str::to_owned));
+        let messages = match part {
+            Value::String(_) => part,
+            _ if part["message"].is_null() => &part["error"],
+            _ => &part["message"],
+        };
+        match messages {
+            Value::Array(list) => self
+                .messages
+                .extend(list.iter().filter_map(Value::as_str).map(str::to_owned)),
+            one => self.messages.extend(one.as_str().map(str::to_owned)),
+        }
+    }
+
+    fn has_code(&self, code: &str) -> bool {
+        self.codes.iter().any(|known| known == code)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.messages.join("; "), self.codes.join(", ")) {
+            (messages, codes) if messages.is_empty() && codes.is_empty() => {
+                f.write_str("no reason given")
+            }
+            (messages, codes) if codes.is_empty() => f.write_str(&messages),
+            (messages, codes) if messages.is_empty() => f.write_str(&codes),
+            (messages, codes) => write!(f, "{messages} ({codes})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn client(base_url: &str) -> WorkosClient {
+        let key = SecretString::from("sk_test_secret");
+        WorkosClient::new(Url::parse(base_url).unwrap(), key).unwrap()
+    }
+
+    fn path(base_url: &str, id: &str) -> String {
+        let id = WorkosId::new(id).unwrap();
+        client(base_url).organization_url(&id).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_base_url_may_have_a_path_and_a_slash_at_its_end() {
+        for (base_url, expected) in [
+            (
+                "https://api.workos.com",
+                "https://api.workos.com/organizations/org_1",
+            ),
+            (
+                "https://api.workos.com/",
+                "https://api.workos.com/organizations/org_1",
+            ),
+            (
+                "http://proxy:81/a%20b",
+                "http://proxy:81/a%20b/organizations/org_1",
+            ),
+            (
+                "http://proxy:81/a/b/",
+                "http://proxy:81/a/b/organizations/org_1",
+            ),
+        ] {
+            assert_eq!(path(base_url, "org_1"), expected);
+        }
+    }
+
+    /// An id comes from an event: it must never become another path, a query, or another id.
+    #[test]
+    fn an_id_is_one_path_segment() {
+        for (id, segment) in [
+            ("org_1/../2?x#y", "org_1%2F..%2F2%3Fx%23y"),
+            ("a%2e b+c", "a%252e%20b%2Bc"),
+            ("\torg_1\n", "%09org_1%0A"),
+            ("Zoë\\", "Zo%C3%AB%5C"),
+        ] {
+            assert_eq!(
+                path("http://a", id),
+                format!("http://a/organizations/{segment}")
+            );
+        }
+        for id in [".", ".."] {
+            let id = WorkosId::new(id).unwrap();
+            let url = client("http://a").organization_url(&id);
+            assert_eq!(url, Err(WorkosError::NotFound));
+        }
+    }
+
+    proptest! {
+        /// The same for any id: decoded, the last segment is the id again.
+        #[test]
+        fn the_last_path_segment_decodes_to_the_id(text in "[^\0]{1,40}") {
+            prop_assume!(text != "." && text != "..");
+            let url = client("http://a/b").organization_url(&WorkosId::new(&*text).unwrap()).unwrap();
+            let segments: Vec<_> = url.path_segments().unwrap().collect();
+            prop_assert_eq!(segments.len(), 3);
+            let decoded = percent_encoding::percent_decode_str(segments[2]).decode_utf8().unwrap();
+            prop_assert_eq!(&*decoded, &*text);
+        }
+
+        /// Whatever comes from outside fits one line, Postgres, and its bound.
+        #[test]
+        fn a_shortened_text_is_one_short_line(text in any::<String>()) {
+            let short = shorten(&text);
+            prop_assert!(short.chars().count() <= MAX_MESSAGE_CHARS);
+            prop_assert!(!short.contains(char::is_control));
+        }
+    }
+
+    #[test]
+    fn unusable_addresses_and_keys_are_refused_without_repeating_the_key() {
+        let key = || SecretString::from("sk_test_secret");
+        for url in [
+            "ftp://a",
+            "mailto:a@b",
+            "https://user@a",
+            "https://:password@a",
+            "https://a/?b",
+            "https://a/#b",
+        ] {
+            let error = WorkosClient::new(Url::parse(url).unwrap(), key()).unwrap_err();
+            assert!(matches!(error, ClientError::BaseUrl), "{url}: {error}");
+        }
+        for key in ["", "sk_test_\nsecret"] {
+            let url = Url::parse("https://a").unwrap();
+            let error = WorkosClient::new(url, SecretString::from(key)).unwrap_err();
+            assert!(matches!(error, ClientError::ApiKey), "{error}");
+            assert!(!format!("{error} {error:?}").contains("sk_test"));
+        }
+    }
+
+    #[test]
+    fn the_key_shows_in_no_debug_and_in_no_message() {
+        let client = client("https://api.workos.com");
+        assert_eq!(
+            format!("{client:?}"),
+            r#"WorkosClient { base_url: "https://api.workos.com/", .. }"#
+        );
+        assert!(!format!("{:?}", client.http).contains("sk_test"));
+        let long = format!("{}sk_test_secret", "x".repeat(MAX_MESSAGE_CHARS - 5));
+        assert!(!client.shorten(&long).contains("sk_t"));
+        assert_eq!(client.shorten("a\nsk_test_secret"), "a [API key]");
+    }
+
+    /// R16
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = DateTime::parse_from_rfc3339("2015-10-21T07:27:00Z")
+            .unwrap()
+            .to_utc();
+        let read = |value| retry_after(value, now);
+        assert_eq!(read("120"), Some(Duration::from_mins(2)));
+        assert_eq!(read(" 0 "), Some(Duration::ZERO));
+        assert_eq!(
+            read("Wed, 21 Oct 2015 07:28:00 GMT"),
+            Some(Duration::from_mins(1))
+        );
+        assert_eq!(read("Wed, 21 Oct 2015 07:26:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(
+            retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now - TimeDelta::minutes(1)),
+            Some(Duration::from_mins(2))
+        );
+        for odd in ["", "-1", "soon", "1.5", "2015-10-21T07:28:00Z"] {
+            assert_eq!(read(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_found_in_every_shape() {
+        for (body, expected) in [
+            (r#"{"message":"Nope","code":"no"}"#, "Nope (no)"),
+            (r#"{"message":["a","b"],"error":"Bad Request"}"#, "a; b"),
+            (r#"{"error":"Bad Request"}"#, "Bad Request"),
+            (
+                r#"{"message":"Validation failed","errors":[{"field":"x","code":"too_long"}]}"#,
+                "Validation failed (too_long)",
+            ),
+            (r#"{"errors":["one","two"]}"#, "one; two"),
+            (r#"{"code":7,"message":{},"errors":{}}"#, "no reason given"),
+            ("[1]", "no reason given"),
+            ("<html>", "no reason given"),
+        ] {
+            assert_eq!(
+                Refusal::read(body.as_bytes()).to_string(),
+                expected,
+                "{body}"
+            );
+        }
+        let body = br#"{"message":"x","errors":[{"code":"external_id_already_used"}]}"#;
+        assert!(Refusal::read(body).has_code(EXTERNAL_ID_ALREADY_USED));
+    }
+}
