@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -23,7 +24,13 @@ use crate::postgres;
 #[expect(missing_debug_implementations, reason = "holds secrets as text")]
 pub struct Settings {
     /// Connection string of Postgres 13 or newer. Without it, `serve` runs a private Postgres of its own
-    #[arg(long, env = "DATABASE_URL", global = true, hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        global = true,
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     database_url: Option<String>,
 
     /// Secret of the webhook endpoint; several, separated by commas, while rotating. Required with
@@ -38,7 +45,13 @@ pub struct Settings {
     workos_webhook_secret: Option<String>,
 
     /// API key of the WorkOS environment. Without it, no organization id is written back
-    #[arg(long, env = "WORKOS_API_KEY", global = true, hide_env_values = true, value_name = "KEY")]
+    #[arg(
+        long,
+        env = "WORKOS_API_KEY",
+        global = true,
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
     workos_api_key: Option<String>,
 
     /// Base URL of the WorkOS API
@@ -96,7 +109,7 @@ pub struct Settings {
     )]
     max_body_bytes: String,
 
-    /// Namespace of derived organization ids. The default is the UUIDv5 of `speakeasy.com` in the DNS namespace
+    /// Namespace of derived organization ids. The default is the `UUIDv5` of `speakeasy.com` in the DNS namespace
     #[arg(
         long,
         env = "ORG_ID_NAMESPACE",
@@ -152,7 +165,13 @@ pub struct Settings {
     inbox_retention_days: String,
 
     /// Form of the log: `text` or `json`. The default is `text` on a terminal, else `json`
-    #[arg(long, env = "LOG_FORMAT", global = true, hide_env_values = true, value_name = "FORMAT")]
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        global = true,
+        hide_env_values = true,
+        value_name = "FORMAT"
+    )]
     log_format: Option<String>,
 
     /// How much is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives such as
@@ -180,7 +199,13 @@ pub struct Settings {
 
     /// Folder of the Postgres server's programs. The default is the one on `PATH`, else the newest under
     /// `/usr/lib/postgresql`
-    #[arg(long, env = "PG_BIN_DIR", global = true, hide_env_values = true, value_name = "FOLDER")]
+    #[arg(
+        long,
+        env = "PG_BIN_DIR",
+        global = true,
+        hide_env_values = true,
+        value_name = "FOLDER"
+    )]
     pg_bin_dir: Option<String>,
 }
 
@@ -259,14 +284,23 @@ impl Settings {
         if let Some(url) = &database_url {
             postgres::parse_url(url).map_err(|_| {
                 // Not the parser's error: it may repeat a part of the string, which holds a password.
-                wrong("DATABASE_URL", "expected a connection string: postgres://user:password@host:port/database")
+                wrong(
+                    "DATABASE_URL",
+                    "expected a connection string: postgres://user:password@host:port/database",
+                )
             })?;
         }
         let webhook_secrets = match given(self.workos_webhook_secret) {
             None => Vec::new(),
-            Some(secrets) => secrets.split(',').map(|secret| secret.trim().into()).collect(),
+            Some(secrets) => secrets
+                .split(',')
+                .map(|secret| secret.trim().into())
+                .collect(),
         };
-        if webhook_secrets.iter().any(|secret: &SecretString| secret.expose_secret().is_empty()) {
+        if webhook_secrets
+            .iter()
+            .any(|secret: &SecretString| secret.expose_secret().is_empty())
+        {
             return Err(wrong(
                 "WORKOS_WEBHOOK_SECRET",
                 "expected secrets separated by commas; one of them is empty",
@@ -276,10 +310,19 @@ impl Settings {
             None => None,
             Some("text") => Some(LogFormat::Text),
             Some("json") => Some(LogFormat::Json),
-            Some(other) => return Err(wrong("LOG_FORMAT", format!("expected text or json: {other:?}"))),
+            Some(other) => {
+                return Err(wrong(
+                    "LOG_FORMAT",
+                    format!("expected text or json: {other:?}"),
+                ));
+            }
         };
-        let retention_days =
-            number("INBOX_RETENTION_DAYS", "whole days", &self.inbox_retention_days, 0, 36_500)?;
+        let retention_days = number(
+            "INBOX_RETENTION_DAYS",
+            "whole days",
+            &self.inbox_retention_days,
+            0..=36_500,
+        )?;
 
         Ok(Config {
             database_url,
@@ -301,19 +344,21 @@ impl Settings {
                 "MAX_BODY_BYTES",
                 "whole bytes",
                 &self.max_body_bytes,
-                1_024,
-                256 * 1_024 * 1_024,
+                1_024..=256 * 1_024 * 1_024,
             )?,
             org_id_namespace: parse("ORG_ID_NAMESPACE", "a UUID", &self.org_id_namespace)?,
             database_max_connections: number(
                 "DATABASE_MAX_CONNECTIONS",
                 "a count of connections",
                 &self.database_max_connections,
-                2,
-                10_000,
+                2..=10_000,
             )?,
             migrate_on_start: parse("MIGRATE_ON_START", "true or false", &self.migrate_on_start)?,
-            shutdown_grace: seconds("SHUTDOWN_GRACE_SECONDS", &self.shutdown_grace_seconds, 86_400)?,
+            shutdown_grace: seconds(
+                "SHUTDOWN_GRACE_SECONDS",
+                &self.shutdown_grace_seconds,
+                86_400,
+            )?,
             inbox_retention: (retention_days > 0).then(|| TimeDelta::days(retention_days)),
             log_format,
             log_level: parse(
@@ -336,7 +381,10 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
         Ok(()) => Ok(()),
         Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(dotenvy::Error::Io(error)) => Err(wrong(".env", error.to_string())),
-        Err(_) => Err(wrong(".env", "expected lines of NAME=value, values with spaces in quotes")),
+        Err(_) => Err(wrong(
+            ".env",
+            "expected lines of NAME=value, values with spaces in quotes",
+        )),
     }
 }
 
@@ -346,7 +394,10 @@ fn given(value: Option<String>) -> Option<String> {
 }
 
 fn wrong(variable: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError { variable, problem: problem.into() }
+    ConfigError {
+        variable,
+        problem: problem.into(),
+    }
 }
 
 fn parse<T: FromStr>(
@@ -354,40 +405,49 @@ fn parse<T: FromStr>(
     expected: &str,
     value: &str,
 ) -> Result<T, ConfigError> {
-    value.trim().parse().map_err(|_| wrong(variable, format!("expected {expected}: {value:?}")))
+    value
+        .trim()
+        .parse()
+        .map_err(|_| wrong(variable, format!("expected {expected}: {value:?}")))
 }
 
 fn number<T>(
     variable: &'static str,
     unit: &str,
     value: &str,
-    least: T,
-    most: T,
+    range: RangeInclusive<T>,
 ) -> Result<T, ConfigError>
 where
     T: FromStr + PartialOrd + fmt::Display,
 {
-    let expected = format!("{unit} from {least} to {most}");
+    let expected = format!("{unit} from {} to {}", range.start(), range.end());
     let number: T = parse(variable, &expected, value)?;
-    if number < least || number > most {
+    if !range.contains(&number) {
         return Err(wrong(variable, format!("expected {expected}: {value:?}")));
     }
     Ok(number)
 }
 
 fn seconds(variable: &'static str, value: &str, most: u64) -> Result<Duration, ConfigError> {
-    number(variable, "whole seconds", value, 0, most).map(Duration::from_secs)
+    number(variable, "whole seconds", value, 0..=most).map(Duration::from_secs)
 }
 
 fn api_url(value: &str) -> Result<Url, ConfigError> {
     let expected = "expected an http or https URL without user, query and fragment";
-    let url: Url = value.trim().parse().map_err(|_| wrong("WORKOS_API_URL", expected))?;
+    let url: Url = value
+        .trim()
+        .parse()
+        .map_err(|_| wrong("WORKOS_API_URL", expected))?;
     let plain = matches!(url.scheme(), "http" | "https")
         && url.username().is_empty()
         && url.password().is_none()
         && url.query().is_none()
         && url.fragment().is_none();
-    if plain { Ok(url) } else { Err(wrong("WORKOS_API_URL", expected)) }
+    if plain {
+        Ok(url)
+    } else {
+        Err(wrong("WORKOS_API_URL", expected))
+    }
 }
 
 fn webhook_path(value: String) -> Result<String, ConfigError> {
@@ -396,11 +456,16 @@ fn webhook_path(value: String) -> Result<String, ConfigError> {
     if !value.starts_with('/') || value.len() < 2 || !value.bytes().all(plain) {
         return Err(wrong(
             "WEBHOOK_PATH",
-            format!("expected a path of letters, digits and -._~/ that begins with a slash: {value:?}"),
+            format!(
+                "expected a path of letters, digits and -._~/ that begins with a slash: {value:?}"
+            ),
         ));
     }
     if ["/healthz", "/readyz", "/metrics"].contains(&value.as_str()) {
-        return Err(wrong("WEBHOOK_PATH", format!("{value} answers health checks")));
+        return Err(wrong(
+            "WEBHOOK_PATH",
+            format!("{value} answers health checks"),
+        ));
     }
     Ok(value)
 }
@@ -420,7 +485,10 @@ mod tests {
 
     fn check(flags: &[&str]) -> Result<Config, ConfigError> {
         let flags = std::iter::once("workos-sync").chain(flags.iter().copied());
-        Flags::try_parse_from(flags).unwrap_or_else(|error| panic!("{error}")).settings.check()
+        Flags::try_parse_from(flags)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .settings
+            .check()
     }
 
     /// R3
@@ -441,8 +509,16 @@ mod tests {
                 "3m",
                 "WEBHOOK_TOLERANCE_SECONDS: expected whole seconds from 0 to 315360000: \"3m\"",
             ),
-            ("--listen-addr", "8080", "LISTEN_ADDR: expected an address and a port, such as 127.0.0.1:8080: \"8080\""),
-            ("--org-id-namespace", "x", "ORG_ID_NAMESPACE: expected a UUID: \"x\""),
+            (
+                "--listen-addr",
+                "8080",
+                "LISTEN_ADDR: expected an address and a port, such as 127.0.0.1:8080: \"8080\"",
+            ),
+            (
+                "--org-id-namespace",
+                "x",
+                "ORG_ID_NAMESPACE: expected a UUID: \"x\"",
+            ),
             (
                 "--max-body-bytes",
                 "-1",
@@ -453,14 +529,26 @@ mod tests {
                 "1",
                 "DATABASE_MAX_CONNECTIONS: expected a count of connections from 2 to 10000: \"1\"",
             ),
-            ("--log-format", "xml", "LOG_FORMAT: expected text or json: \"xml\""),
-            ("--webhook-path", "/readyz", "WEBHOOK_PATH: /readyz answers health checks"),
+            (
+                "--log-format",
+                "xml",
+                "LOG_FORMAT: expected text or json: \"xml\"",
+            ),
+            (
+                "--webhook-path",
+                "/readyz",
+                "WEBHOOK_PATH: /readyz answers health checks",
+            ),
             (
                 "--webhook-path",
                 "/a/{b}",
                 "WEBHOOK_PATH: expected a path of letters, digits and -._~/ that begins with a slash: \"/a/{b}\"",
             ),
-            ("--migrate-on-start", "maybe", "MIGRATE_ON_START: expected true or false: \"maybe\""),
+            (
+                "--migrate-on-start",
+                "maybe",
+                "MIGRATE_ON_START: expected true or false: \"maybe\"",
+            ),
         ] {
             let flag = format!("{flag}={value}");
             assert_eq!(check(&[&flag]).unwrap_err().to_string(), message);
@@ -473,7 +561,10 @@ mod tests {
         for (flag, variable) in [
             ("--database-url=mysql//u:hunter2@h", "DATABASE_URL"),
             ("--workos-webhook-secret=hunter2,", "WORKOS_WEBHOOK_SECRET"),
-            ("--workos-api-url=https://user:hunter2@api.workos.com", "WORKOS_API_URL"),
+            (
+                "--workos-api-url=https://user:hunter2@api.workos.com",
+                "WORKOS_API_URL",
+            ),
         ] {
             let error = check(&[flag]).unwrap_err();
             assert_eq!(error.variable, variable);

@@ -56,7 +56,7 @@ impl<K: Eq + Hash + Clone> KeyedMutex<K> {
         let (lease, mutex) = self.lease(key);
         KeyedMutexGuard {
             _held: mutex.lock_owned().await,
-            _lease: lease,
+            lease,
         }
     }
 
@@ -96,13 +96,13 @@ fn lock<K: Eq + Hash>(entries: &Mutex<Entries<K>>) -> MutexGuard<'_, Entries<K>>
 pub struct KeyedMutexGuard<K: Eq + Hash> {
     /// Declared first, so released first: the lock is free before the entry goes.
     _held: OwnedMutexGuard<()>,
-    _lease: Lease<K>,
+    lease: Lease<K>,
 }
 
 impl<K: Eq + Hash + fmt::Debug> fmt::Debug for KeyedMutexGuard<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("KeyedMutexGuard")
-            .field(&self._lease.key)
+            .field(&self.lease.key)
             .finish()
     }
 }

@@ -301,4 +301,26 @@ mod tests {
         assert_eq!(exit, Exit::Forced);
         assert!(!exit.is_success());
     }
+
+    /// R31: the first signal asks, the second insists. The signals are real; no other test of this binary
+    /// listens to any.
+    #[tokio::test]
+    async fn the_second_signal_is_not_waited_for() {
+        async fn kill(signal: &str) {
+            let id = std::process::id().to_string();
+            let mut kill = tokio::process::Command::new("kill");
+            let status = kill.args(["-s", signal, &id]).status().await;
+            assert!(status.unwrap().success());
+        }
+
+        let shutdown = Shutdown::on_signals().unwrap();
+        shutdown.spawn("worker", std::future::pending());
+        let (soft, hard) = (shutdown.soft().clone(), shutdown.hard().clone());
+        kill("TERM").await;
+        timeout(LONG, soft.cancelled()).await.unwrap();
+        assert!(!hard.is_cancelled());
+        kill("INT").await;
+        let exit = timeout(LONG, shutdown.finish(Duration::MAX)).await;
+        assert_eq!(exit.unwrap(), Exit::Forced);
+    }
 }

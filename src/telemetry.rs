@@ -21,15 +21,26 @@ use crate::sync::Outcome;
 /// Begins to log, to standard error: standard output is for data.
 pub fn init(format: Option<LogFormat>, level: EnvFilter) {
     let terminal = std::io::stderr().is_terminal();
-    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
+    let format = format.unwrap_or(if terminal {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    });
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {
-            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            let colour =
+                terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             builder.with_ansi(colour).with_target(false).init();
         }
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .init(),
     }
 }
 
@@ -48,10 +59,23 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("workos_sync");
-        let metrics = (Counters::default(), Counters::default(), Counter::default(), Gauge::default());
+        let metrics = (
+            Counters::default(),
+            Counters::default(),
+            Counter::default(),
+            Gauge::default(),
+        );
         let (deliveries, events, failures, dead_letters) = metrics;
-        registry.register("deliveries", "Requests to the webhook path, by answer", deliveries.clone());
-        registry.register("events", "Events that were settled, by outcome", events.clone());
+        registry.register(
+            "deliveries",
+            "Requests to the webhook path, by answer",
+            deliveries.clone(),
+        );
+        registry.register(
+            "events",
+            "Events that were settled, by outcome",
+            events.clone(),
+        );
         registry.register(
             "event_failures",
             "Attempts to apply an event that failed and will be repeated",
@@ -62,13 +86,26 @@ impl Default for Metrics {
             "Events that wait for an operator, in the whole inbox: alarm on more than 0",
             dead_letters.clone(),
         );
-        let metrics =
-            Self { registry: Arc::new(registry), deliveries, events, failures, dead_letters };
+        let metrics = Self {
+            registry: Arc::new(registry),
+            deliveries,
+            events,
+            failures,
+            dead_letters,
+        };
         // A series that begins with its first event hides that event from every rate().
         for recorded in [Recorded::Accepted, Recorded::Duplicate, Recorded::Ignored] {
-            drop(metrics.deliveries.get_or_create(&[("answer", recorded.as_str())]));
+            drop(
+                metrics
+                    .deliveries
+                    .get_or_create(&[("answer", recorded.as_str())]),
+            );
         }
-        for outcome in Outcome::ALL.map(Outcome::as_str).into_iter().chain(["ignored", "dead"]) {
+        for outcome in Outcome::ALL
+            .map(Outcome::as_str)
+            .into_iter()
+            .chain(["ignored", "dead"])
+        {
             drop(metrics.events.get_or_create(&[("outcome", outcome)]));
         }
         metrics
@@ -96,7 +133,7 @@ impl Metrics {
         self.dead_letters.set(count);
     }
 
-    /// The metrics in the text format of OpenMetrics.
+    /// The metrics in the text format of `OpenMetrics`.
     ///
     /// # Errors
     /// None that is known: writing to a string doesn't fail.

@@ -13,7 +13,9 @@ use crate::telemetry;
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let database = Database::open(&config).await?;
     telemetry::init(config.log_format, config.log_level);
-    let applied = migrate::run(&database.options).await.context("the schema can't be brought up to date");
+    let applied = migrate::run(&database.options)
+        .await
+        .context("the schema can't be brought up to date");
     database.close().await?;
     let applied = applied?;
     if applied.is_empty() {

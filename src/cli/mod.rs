@@ -82,10 +82,16 @@ struct Database {
 impl Database {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         if let Some(url) = &config.database_url {
-            return Ok(Self { options: connect_options(url)?, joined: None });
+            return Ok(Self {
+                options: connect_options(url)?,
+                joined: None,
+            });
         }
         let joined = embedded::join_or_start(&embedded_options(config)).await?;
-        Ok(Self { options: connect_options(joined.url())?, joined: Some(joined) })
+        Ok(Self {
+            options: connect_options(joined.url())?,
+            joined: Some(joined),
+        })
     }
 
     /// Stops the private server, if it was started here.

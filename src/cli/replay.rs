@@ -30,14 +30,19 @@ pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result
 }
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
-#[expect(clippy::print_stderr, reason = "each event that is refused, beside the result")]
+#[expect(
+    clippy::print_stderr,
+    reason = "each event that is refused, beside the result"
+)]
 async fn replay(
     config: &Config,
     database: &Database,
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    migrate::run(&database.options).await.context("the schema can't be brought up to date")?;
+    migrate::run(&database.options)
+        .await
+        .context("the schema can't be brought up to date")?;
     let clock = Arc::new(SystemClock);
     let inbox = Inbox::new(
         pool.clone(),
@@ -50,7 +55,8 @@ async fn replay(
         CancellationToken::new(),
     );
 
-    let (mut accepted, mut duplicates, mut ignored, mut refused) = (Vec::new(), 0_u64, 0_u64, 0_u64);
+    let (mut accepted, mut duplicates, mut ignored, mut refused) =
+        (Vec::new(), 0_u64, 0_u64, 0_u64);
     for file in files {
         let text = String::from_utf8(sign::read(file)?)
             .with_context(|| format!("{}: not UTF-8", file.display()))?;
@@ -61,8 +67,14 @@ async fn replay(
                         accepted.push(event.id.to_string());
                         Ok(())
                     }
-                    Ok(Recorded::Duplicate) => Ok(duplicates += 1),
-                    Ok(Recorded::Ignored) => Ok(ignored += 1),
+                    Ok(Recorded::Duplicate) => {
+                        duplicates += 1;
+                        Ok(())
+                    }
+                    Ok(Recorded::Ignored) => {
+                        ignored += 1;
+                        Ok(())
+                    }
                     Err(RecordError::Unavailable(error)) => {
                         return Err(error).with_context(|| at(file, place));
                     }
@@ -78,7 +90,10 @@ async fn replay(
     }
     inbox.settle().await?;
 
-    println!("accepted {}, duplicate {duplicates}, ignored {ignored}, refused {refused}", accepted.len());
+    println!(
+        "accepted {}, duplicate {duplicates}, ignored {ignored}, refused {refused}",
+        accepted.len()
+    );
     let mut unsettled = 0;
     for (result, count) in inbox.results(&accepted).await? {
         println!("{count} {result}");
@@ -86,7 +101,11 @@ async fn replay(
             unsettled += count;
         }
     }
-    Ok(if refused == 0 && unsettled == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if refused == 0 && unsettled == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn at(file: &Path, line: usize) -> String {
@@ -137,13 +156,22 @@ mod tests {
 
     #[test]
     fn every_form_of_saved_events_is_taken() {
-        let (a, b) = (r#"{"id":"a","event":"x","data":{}}"#, r#"{"id":"b","event":"x","data":[]}"#);
+        let (a, b) = (
+            r#"{"id":"a","event":"x","data":{}}"#,
+            r#"{"id":"b","event":"x","data":[]}"#,
+        );
         for (text, expected) in [
             (a.to_owned(), vec![(1, a)]),
             (format!("{a}\n\n{b}\n"), vec![(1, a), (3, b)]),
             (format!("[{a},\n {b}]"), vec![(1, a), (1, b)]),
-            (format!(r#"{{"object":"list","data":[{a},{b}]}}"#), vec![(1, a), (1, b)]),
-            (format!("{a}\nnot json\r\n[{b}]"), vec![(1, a), (2, "not json"), (3, b)]),
+            (
+                format!(r#"{{"object":"list","data":[{a},{b}]}}"#),
+                vec![(1, a), (1, b)],
+            ),
+            (
+                format!("{a}\nnot json\r\n[{b}]"),
+                vec![(1, a), (2, "not json"), (3, b)],
+            ),
             (String::new(), vec![]),
         ] {
             assert_eq!(events(&text), expected, "{text}");

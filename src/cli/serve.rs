@@ -63,9 +63,9 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         if config.webhook_secrets.is_empty() {
             config.webhook_secrets = vec![embedded::webhook_secret(&config.data_dir)?];
         }
-        let served = serve(&config, connect_options(server.url())?, listener, shutdown).await;
+        let result = serve(&config, connect_options(server.url())?, listener, shutdown).await;
         server.stop().await?;
-        return served;
+        return result;
     };
     serve(&config, connect_options(url)?, listener, shutdown).await
 }
@@ -84,13 +84,16 @@ async fn serve(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let pool = postgres::pool(database.clone(), config.database_max_connections);
-    let client = match &config.api_key {
-        Some(key) => Some(WorkosClient::new(config.api_url.clone(), key.clone())?),
-        None => {
-            warn!("WORKOS_API_KEY is not set: organization ids wait in external_id_pushes and are not written to WorkOS");
-            None
-        }
-    };
+    let client = config
+        .api_key
+        .as_ref()
+        .map(|key| WorkosClient::new(config.api_url.clone(), key.clone()))
+        .transpose()?;
+    if client.is_none() {
+        warn!(
+            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
+        );
+    }
     let outbox = Outbox::new(pool.clone(), client, Arc::clone(&clock));
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
@@ -140,7 +143,9 @@ async fn serve(
 
     let exit = shutdown.finish(config.shutdown_grace).await;
     if timeout(CLOSE_TIMEOUT, pool.close()).await.is_err() {
-        warn!("some database connections are still busy: what they had in hand is still in the inbox");
+        warn!(
+            "some database connections are still busy: what they had in hand is still in the inbox"
+        );
     }
     info!(?exit, "stopped");
     Ok(exit.into())
@@ -150,14 +155,19 @@ async fn serve(
 async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<()> {
     wait_for(database).await?;
     if config.migrate_on_start {
-        for version in migrate::run(database).await.context("the schema can't be brought up to date")? {
+        for version in migrate::run(database)
+            .await
+            .context("the schema can't be brought up to date")?
+        {
             info!(version, "applied migration {version}");
         }
         return Ok(());
     }
     let mut connection = PgConnection::connect_with(database).await?;
     if !migrate::pending(&mut connection).await?.is_empty() {
-        bail!("the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`");
+        bail!(
+            "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
+        );
     }
     connection.close().await?;
     Ok(())
@@ -182,10 +192,15 @@ async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
         };
         if Instant::now() >= give_up {
             let seconds = START_TIMEOUT.as_secs();
-            bail!("DATABASE_URL: the database at {place} could not be reached for {seconds} s: {cause}");
+            bail!(
+                "DATABASE_URL: the database at {place} could not be reached for {seconds} s: {cause}"
+            );
         }
         if !std::mem::replace(&mut said, true) {
-            error!(cause, "the database at {place} can't be reached, trying again: {cause}");
+            error!(
+                cause,
+                "the database at {place} can't be reached, trying again: {cause}"
+            );
         }
         tokio::time::sleep(START_PAUSE).await;
     }
@@ -203,7 +218,10 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the
 /// log: a signature is good for a while.
-#[expect(clippy::print_stdout, reason = "meant for whoever started this by hand")]
+#[expect(
+    clippy::print_stdout,
+    reason = "meant for whoever started this by hand"
+)]
 fn print_what_to_paste(url: &str, secret: &SecretString) {
     let now = SystemClock.now();
     let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);

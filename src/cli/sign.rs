@@ -25,7 +25,10 @@ pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
         }
     };
     let body = read(file)?;
-    println!("WorkOS-Signature: {}", signature::sign(&secret, &body, SystemClock.now()));
+    println!(
+        "WorkOS-Signature: {}",
+        signature::sign(&secret, &body, SystemClock.now())
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -33,7 +36,10 @@ pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
 pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     let mut body = Vec::new();
     if file == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut body).context("standard input")?;
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut body)
+            .context("standard input")?;
     } else {
         body = std::fs::read(file).with_context(|| file.display().to_string())?;
     }

@@ -21,7 +21,9 @@ use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use tower_http::request_id::{
+    MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
+};
 use tower_http::trace::TraceLayer;
 use tracing::{Span, debug, error, info_span};
 
@@ -51,7 +53,9 @@ pub struct App {
 
 impl std::fmt::Debug for App {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("App").field("inbox", &self.inbox).finish_non_exhaustive()
+        f.debug_struct("App")
+            .field("inbox", &self.inbox)
+            .finish_non_exhaustive()
     }
 }
 

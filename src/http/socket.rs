@@ -12,8 +12,8 @@ use tokio::time::{Sleep, sleep};
 
 /// How long to read on, for nothing, after our side is closed.
 ///
-/// Closing a socket with unread bytes makes the kernel send a reset, which throws away at the client what it
-/// has not read yet: a 413 to somebody who is still sending would never be seen (RFC 9112, section 9.6).
+/// Closing a socket with unread bytes makes the kernel send a reset: a client that is still sending fails
+/// there, and may never see the 413 that was sent before (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A TCP stream that waits for its client only so long.

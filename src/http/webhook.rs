@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::CONTENT_LENGTH;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -74,18 +74,22 @@ async fn accept(
     // What bodies take in memory is bounded: so many are read at once, the others wait for their turn.
     let _permit = tokio::time::timeout_at(answer_by, app.bodies.acquire())
         .await
-        .map_err(|_elapsed| Problem::unavailable("busy", "too many deliveries at once", RETRY_AFTER))?;
+        .map_err(|_elapsed| {
+            Problem::unavailable("busy", "too many deliveries at once", RETRY_AFTER)
+        })?;
     let length = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
         .and_then(|length| length.parse().ok());
     let body = read_body(body, length, app.max_body_bytes, started + BODY_TIMEOUT).await?;
 
-    let header = headers.get(signature::HEADER).map(|header| header.as_bytes());
-    signature::verify(header, &body, &app.secrets, app.tolerance, app.clock.now()).map_err(|error| {
-        warn!(reason = %error, "a delivery is refused: {error}");
-        error
-    })?;
+    let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
+    signature::verify(header, &body, &app.secrets, app.tolerance, app.clock.now()).map_err(
+        |error| {
+            warn!(reason = %error, "a delivery is refused: {error}");
+            error
+        },
+    )?;
     let event = Event::parse(&body).map_err(|error| {
         warn!(reason = %error, "a signed delivery is no event: {error}");
         error
@@ -127,7 +131,12 @@ async fn accept(
 
 fn answer(event_id: String, recorded: Recorded, settled: Option<Settled>) -> Answer {
     match settled {
-        None => Answer { event_id, status: recorded.as_str(), outcome: None, error: None },
+        None => Answer {
+            event_id,
+            status: recorded.as_str(),
+            outcome: None,
+            error: None,
+        },
         Some(settled) => Answer {
             event_id,
             status: settled.status.as_str(),

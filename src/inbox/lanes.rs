@@ -93,7 +93,12 @@ impl Inbox {
         let shutdown = &self.inner.shutdown;
 
         // Waits for the lane's own predecessor first, so that it holds no permit meanwhile.
-        let turn = async { (lanes.mutex.lock(lane.clone()).await, lanes.permits.acquire().await) };
+        let turn = async {
+            (
+                lanes.mutex.lock(lane.clone()).await,
+                lanes.permits.acquire().await,
+            )
+        };
         // Cancel-safe: both locks give up their place when dropped. What isn't begun stays in the inbox.
         let turn = tokio::select! {
             biased;

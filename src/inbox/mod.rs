@@ -211,7 +211,10 @@ impl Inbox {
         } else if event.organization_event_type().is_none() {
             Recorded::Ignored
         } else {
-            let lane = event.workos_id.as_ref().map_or(event.id.as_str(), |id| id.as_str());
+            let lane = event
+                .workos_id
+                .as_ref()
+                .map_or(event.id.as_str(), |id| id.as_str());
             self.wake(lane.to_owned());
             Recorded::Accepted
         })
@@ -220,7 +223,11 @@ impl Inbox {
     /// Begins to listen for outcomes; to be called before the event is recorded.
     #[must_use]
     pub fn watch(&self, event_id: EventId) -> Watch {
-        Watch { inbox: self.clone(), event_id, settled: self.inner.settled.subscribe() }
+        Watch {
+            inbox: self.clone(),
+            event_id,
+            settled: self.inner.settled.subscribe(),
+        }
     }
 
     /// Processes everything that is due, and returns when nothing is: for `replay` and for tests.
@@ -299,7 +306,9 @@ impl Watch {
 
     async fn look_up(&self) -> Option<Settled> {
         // A database that doesn't answer is asked again: the deadline is the caller's.
-        let standing = store::standing(&self.inbox.inner.pool, &self.event_id).await.ok()??;
+        let standing = store::standing(&self.inbox.inner.pool, &self.event_id)
+            .await
+            .ok()??;
         let status = [Status::Processed, Status::Ignored, Status::Dead]
             .into_iter()
             .find(|status| status.as_str() == standing.status)?;

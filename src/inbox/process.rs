@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed};
 use super::{Inbox, Settled, Status};
-use crate::event::{DecodeError, EnvelopeError, Event};
+use crate::event::{DecodeError, EnvelopeError, Event, WorkosId};
 use crate::postgres::error::{self, FailureClass};
 use crate::sync::{self, ApplyError, Outcome};
 
@@ -106,17 +106,15 @@ impl Inbox {
     }
 
     /// Claims, applies and settles an event in one transaction (R25). An error rolls it back.
-    async fn attempt(
-        &self,
-        lane: &str,
-        claimed: &mut Option<Claimed>,
-    ) -> Result<(), AttemptError> {
+    async fn attempt(&self, lane: &str, claimed: &mut Option<Claimed>) -> Result<(), AttemptError> {
         let inner = &self.inner;
         let now = inner.clock.now();
         let mut tx = inner.pool.begin().await?;
         sync::lock_organization(&mut tx, lane).await?;
         *claimed = store::claim_next(&mut tx, lane, now).await?;
-        let Some(claimed) = claimed.as_ref() else { return Ok(()) };
+        let Some(claimed) = claimed.as_ref() else {
+            return Ok(());
+        };
 
         let event = Event::parse(claimed.payload.as_bytes())?;
         let applied = match event.organization_event_type() {
@@ -141,7 +139,12 @@ impl Inbox {
     async fn put_off(&self, claimed: &Claimed, cause: &AttemptError) -> Result<(), sqlx::Error> {
         let inner = &self.inner;
         let attempts = claimed.attempts.saturating_add(1);
-        let verdict = judge(cause.lasting_class(), attempts, inner.clock.now(), fastrand::f64());
+        let verdict = judge(
+            cause.lasting_class(),
+            attempts,
+            inner.clock.now(),
+            fastrand::f64(),
+        );
         let retry_at = match verdict {
             Verdict::RetryAt(at) => Some(at),
             Verdict::Dead => None,
@@ -151,7 +154,12 @@ impl Inbox {
             // Settled after all: the answer to our COMMIT got lost, or another replica was quicker.
             return Ok(());
         }
-        let Claimed { event_id, event_type, source, .. } = claimed;
+        let Claimed {
+            event_id,
+            event_type,
+            source,
+            ..
+        } = claimed;
         if let Some(retry_at) = retry_at {
             inner.metrics.failure();
             warn!(
@@ -161,7 +169,11 @@ impl Inbox {
         } else {
             inner.metrics.event(Status::Dead.as_str());
             error!(
-                event.id = event_id, event.r#type = event_type, source, attempts, reason,
+                event.id = event_id,
+                event.r#type = event_type,
+                source,
+                attempts,
+                reason,
                 "{event_type} {event_id} is a dead letter, to be retried or discarded by hand: {reason}",
             );
             // Nobody has to listen.
@@ -177,15 +189,25 @@ impl Inbox {
 
     /// Tells of an event that was settled: the log, and whoever waits for it.
     fn tell(&self, claimed: &Claimed, event: &Event<'_>, outcome: Option<Outcome>) {
-        let status = if outcome.is_some() { Status::Processed } else { Status::Ignored };
+        let status = if outcome.is_some() {
+            Status::Processed
+        } else {
+            Status::Ignored
+        };
         let lag_ms = (self.inner.clock.now() - claimed.received_at).num_milliseconds();
         let result = outcome.map_or(status.as_str(), Outcome::as_str);
         self.inner.metrics.event(result);
-        let Claimed { event_id, event_type, source, attempts, .. } = claimed;
+        let Claimed {
+            event_id,
+            event_type,
+            source,
+            attempts,
+            ..
+        } = claimed;
         info!(
             event.id = event_id,
             event.r#type = event_type,
-            workos.organization_id = event.workos_id.as_ref().map(|id| id.as_str()),
+            workos.organization_id = event.workos_id.as_ref().map(WorkosId::as_str),
             source,
             attempts = attempts + 1,
             outcome = result,

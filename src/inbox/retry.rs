@@ -26,7 +26,12 @@ pub(super) enum Verdict {
 
 /// Judges a failure. `attempts` counts this one; `jitter` is between 0 and 1.
 #[must_use]
-pub(super) fn judge(class: FailureClass, attempts: i32, now: DateTime<Utc>, jitter: f64) -> Verdict {
+pub(super) fn judge(
+    class: FailureClass,
+    attempts: i32,
+    now: DateTime<Utc>,
+    jitter: f64,
+) -> Verdict {
     match class {
         FailureClass::Permanent => Verdict::Dead,
         FailureClass::Refused if attempts >= REFUSALS => Verdict::Dead,
@@ -55,8 +60,14 @@ mod tests {
     fn dead_letters_come_from_content_and_from_lasting_refusals() {
         let now = DateTime::UNIX_EPOCH;
         assert_eq!(judge(FailureClass::Permanent, 1, now, 0.5), Verdict::Dead);
-        assert_eq!(judge(FailureClass::Refused, REFUSALS, now, 0.5), Verdict::Dead);
-        assert!(matches!(judge(FailureClass::Refused, REFUSALS - 1, now, 0.5), Verdict::RetryAt(_)));
+        assert_eq!(
+            judge(FailureClass::Refused, REFUSALS, now, 0.5),
+            Verdict::Dead
+        );
+        assert!(matches!(
+            judge(FailureClass::Refused, REFUSALS - 1, now, 0.5),
+            Verdict::RetryAt(_)
+        ));
     }
 
     proptest! {

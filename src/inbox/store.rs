@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 
 use super::{Source, Status};
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, WorkosId};
 use crate::sync::Outcome;
 
 /// Stores an event; says whether it is new. Ignored events are final from the start (R13).
@@ -15,7 +15,11 @@ pub(super) async fn insert(
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
     let ignored = event.organization_event_type().is_none();
-    let status = if ignored { Status::Ignored } else { Status::Pending };
+    let status = if ignored {
+        Status::Ignored
+    } else {
+        Status::Pending
+    };
     // An id that is being inserted by another transaction is waited for: what is a duplicate is durable.
     let result = query!(
         r#"
@@ -27,7 +31,7 @@ pub(super) async fn insert(
         event.id.as_str(),
         status.as_str(),
         event.event_type,
-        event.workos_id.as_ref().map(|id| id.as_str()),
+        event.workos_id.as_ref().map(WorkosId::as_str),
         now,
         ignored.then_some(now),
         source.as_str(),
@@ -84,7 +88,11 @@ pub(super) async fn settle(
     outcome: Option<Outcome>,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    let status = if outcome.is_some() { Status::Processed } else { Status::Ignored };
+    let status = if outcome.is_some() {
+        Status::Processed
+    } else {
+        Status::Ignored
+    };
     query!(
         r#"
         update webhook_events
@@ -114,7 +122,11 @@ pub(super) async fn fail(
     retry_at: Option<DateTime<Utc>>,
     error: &str,
 ) -> Result<bool, sqlx::Error> {
-    let status = if retry_at.is_some() { Status::Failed } else { Status::Dead };
+    let status = if retry_at.is_some() {
+        Status::Failed
+    } else {
+        Status::Dead
+    };
     let result = query!(
         r#"
         update webhook_events
@@ -252,5 +264,8 @@ pub(super) async fn results(
     )
     .fetch_all(executor)
     .await?;
-    Ok(records.into_iter().map(|record| (record.result, record.count)).collect())
+    Ok(records
+        .into_iter()
+        .map(|record| (record.result, record.count))
+        .collect())
 }

@@ -43,7 +43,8 @@ use crate::workos::WorkosClient;
 /// runs; at 100 ms a request that stays below WorkOS's limit of 6,000 requests a minute.
 const AT_ONCE: u32 = 8;
 
-/// How long a claim holds: longer than a delivery, which is two requests of 15 s at most.
+/// How long a claim holds: a delivery is two requests of 15 s at most, and the clocks of two replicas may differ
+/// by as much again.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
 
 /// How often to look without being woken: for what another process recorded, what backed off, and what a

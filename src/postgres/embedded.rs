@@ -1,8 +1,9 @@
-//! A private, durable Postgres of our own, so that the service runs where nothing but the server binaries is installed.
+//! A private, durable Postgres of our own, so that the service runs where nothing but the server
+//! binaries is installed.
 //!
-//! Why not `SQLite` for this: the guarantees of the service rest on advisory locks, `skip locked` and commit order, and
-//! a default that runs other SQL than production would prove nothing. Why not a downloaded server: the distribution's
-//! binaries get its security updates.
+//! Why not `SQLite` for this: the guarantees of the service rest on advisory locks, `skip locked`
+//! and commit order, and a default that runs other SQL than production would prove nothing. Why not
+//! a downloaded server: the distribution's binaries get its security updates.
 //!
 //! Everything lives in one data folder:
 //!
@@ -15,15 +16,16 @@
 //! | `database_url` | there only while an owner serves; the port may change with each start |
 //! | `webhook_secret` | made up once by [`webhook_secret`] |
 //!
-//! The kernel drops the lock with the process that held it, however that ended, so a lock that is held means a living
-//! owner. The server outlives an owner that was killed; the next one adopts it.
+//! The kernel drops the lock with the process that held it, however that ended, so a lock that is
+//! held means a living owner. The server outlives an owner that was killed; the next one adopts it.
 //!
-//! Postgres refuses to run as root. Started by root, the server runs as the owner of the cluster, for a new one as
-//! `postgres`, else `nobody`. That user often can't enter the data folder (`/root`, `mktemp -d`), and widening the mode
-//! of somebody's folders is not ours to do: then the cluster is made under `/var/lib/workos-sync` and `postgres` links to it.
+//! Postgres refuses to run as root. Started by root, the server runs as the owner of the cluster,
+//! for a new one as `postgres`, else `nobody`. That user often can't enter the data folder
+//! (`/root`, `mktemp -d`), and widening the mode of somebody's folders is not ours to do: then the
+//! cluster is made under `/var/lib/workos-sync` and `postgres` links to it.
 //!
-//! File operations here block: they are few, small, and run before anything is served. The slow programs (`initdb`,
-//! `pg_ctl`) are awaited.
+//! File operations here block: they are few, small, and run before anything is served. The slow
+//! programs (`initdb`, `pg_ctl`) are awaited.
 
 use std::{
     env,
@@ -62,7 +64,8 @@ const PORT_TRIES: u32 = 5;
 /// Seconds for `pg_ctl start`, which include the recovery after a crash.
 const START_SECONDS: &str = "120";
 const STOP_SECONDS: &str = "30";
-/// How long a server that is starting or stopping, or an owner that is still initialising, is waited for.
+/// How long a server that is starting or stopping, or an owner that is still initialising, is
+/// waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
@@ -73,9 +76,11 @@ const TAIL_BYTES: u64 = 4096;
 pub struct EmbeddedOptions {
     /// The data folder; made if it isn't there.
     pub data_dir: PathBuf,
-    /// The only folder to take the server binaries from (`PG_BIN_DIR`). Without it: `PATH`, then the distribution's folders.
+    /// The only folder to take the server binaries from (`PG_BIN_DIR`). Without it: `PATH`, then
+    /// the distribution's folders.
     pub bin_dir: Option<PathBuf>,
-    /// `false` turns `fsync` and its relatives off. Only for throw-away servers of tests: a power cut corrupts the cluster.
+    /// `false` turns `fsync` and its relatives off. Only for throw-away servers of tests: a power
+    /// cut corrupts the cluster.
     pub durable: bool,
 }
 
@@ -83,7 +88,9 @@ pub struct EmbeddedOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// Nothing usable on `PATH` or in the distribution's folders.
-    #[error("no Postgres server binaries (postgres, initdb, pg_ctl, {OLDEST} or newer) on PATH or in {DISTRIBUTION}/*/bin")]
+    #[error(
+        "no Postgres server binaries (postgres, initdb, pg_ctl, {OLDEST} or newer) on PATH or in {DISTRIBUTION}/*/bin"
+    )]
     NoBinaries,
     /// `PG_BIN_DIR` is set to a folder that lacks a program.
     #[error("PG_BIN_DIR: no executable {missing} in {}", dir.display())]
@@ -247,7 +254,11 @@ impl EmbeddedError {
 
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { doing, path, source }
+        move |source| Self::Io {
+            doing,
+            path,
+            source,
+        }
     }
 
     fn spawn(program: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -258,8 +269,8 @@ impl EmbeddedError {
 
 /// The running private server and the lock of its folder.
 ///
-/// End it with [`Embedded::stop`]. Dropped without, it tells the server to stop but doesn't wait: nothing is lost, the
-/// next start waits for the end.
+/// End it with [`Embedded::stop`]. Dropped without, it tells the server to stop but doesn't wait:
+/// nothing is lost, the next start waits for the end.
 #[derive(Debug)]
 pub struct Embedded {
     folder: Folder,
@@ -271,12 +282,14 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Takes the lock of the data folder, then starts the server, or adopts the one that a killed owner left running.
-    /// When it returns, the server accepts connections and has a database `workos_sync`.
+    /// Takes the lock of the data folder, then starts the server, or adopts the one that a killed
+    /// owner left running. When it returns, the server accepts connections and has a database
+    /// `workos_sync`.
     ///
     /// # Errors
     ///
-    /// [`EmbeddedError::InUse`] while another process owns the folder; else what stands in the way of a server.
+    /// [`EmbeddedError::InUse`] while another process owns the folder; else what stands in the way
+    /// of a server.
     pub async fn start(options: &EmbeddedOptions) -> Result<Self, EmbeddedError> {
         let folder = Folder::open(&options.data_dir)?;
         let lock = folder.lock()?;
@@ -305,7 +318,9 @@ impl Embedded {
         } else {
             let password = folder.make_password()?;
             if place.relocate {
-                server.initialise_elsewhere(&folder, &password, options.durable).await?;
+                server
+                    .initialise_elsewhere(&folder, &password, options.durable)
+                    .await?;
             } else {
                 server.initialise(&password, options.durable).await?;
             }
@@ -313,13 +328,20 @@ impl Embedded {
         };
 
         // From here on the server may run, and dropping `this` stops it.
-        let mut this = Self { folder, server, url: SecretString::default(), running: true, _lock: lock };
+        let mut this = Self {
+            folder,
+            server,
+            url: SecretString::default(),
+            running: true,
+            _lock: lock,
+        };
         let port = match this.server.adopt(&password, options.durable).await? {
             Some(port) => port,
             None => this.server.launch(options.durable).await?,
         };
         ensure_database(port, &password).await?;
-        // `sslmode`: the server has no certificate, and a PGSSLMODE meant for another database must not ask for one.
+        // `sslmode`: the server has no certificate, and a PGSSLMODE meant for another database must
+        // not ask for one.
         this.url = format!(
             "postgres://{NAME}:{}@127.0.0.1:{port}/{NAME}?sslmode=disable",
             password.expose_secret()
@@ -353,7 +375,8 @@ impl Embedded {
         &self.server.log
     }
 
-    /// Stops the server (open connections are cut, their transactions rolled back), waits for its end, releases the lock.
+    /// Stops the server (open connections are cut, their transactions rolled back), waits for its
+    /// end, releases the lock.
     ///
     /// # Errors
     ///
@@ -420,19 +443,25 @@ impl Joined {
     }
 }
 
-/// For commands that run beside a serving process: uses that one's server, or starts one if nobody serves.
+/// For commands that run beside a serving process: uses that one's server, or starts one if nobody
+/// serves.
 ///
 /// An owner that is still starting is waited for.
 ///
 /// # Errors
 ///
-/// [`EmbeddedError::OwnerNotReady`] if the folder is held but its database doesn't answer; else as [`Embedded::start`].
+/// [`EmbeddedError::OwnerNotReady`] if the folder is held but its database doesn't answer; else as
+/// [`Embedded::start`].
 pub async fn join_or_start(options: &EmbeddedOptions) -> Result<Joined, EmbeddedError> {
     let folder = Folder::open(&options.data_dir)?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match folder.lock() {
-            Ok(lock) => return Embedded::start_locked(options, folder, lock).await.map(Joined::Owned),
+            Ok(lock) => {
+                return Embedded::start_locked(options, folder, lock)
+                    .await
+                    .map(Joined::Owned);
+            }
             Err(EmbeddedError::InUse { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -450,7 +479,8 @@ pub async fn join_or_start(options: &EmbeddedOptions) -> Result<Joined, Embedded
     }
 }
 
-/// The webhook secret of a data folder, made up at the first call: `whsec_` and 244 random bits in hexadecimal.
+/// The webhook secret of a data folder, made up at the first call: `whsec_` and 244 random bits in
+/// hexadecimal.
 ///
 /// Needs no lock: of two that make one up at once, both get the one that was there first.
 ///
@@ -461,7 +491,11 @@ pub fn webhook_secret(data_dir: &Path) -> Result<SecretString, EmbeddedError> {
     let folder = Folder::open(data_dir)?;
     let path = folder.file("webhook_secret");
     if let Some(secret) = folder.read_secret("webhook_secret")? {
-        return if secret.expose_secret().is_empty() { Err(EmbeddedError::EmptySecret { path }) } else { Ok(secret) };
+        return if secret.expose_secret().is_empty() {
+            Err(EmbeddedError::EmptySecret { path })
+        } else {
+            Ok(secret)
+        };
     }
     let secret = SecretString::from(format!("whsec_{}", random_hex()));
     let staged = stage_private(&path, secret.expose_secret())?;
@@ -470,9 +504,9 @@ pub fn webhook_secret(data_dir: &Path) -> Result<SecretString, EmbeddedError> {
     fs::remove_file(&staged).map_err(EmbeddedError::io("remove", &staged))?;
     match linked {
         Ok(()) => sync_folder(&folder.dir).map(|()| secret),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            folder.read_secret("webhook_secret")?.ok_or(EmbeddedError::EmptySecret { path })
-        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => folder
+            .read_secret("webhook_secret")?
+            .ok_or(EmbeddedError::EmptySecret { path }),
         Err(error) => Err(EmbeddedError::io("write", &path)(error)),
     }
 }
@@ -485,15 +519,22 @@ struct Folder {
 
 impl Folder {
     fn open(dir: &Path) -> Result<Self, EmbeddedError> {
-        if !dir.try_exists().map_err(EmbeddedError::io("look for", dir))? {
+        if !dir
+            .try_exists()
+            .map_err(EmbeddedError::io("look for", dir))?
+        {
             fs::create_dir_all(dir).map_err(EmbeddedError::io("make", dir))?;
-            // Others may pass, the server's user among them, and list nothing; each file in it is closed by its own mode.
-            fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(EmbeddedError::io("make", dir))?;
+            // Others may pass, the server's user among them, and list nothing; each file in it is
+            // closed by its own mode.
+            fs::set_permissions(dir, Permissions::from_mode(0o711))
+                .map_err(EmbeddedError::io("make", dir))?;
             // It holds secrets and often lies in a working copy.
             let ignore = dir.join(".gitignore");
             fs::write(&ignore, "*\n").map_err(EmbeddedError::io("write", &ignore))?;
         }
-        let dir = dir.canonicalize().map_err(EmbeddedError::io("resolve", dir))?;
+        let dir = dir
+            .canonicalize()
+            .map_err(EmbeddedError::io("resolve", dir))?;
         Ok(Self { dir })
     }
 
@@ -516,8 +557,14 @@ impl Folder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
-                let pid = file.read_to_string(&mut pid).ok().and_then(|_| pid.trim().parse().ok());
-                return Err(EmbeddedError::InUse { dir: self.dir.clone(), pid });
+                let pid = file
+                    .read_to_string(&mut pid)
+                    .ok()
+                    .and_then(|_| pid.trim().parse().ok());
+                return Err(EmbeddedError::InUse {
+                    dir: self.dir.clone(),
+                    pid,
+                });
             }
             Err(TryLockError::Error(error)) => return Err(EmbeddedError::io("lock", &path)(error)),
         }
@@ -543,10 +590,13 @@ impl Folder {
                 let password = password.expose_secret();
                 !password.is_empty() && password.bytes().all(|byte| byte.is_ascii_alphanumeric())
             })
-            .ok_or_else(|| EmbeddedError::Password { path: self.file("password") })
+            .ok_or_else(|| EmbeddedError::Password {
+                path: self.file("password"),
+            })
     }
 
-    /// On disk before the cluster that needs it; one that an interrupted start left is as good as a new one.
+    /// On disk before the cluster that needs it; one that an interrupted start left is as good as a
+    /// new one.
     fn make_password(&self) -> Result<SecretString, EmbeddedError> {
         if let Ok(password) = self.read_password() {
             return Ok(password);
@@ -559,7 +609,9 @@ impl Folder {
     fn forget_url(&self) -> Result<(), EmbeddedError> {
         let path = self.file("database_url");
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(EmbeddedError::io("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(EmbeddedError::io("remove", &path)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -579,7 +631,8 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // Closing isn't enough: a child between fork and exec has a copy of the descriptor and with it the lock.
+        // Closing isn't enough: a child between fork and exec has a copy of the descriptor and with
+        // it the lock.
         if let Err(error) = self.0.unlock() {
             tracing::warn!(%error, "the lock of the data folder stays until this process ends");
         }
@@ -602,12 +655,16 @@ impl ServerUser {
             let name = fields.next()?;
             let uid = fields.nth(1)?.parse().ok()?;
             let gid = fields.next()?.parse().ok()?;
-            (uid != 0 && wanted(name, uid)).then(|| Self { name: name.to_owned(), uid, gid })
+            (uid != 0 && wanted(name, uid)).then(|| Self {
+                name: name.to_owned(),
+                uid,
+                gid,
+            })
         })
     }
 
-    /// Whether the user can pass through the folder, all its parents included. Asked of the kernel, because modes, ACLs
-    /// and mounts together decide it.
+    /// Whether the user can pass through the folder, all its parents included. Asked of the kernel,
+    /// because modes, ACLs and mounts together decide it.
     fn can_enter(&self, dir: &Path) -> Result<bool, EmbeddedError> {
         let shell = Path::new("/bin/sh");
         command(shell, Some(self))
@@ -633,7 +690,9 @@ struct Place {
 impl Place {
     fn find(folder: &Folder) -> Result<Self, EmbeddedError> {
         let link = folder.file("postgres");
-        let target = fs::read_link(&link).ok().map(|target| folder.dir.join(target));
+        let target = fs::read_link(&link)
+            .ok()
+            .map(|target| folder.dir.join(target));
         let pgdata = target.clone().unwrap_or_else(|| link.clone());
         let owner = match fs::metadata(&pgdata) {
             Ok(metadata) => Some((metadata.uid(), metadata.gid())),
@@ -644,7 +703,11 @@ impl Place {
             return Err(EmbeddedError::Gone { link, target });
         }
         if !is_root()? {
-            return Ok(Self { pgdata, user: None, relocate: false });
+            return Ok(Self {
+                pgdata,
+                user: None,
+                relocate: false,
+            });
         }
 
         let passwd = Path::new("/etc/passwd");
@@ -657,26 +720,38 @@ impl Place {
                     .map_or_else(|| uid.to_string(), |user| user.name);
                 ServerUser { name, uid, gid }
             }
-            None => named("postgres").or_else(|| named("nobody")).ok_or(EmbeddedError::NoServerUser)?,
+            None => named("postgres")
+                .or_else(|| named("nobody"))
+                .ok_or(EmbeddedError::NoServerUser)?,
         };
         let entered = user.can_enter(pgdata.parent().unwrap_or(&folder.dir))?;
         if !entered && owner.is_some() {
-            return Err(EmbeddedError::Unreachable { pgdata, user: user.name });
+            return Err(EmbeddedError::Unreachable {
+                pgdata,
+                user: user.name,
+            });
         }
-        Ok(Self { pgdata, user: Some(user), relocate: !entered })
+        Ok(Self {
+            pgdata,
+            user: Some(user),
+            relocate: !entered,
+        })
     }
 }
 
 /// The standard library has no `geteuid`, and a crate for one number is too much.
 fn is_root() -> Result<bool, EmbeddedError> {
     let id = Path::new("id");
-    let output =
-        Command::new(id).arg("-u").stdin(Stdio::null()).output().map_err(EmbeddedError::spawn(id))?;
+    let output = Command::new(id)
+        .arg("-u")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(EmbeddedError::spawn(id))?;
     Ok(output.stdout.trim_ascii() == b"0")
 }
 
-/// The major version of a complete cluster, `None` if there is none. We rename a cluster into its place only when
-/// `initdb` is done, so half a one is not ours, and not ours to remove.
+/// The major version of a complete cluster, `None` if there is none. We rename a cluster into its
+/// place only when `initdb` is done, so half a one is not ours, and not ours to remove.
 fn cluster_version(pgdata: &Path) -> Result<Option<u32>, EmbeddedError> {
     let version = pgdata.join("PG_VERSION");
     if pgdata.join("global/pg_control").exists() {
@@ -692,7 +767,9 @@ fn cluster_version(pgdata: &Path) -> Result<Option<u32>, EmbeddedError> {
             Err(error) => return Err(EmbeddedError::io("use", pgdata)(error)),
         }
     }
-    Err(EmbeddedError::NotACluster { pgdata: pgdata.to_owned() })
+    Err(EmbeddedError::NotACluster {
+        pgdata: pgdata.to_owned(),
+    })
 }
 
 /// A folder with the server's programs.
@@ -704,21 +781,38 @@ struct Binaries {
 
 impl Binaries {
     /// The first choice whose major version is the cluster's, for a new cluster the first.
-    fn find(bin_dir: Option<&Path>, cluster: Option<u32>, pgdata: &Path) -> Result<Self, EmbeddedError> {
+    fn find(
+        bin_dir: Option<&Path>,
+        cluster: Option<u32>,
+        pgdata: &Path,
+    ) -> Result<Self, EmbeddedError> {
         let mut found = match bin_dir {
             Some(dir) => vec![Self::in_bin_dir(dir)?],
-            None => Self::search(&env::var_os("PATH").unwrap_or_default(), Path::new(DISTRIBUTION)),
+            None => Self::search(
+                &env::var_os("PATH").unwrap_or_default(),
+                Path::new(DISTRIBUTION),
+            ),
         };
         let Some(cluster) = cluster else {
-            return if found.is_empty() { Err(EmbeddedError::NoBinaries) } else { Ok(found.swap_remove(0)) };
+            return if found.is_empty() {
+                Err(EmbeddedError::NoBinaries)
+            } else {
+                Ok(found.swap_remove(0))
+            };
         };
         if let Some(matching) = found.iter().position(|binaries| binaries.major == cluster) {
             return Ok(found.swap_remove(matching));
         }
         match found.into_iter().next() {
-            Some(Self { dir: bin, major: binaries }) => {
-                Err(EmbeddedError::Version { pgdata: pgdata.to_owned(), cluster, bin, binaries })
-            }
+            Some(Self {
+                dir: bin,
+                major: binaries,
+            }) => Err(EmbeddedError::Version {
+                pgdata: pgdata.to_owned(),
+                cluster,
+                bin,
+                binaries,
+            }),
             None => Err(EmbeddedError::NoBinaries),
         }
     }
@@ -730,7 +824,11 @@ impl Binaries {
             return Err(EmbeddedError::BinDir { dir, missing });
         }
         let major = major_version(&dir)?;
-        if major < OLDEST { Err(EmbeddedError::BinDirTooOld { dir, major }) } else { Ok(Self { dir, major }) }
+        if major < OLDEST {
+            Err(EmbeddedError::BinDirTooOld { dir, major })
+        } else {
+            Ok(Self { dir, major })
+        }
     }
 
     /// What is on `PATH`, in its order, then the distribution's versions, the highest first.
@@ -741,7 +839,9 @@ impl Binaries {
             .filter_map(|entry| Self::usable(entry.ok()?.path().join("bin")))
             .collect();
         distributed.sort_by_key(|binaries| std::cmp::Reverse(binaries.major));
-        let on_path = env::split_paths(path).filter(|dir| dir.is_absolute()).filter_map(Self::usable);
+        let on_path = env::split_paths(path)
+            .filter(|dir| dir.is_absolute())
+            .filter_map(Self::usable);
         on_path.chain(distributed).collect()
     }
 
@@ -768,25 +868,36 @@ fn missing_program(dir: &Path) -> Option<&'static str> {
 
 fn major_version(dir: &Path) -> Result<u32, EmbeddedError> {
     let program = dir.join("postgres");
-    let output =
-        command(&program, None).arg("--version").output().map_err(EmbeddedError::spawn(&program))?;
+    let output = command(&program, None)
+        .arg("--version")
+        .output()
+        .map_err(EmbeddedError::spawn(&program))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    parse_major(&text)
-        .ok_or_else(|| EmbeddedError::Program { program: "postgres --version", output: text.trim().to_owned() })
+    parse_major(&text).ok_or_else(|| EmbeddedError::Program {
+        program: "postgres --version",
+        output: text.trim().to_owned(),
+    })
 }
 
 /// Of `postgres (PostgreSQL) 15.14 (Debian …)`, also `18beta1` and `19devel`.
 fn parse_major(text: &str) -> Option<u32> {
     let version = text.split_once("(PostgreSQL) ")?.1;
-    let end = version.find(|character: char| !character.is_ascii_digit()).unwrap_or(version.len());
+    let end = version
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(version.len());
     version[..end].parse().ok()
 }
 
-/// A program run as the server's user, from a folder that everybody may enter and with next to no environment: it would
-/// hand our secrets to the server, whose own variables (`PGPORT`, `PGOPTIONS`, `LC_ALL`) would change what it does.
+/// A program run as the server's user, from a folder that everybody may enter and with next to no
+/// environment: it would hand our secrets to the server, whose own variables (`PGPORT`,
+/// `PGOPTIONS`, `LC_ALL`) would change what it does.
 fn command(program: &Path, user: Option<&ServerUser>) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null());
     for kept in ["PATH", "LD_LIBRARY_PATH", "TZ"] {
         if let Some(value) = env::var_os(kept) {
             command.env(kept, value);
@@ -813,19 +924,29 @@ impl Server {
     fn pg_ctl(&self, action: &str) -> Command {
         let mut command = command(&self.bin.join("pg_ctl"), self.user.as_ref());
         // PGDATA, not `-D`: `pg_ctl` would paste the path into a shell command.
-        command.args([action, "-s"]).env("PGDATA", &self.pgdata).process_group(0);
+        command
+            .args([action, "-s"])
+            .env("PGDATA", &self.pgdata)
+            .process_group(0);
         command
     }
 
-    /// Makes the cluster beside its place and renames it, so that an interrupted `initdb` leaves no half cluster there.
-    async fn initialise(&self, password: &SecretString, durable: bool) -> Result<(), EmbeddedError> {
+    /// Makes the cluster beside its place and renames it, so that an interrupted `initdb` leaves no
+    /// half cluster there.
+    async fn initialise(
+        &self,
+        password: &SecretString,
+        durable: bool,
+    ) -> Result<(), EmbeddedError> {
         let parent = self.pgdata.parent().unwrap_or(Path::new("/"));
         remove_leftovers(parent);
         tracing::info!(pgdata = %self.pgdata.display(), "initialising a private postgres");
-        // UTF-8 with the C order: the same everywhere, whatever the operating system's locales. Not every system has it.
+        // UTF-8 with the C order: the same everywhere, whatever the operating system's locales. Not
+        // every system has it.
         let mut last = Ok(());
         for locale in ["C.UTF-8", "C"] {
-            let staging = Staging(parent.join(format!("{STAGING_PREFIX}{}", Uuid::new_v4().simple())));
+            let staging =
+                Staging(parent.join(format!("{STAGING_PREFIX}{}", Uuid::new_v4().simple())));
             last = self.initdb(&staging.0, locale, password, durable).await;
             if last.is_ok() {
                 let made = staging.0.join("data");
@@ -836,8 +957,8 @@ impl Server {
         last
     }
 
-    /// As [`Self::initialise`], under [`RELOCATED`], then links to it from the data folder. The link comes last: one that
-    /// leads nowhere always means that a cluster was lost.
+    /// As [`Self::initialise`], under [`RELOCATED`], then links to it from the data folder. The
+    /// link comes last: one that leads nowhere always means that a cluster was lost.
     async fn initialise_elsewhere(
         &mut self,
         folder: &Folder,
@@ -848,7 +969,8 @@ impl Server {
         let undo = Staging(home.clone());
         for dir in [Path::new(RELOCATED), &home] {
             fs::create_dir_all(dir).map_err(EmbeddedError::io("make", dir))?;
-            fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(EmbeddedError::io("make", dir))?;
+            fs::set_permissions(dir, Permissions::from_mode(0o711))
+                .map_err(EmbeddedError::io("make", dir))?;
         }
         self.pgdata = home.join("postgres");
         tracing::info!(
@@ -872,12 +994,14 @@ impl Server {
         durable: bool,
     ) -> Result<(), EmbeddedError> {
         fs::create_dir(staging).map_err(EmbeddedError::io("make", staging))?;
-        fs::set_permissions(staging, Permissions::from_mode(0o700)).map_err(EmbeddedError::io("make", staging))?;
+        fs::set_permissions(staging, Permissions::from_mode(0o700))
+            .map_err(EmbeddedError::io("make", staging))?;
         // A file, because arguments are everybody's to read; it goes with the folder.
         let pwfile = stage_private(&staging.join("pwfile"), password.expose_secret())?;
         if let Some(user) = &self.user {
             for path in [staging, &pwfile] {
-                chown(path, Some(user.uid), Some(user.gid)).map_err(EmbeddedError::io("hand over", path))?;
+                chown(path, Some(user.uid), Some(user.gid))
+                    .map_err(EmbeddedError::io("hand over", path))?;
             }
         }
         let program = self.bin.join("initdb");
@@ -887,9 +1011,22 @@ impl Server {
             .arg(staging.join("data"))
             .arg("--pwfile")
             .arg(&pwfile)
-            .args(["--username", NAME, "--encoding", "UTF8", "--locale", locale, "--data-checksums"])
+            .args([
+                "--username",
+                NAME,
+                "--encoding",
+                "UTF8",
+                "--locale",
+                locale,
+                "--data-checksums",
+            ])
             // The socket is off; the method is for whoever turns it on.
-            .args(["--auth-host", "scram-sha-256", "--auth-local", "scram-sha-256"]);
+            .args([
+                "--auth-host",
+                "scram-sha-256",
+                "--auth-local",
+                "scram-sha-256",
+            ]);
         if !durable {
             command.arg("--no-sync");
         }
@@ -902,16 +1039,26 @@ impl Server {
             Ok(())
         } else {
             let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(EmbeddedError::Program { program: "initdb", output })
+            Err(EmbeddedError::Program {
+                program: "initdb",
+                output,
+            })
         }
     }
 
-    /// The port of a server that already runs on this cluster and takes our password. One that is starting or stopping
-    /// is waited for. One that runs without `fsync` where that is wanted is stopped.
-    async fn adopt(&self, password: &SecretString, durable: bool) -> Result<Option<u16>, EmbeddedError> {
+    /// The port of a server that already runs on this cluster and takes our password. One that is
+    /// starting or stopping is waited for. One that runs without `fsync` where that is wanted is
+    /// stopped.
+    async fn adopt(
+        &self,
+        password: &SecretString,
+        durable: bool,
+    ) -> Result<Option<u16>, EmbeddedError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let Some(postmaster) = Postmaster::read(&self.pgdata)? else { return Ok(None) };
+            let Some(postmaster) = Postmaster::read(&self.pgdata)? else {
+                return Ok(None);
+            };
             if !self.is_running().await? {
                 // Left by a crash; the server clears it itself.
                 return Ok(None);
@@ -929,7 +1076,10 @@ impl Server {
                     self.stop().await?;
                     return Ok(None);
                 }
-                tracing::info!(port, "adopted the private postgres that a killed process left running");
+                tracing::info!(
+                    port,
+                    "adopted the private postgres that a killed process left running"
+                );
                 return Ok(Some(port));
             }
             // Ready but not for us: the file is stale, and a stranger has the process id.
@@ -944,7 +1094,10 @@ impl Server {
     async fn launch(&self, durable: bool) -> Result<u16, EmbeddedError> {
         let mut attempt = 1;
         loop {
-            let port = free_port().map_err(EmbeddedError::io("find a free port on", Path::new("127.0.0.1")))?;
+            let port = free_port().map_err(EmbeddedError::io(
+                "find a free port on",
+                Path::new("127.0.0.1"),
+            ))?;
             match self.launch_on(port, durable).await {
                 // Asked of the port, not of the log: its text has languages and versions.
                 Err(EmbeddedError::Start { .. }) if attempt < PORT_TRIES && is_taken(port) => {
@@ -967,18 +1120,27 @@ impl Server {
             .mode(0o600)
             .open(&self.log)
             .map_err(EmbeddedError::io("open", &self.log))?;
-        let before = log.metadata().map_err(EmbeddedError::io("read", &self.log))?.len();
-        let stderr = log.try_clone().map_err(EmbeddedError::io("open", &self.log))?;
-        // On the command line they win over the configuration file and `alter system`. Explicit where they are
-        // Postgres's defaults: durability is promised here, so it is decided here.
+        let before = log
+            .metadata()
+            .map_err(EmbeddedError::io("read", &self.log))?
+            .len();
+        let stderr = log
+            .try_clone()
+            .map_err(EmbeddedError::io("open", &self.log))?;
+        // On the command line they win over the configuration file and `alter system`. Explicit
+        // where they are Postgres's defaults: durability is promised here, so it is decided here.
         let sure = if durable { "on" } else { "off" };
         let settings = format!(
             "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c logging_collector=off \
              -c fsync={sure} -c synchronous_commit={sure} -c full_page_writes={sure}"
         );
         let mut command = self.pg_ctl("start");
-        // The open file instead of `-l`: its user needn't reach the log, and no pipe of ours stays open in the server.
-        command.args(["-w", "-t", START_SECONDS, "-o", &settings]).stdout(log).stderr(stderr);
+        // The open file instead of `-l`: its user needn't reach the log, and no pipe of ours stays
+        // open in the server.
+        command
+            .args(["-w", "-t", START_SECONDS, "-o", &settings])
+            .stdout(log)
+            .stderr(stderr);
         let status = tokio::process::Command::from(command)
             .status()
             .await
@@ -987,7 +1149,10 @@ impl Server {
             return Ok(());
         }
         let tail = tail(&self.log, before).map_err(EmbeddedError::io("read", &self.log))?;
-        Err(EmbeddedError::Start { log: self.log.clone(), tail })
+        Err(EmbeddedError::Start {
+            log: self.log.clone(),
+            tail,
+        })
     }
 
     async fn is_running(&self) -> Result<bool, EmbeddedError> {
@@ -1012,11 +1177,15 @@ impl Server {
             return Ok(());
         }
         let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(EmbeddedError::Program { program: "pg_ctl stop", output })
+        Err(EmbeddedError::Program {
+            program: "pg_ctl stop",
+            output,
+        })
     }
 }
 
-/// What `postmaster.pid` says: its fourth line is the port, its eighth the state (`pg_ctl` reads the same lines).
+/// What `postmaster.pid` says: its fourth line is the port, its eighth the state (`pg_ctl` reads
+/// the same lines).
 #[derive(Debug, PartialEq, Eq)]
 struct Postmaster {
     port: Option<u16>,
@@ -1036,7 +1205,10 @@ impl Postmaster {
     /// A server that is just starting has written only the first lines.
     fn parse(text: &str) -> Self {
         let line = |number: usize| text.lines().nth(number - 1).map(str::trim);
-        Self { port: line(4).and_then(|port| port.parse().ok()), ready: line(8) == Some("ready") }
+        Self {
+            port: line(4).and_then(|port| port.parse().ok()),
+            ready: line(8) == Some("ready"),
+        }
     }
 }
 
@@ -1057,16 +1229,20 @@ async fn connect(target: &PgConnectOptions) -> Result<PgConnection, sqlx::Error>
         .unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
 }
 
-/// `create database` has no `if not exists`; the folder's lock keeps others from creating it in between.
+/// `create database` has no `if not exists`; the folder's lock keeps others from creating it in
+/// between.
 async fn ensure_database(port: u16, password: &SecretString) -> Result<(), EmbeddedError> {
     let ensure = async {
         let mut connection = connect(&target(port, password)).await?;
-        let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-            .bind(NAME)
-            .fetch_one(&mut connection)
-            .await?;
+        let there: bool =
+            sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+                .bind(NAME)
+                .fetch_one(&mut connection)
+                .await?;
         if !there {
-            sqlx::raw_sql("create database workos_sync").execute(&mut connection).await?;
+            sqlx::raw_sql("create database workos_sync")
+                .execute(&mut connection)
+                .await?;
         }
         connection.close().await
     };
@@ -1074,7 +1250,9 @@ async fn ensure_database(port: u16, password: &SecretString) -> Result<(), Embed
 }
 
 fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
 }
 
 fn is_taken(port: u16) -> bool {
@@ -1096,7 +1274,8 @@ fn random_hex() -> String {
     format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
 }
 
-/// Replaces a file of mode 0600 at once: a reader sees the old text or the new, a crash leaves one of them.
+/// Replaces a file of mode 0600 at once: a reader sees the old text or the new, a crash leaves one
+/// of them.
 fn write_private(path: &Path, text: &str) -> Result<(), EmbeddedError> {
     let staged = stage_private(path, text)?;
     fs::rename(&staged, path).map_err(EmbeddedError::io("write", path))?;
@@ -1109,7 +1288,11 @@ fn stage_private(path: &Path, text: &str) -> Result<PathBuf, EmbeddedError> {
     staged.push(format!(".{}", Uuid::new_v4().simple()));
     let staged = PathBuf::from(staged);
     let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staged)?;
         give_to_owner_of(path.parent().unwrap_or(Path::new("/")), &file);
         writeln!(file, "{text}")?;
         file.sync_all()
@@ -1118,23 +1301,31 @@ fn stage_private(path: &Path, text: &str) -> Result<PathBuf, EmbeddedError> {
     Ok(staged)
 }
 
-/// Root may have run once in an ordinary user's folder; what it leaves there must be the user's, or they are locked out.
-/// For everybody else the owners are the same or the call is refused, and both are fine.
+/// Root may have run once in an ordinary user's folder; what it leaves there must be the user's, or
+/// they are locked out. For everybody else the owners are the same or the call is refused, and both
+/// are fine.
 fn give_to_owner_of(folder: &Path, file: &File) {
-    let given = fs::metadata(folder).and_then(|folder| fchown(file, Some(folder.uid()), Some(folder.gid())));
+    let given = fs::metadata(folder)
+        .and_then(|folder| fchown(file, Some(folder.uid()), Some(folder.gid())));
     if let Err(error) = given {
         tracing::debug!(%error, folder = %folder.display(), "a file keeps its owner");
     }
 }
 
 fn sync_folder(dir: &Path) -> Result<(), EmbeddedError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(EmbeddedError::io("sync", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(EmbeddedError::io("sync", dir))
 }
 
 /// Of starts that were killed in `initdb`. Ours to remove: we hold the lock.
 fn remove_leftovers(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(STAGING_PREFIX.as_bytes()) {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(STAGING_PREFIX.as_bytes())
+        {
             drop(Staging(entry.path()));
         }
     }
@@ -1162,4 +1353,651 @@ impl Drop for Staging {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::{io::BufRead, process::Child};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const CHILD_DATA_DIR: &str = "WORKOS_SYNC_TEST_DATA_DIR";
+
+    /// A data folder that takes its server and its files elsewhere with it, however the test ends.
+    struct TestFolder {
+        dir: TempDir,
+        durable: bool,
+    }
+
+    impl TestFolder {
+        /// As root this is a folder that the server's user can't enter: only root may.
+        fn new() -> Self {
+            let private = Permissions::from_mode(0o700);
+            let dir = tempfile::Builder::new().permissions(private).tempdir();
+            Self {
+                dir: dir.expect("a folder"),
+                durable: false,
+            }
+        }
+
+        fn path(&self) -> &Path {
+            self.dir.path()
+        }
+
+        fn options(&self) -> EmbeddedOptions {
+            EmbeddedOptions {
+                data_dir: self.path().to_owned(),
+                bin_dir: None,
+                durable: self.durable,
+            }
+        }
+
+        async fn start(&self) -> Embedded {
+            Embedded::start(&self.options())
+                .await
+                .unwrap_or_else(|error| panic!("{error}: {error:?}"))
+        }
+
+        /// Where the cluster is, links followed.
+        fn pgdata(&self) -> PathBuf {
+            fs::read_link(self.path().join("postgres"))
+                .unwrap_or_else(|_| self.path().join("postgres"))
+        }
+
+        fn server(&self) -> Option<Server> {
+            let pgdata = self.pgdata();
+            let owner = fs::metadata(&pgdata).ok()?;
+            let user = is_root().ok()?.then(|| ServerUser {
+                name: String::new(),
+                uid: owner.uid(),
+                gid: owner.gid(),
+            });
+            let bin = Binaries::find(None, None, &pgdata).ok()?.dir;
+            Some(Server {
+                bin,
+                pgdata,
+                log: self.path().join("postgres.log"),
+                user,
+            })
+        }
+
+        fn stop_at_once(&self) {
+            if let Some(server) = self.server() {
+                let _ = server
+                    .pg_ctl("stop")
+                    .args(["-m", "immediate", "-w"])
+                    .stderr(Stdio::null())
+                    .status();
+            }
+        }
+
+        fn postmaster_pid(&self) -> String {
+            let text =
+                fs::read_to_string(self.pgdata().join("postmaster.pid")).expect("a running server");
+            text.lines().next().expect("its process id").to_owned()
+        }
+    }
+
+    impl Drop for TestFolder {
+        fn drop(&mut self) {
+            self.stop_at_once();
+            let pgdata = self.pgdata();
+            if pgdata.starts_with(RELOCATED) {
+                let _ = fs::remove_dir_all(pgdata.parent().expect("a folder of its own"));
+                // Refused while another test's is in it.
+                let _ = fs::remove_dir(RELOCATED);
+            }
+        }
+    }
+
+    /// An owner that died: the lock is free, the server runs.
+    fn abandon(mut owner: Embedded) {
+        owner.running = false;
+    }
+
+    async fn open(url: &SecretString) -> PgConnection {
+        PgConnection::connect(url.expose_secret())
+            .await
+            .expect("the server accepts its own address")
+    }
+
+    async fn setting(connection: &mut PgConnection, name: &str) -> String {
+        sqlx::query_scalar("select current_setting($1)")
+            .bind(name)
+            .fetch_one(connection)
+            .await
+            .expect("a setting")
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("a file").mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_there_after_stop_and_start() {
+        let mut folder = TestFolder::new();
+        folder.durable = true;
+        let embedded = folder.start().await;
+        let mut connection = open(embedded.url()).await;
+        sqlx::raw_sql("create table kept (word text); insert into kept values ('here')")
+            .execute(&mut connection)
+            .await
+            .expect("a table");
+        for (name, expected) in [
+            ("fsync", "on"),
+            ("synchronous_commit", "on"),
+            ("full_page_writes", "on"),
+            ("data_checksums", "on"),
+            ("listen_addresses", "127.0.0.1"),
+            ("unix_socket_directories", ""),
+            ("password_encryption", "scram-sha-256"),
+            ("server_encoding", "UTF8"),
+        ] {
+            assert_eq!(setting(&mut connection, name).await, expected, "{name}");
+        }
+        drop(connection);
+        embedded.stop().await.expect("a clean stop");
+        assert!(
+            !folder.path().join("database_url").exists(),
+            "an address of nothing"
+        );
+        assert!(
+            !folder.pgdata().join("postmaster.pid").exists(),
+            "the server still runs"
+        );
+
+        let embedded = folder.start().await;
+        let mut connection = open(embedded.url()).await;
+        let word: String = sqlx::query_scalar("select word from kept")
+            .fetch_one(&mut connection)
+            .await
+            .expect("the row");
+        assert_eq!(word, "here");
+        embedded.stop().await.expect("a clean stop");
+    }
+
+    #[tokio::test]
+    async fn the_password_is_asked_for_and_shown_nowhere() {
+        let folder = TestFolder::new();
+        let joined = join_or_start(&folder.options()).await.expect("a server");
+        let password = fs::read_to_string(folder.path().join("password")).expect("the password");
+        let password = password.trim();
+        assert!(joined.url().expose_secret().contains(password));
+
+        let wrong = joined.url().expose_secret().replace(password, "wrong");
+        let refused = PgConnection::connect(&wrong)
+            .await
+            .expect_err("a wrong password");
+        assert_eq!(
+            refused
+                .as_database_error()
+                .and_then(sqlx::error::DatabaseError::code)
+                .as_deref(),
+            Some("28P01"),
+            "{refused}"
+        );
+
+        assert!(!format!("{joined:?}").contains(password), "Debug shows it");
+        for file in [
+            folder.path().join("postgres.log"),
+            folder.pgdata().join("postmaster.opts"),
+        ] {
+            let text = fs::read_to_string(&file).expect("a file");
+            assert!(!text.contains(password), "{} shows it", file.display());
+        }
+        for file in ["password", "database_url", "postgres.log", "lock"] {
+            assert_eq!(mode(&folder.path().join(file)), 0o600, "{file}");
+        }
+        assert_eq!(mode(&folder.pgdata()), 0o700);
+        joined.stop().await.expect("a clean stop");
+    }
+
+    #[tokio::test]
+    async fn a_second_owner_is_refused_and_a_second_user_joins() {
+        let folder = TestFolder::new();
+        let owner = folder.start().await;
+
+        let refused = Embedded::start(&folder.options())
+            .await
+            .expect_err("two owners");
+        let named = matches!(&refused, EmbeddedError::InUse { pid: Some(pid), .. } if *pid == std::process::id());
+        assert!(named, "{refused:?}");
+        assert!(
+            refused
+                .to_string()
+                .contains(&owner.data_dir().display().to_string()),
+            "{refused}"
+        );
+        assert!(refused.hint().is_some());
+
+        let joined = join_or_start(&folder.options())
+            .await
+            .expect("the owner's server");
+        assert!(matches!(joined, Joined::Running { .. }), "{joined:?}");
+        assert_eq!(joined.url().expose_secret(), owner.url().expose_secret());
+        joined.stop().await.expect("nothing to stop");
+        open(owner.url())
+            .await
+            .ping()
+            .await
+            .expect("the server is the owner's to stop");
+
+        owner.stop().await.expect("a clean stop");
+        let alone = join_or_start(&folder.options()).await.expect("a server");
+        assert!(matches!(alone, Joined::Owned(_)), "{alone:?}");
+        alone.stop().await.expect("a clean stop");
+    }
+
+    /// Not a test: the process that the next one kills.
+    #[tokio::test]
+    #[ignore = "run by a_killed_owners_server_is_adopted"]
+    async fn owner_to_be_killed() {
+        let Some(data_dir) = env::var_os(CHILD_DATA_DIR) else {
+            return;
+        };
+        let options = EmbeddedOptions {
+            data_dir: data_dir.into(),
+            bin_dir: None,
+            durable: true,
+        };
+        let embedded = Embedded::start(&options).await.expect("a server");
+        writeln!(io::stdout(), "\nserving").expect("a reader");
+        std::future::pending::<()>().await;
+        drop(embedded);
+    }
+
+    struct Killed(Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_killed_owners_server_is_adopted() {
+        let mut folder = TestFolder::new();
+        folder.durable = true;
+        let mut child = Killed(
+            Command::new(env::current_exe().expect("this program"))
+                .args([
+                    "--exact",
+                    "postgres::embedded::tests::owner_to_be_killed",
+                    "--ignored",
+                    "--nocapture",
+                ])
+                .env(CHILD_DATA_DIR, folder.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a child"),
+        );
+        let stdout = child.0.stdout.take().expect("a pipe");
+        let serving = io::BufReader::new(stdout)
+            .lines()
+            .any(|line| line.is_ok_and(|line| line == "serving"));
+        assert!(serving, "the owner ended before it served");
+        let joined = join_or_start(&folder.options())
+            .await
+            .expect("the owner's server");
+        assert!(matches!(joined, Joined::Running { .. }), "{joined:?}");
+        let (url, pid) = (
+            joined.url().expose_secret().to_owned(),
+            folder.postmaster_pid(),
+        );
+
+        drop(child);
+
+        let heir = folder.start().await;
+        assert_eq!(heir.url().expose_secret(), url);
+        assert_eq!(folder.postmaster_pid(), pid, "it was started anew");
+        heir.stop().await.expect("a clean stop");
+    }
+
+    #[tokio::test]
+    async fn a_server_without_fsync_is_not_adopted_where_it_is_wanted() {
+        let mut folder = TestFolder::new();
+        abandon(folder.start().await);
+        let unsafe_pid = folder.postmaster_pid();
+
+        folder.durable = true;
+        let heir = folder.start().await;
+        assert_ne!(folder.postmaster_pid(), unsafe_pid);
+        assert_eq!(setting(&mut open(heir.url()).await, "fsync").await, "on");
+        heir.stop().await.expect("a clean stop");
+    }
+
+    #[tokio::test]
+    async fn the_cluster_is_found_again_after_a_crash_a_drop_and_an_unexpected_end() {
+        let folder = TestFolder::new();
+        // The machine went down: `postmaster.pid` is stale.
+        abandon(folder.start().await);
+        let stale = fs::read(folder.pgdata().join("postmaster.pid")).expect("a running server");
+        folder.stop_at_once();
+        let mut child = Command::new("true").spawn().expect("a process");
+        child.wait().expect("its end");
+        let stale = String::from_utf8_lossy(&stale).replacen(
+            &first_line(&stale),
+            &child.id().to_string(),
+            1,
+        );
+        fs::write(folder.pgdata().join("postmaster.pid"), stale).expect("a stale file");
+
+        // Dropped: the next start waits for the end.
+        drop(folder.start().await);
+
+        // Ended by somebody else: there is nothing left to stop.
+        let embedded = folder.start().await;
+        folder.stop_at_once();
+        embedded.stop().await.expect("it is stopped");
+    }
+
+    fn first_line(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(bytes)
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
+        let folder = TestFolder::new();
+        folder.start().await.stop().await.expect("a clean stop");
+
+        let server = folder.server().expect("a cluster");
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = taken.local_addr().expect("its number").port();
+        let refused = server
+            .launch_on(port, false)
+            .await
+            .expect_err("the port is taken");
+        assert!(
+            matches!(refused, EmbeddedError::Start { .. }) && is_taken(port),
+            "{refused:?}"
+        );
+
+        let conf = folder.pgdata().join("postgresql.conf");
+        let good = fs::read(&conf).expect("the configuration");
+        fs::write(&conf, "no such setting\n").expect("a broken configuration");
+        let refused = Embedded::start(&folder.options())
+            .await
+            .expect_err("a broken configuration");
+        assert!(refused.to_string().contains("postgresql.conf"), "{refused}");
+        assert!(
+            !refused.to_string().contains(&port.to_string()),
+            "an older part of the log: {refused}"
+        );
+
+        fs::write(&conf, good).expect("the configuration");
+        let password = fs::read(folder.path().join("password")).expect("the password");
+        fs::remove_file(folder.path().join("password")).expect("the password");
+        let refused = Embedded::start(&folder.options())
+            .await
+            .expect_err("no password");
+        assert!(
+            matches!(refused, EmbeddedError::Password { .. }),
+            "{refused:?}"
+        );
+
+        fs::write(folder.path().join("password"), password).expect("the password");
+        folder.start().await.stop().await.expect("a clean stop");
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_initdb_is_cleared_away() {
+        let folder = TestFolder::new();
+        // Everybody may pass, so that root's server stays in the data folder too.
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("a mode");
+        let half = folder.path().join(format!("{STAGING_PREFIX}0/data/base"));
+        fs::create_dir_all(half).expect("half a cluster");
+        folder.start().await.stop().await.expect("a clean stop");
+        assert!(!folder.path().join(format!("{STAGING_PREFIX}0")).exists());
+        let postgres = fs::symlink_metadata(folder.path().join("postgres")).expect("the cluster");
+        assert!(postgres.is_dir(), "it is elsewhere");
+        let names: Vec<_> = fs::read_dir(folder.path())
+            .expect("the folder")
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
+        assert_eq!(
+            names.len(),
+            4,
+            "lock, password, postgres, postgres.log: {names:?}"
+        );
+    }
+
+    /// Only root needs another place; for everybody else the first half says that there is none.
+    #[tokio::test]
+    async fn roots_cluster_is_linked_to_where_its_user_can_go() {
+        let folder = TestFolder::new();
+        let link = folder.path().join("postgres");
+        folder.start().await.stop().await.expect("a clean stop");
+        if !is_root().expect("an answer") {
+            assert!(fs::symlink_metadata(&link).expect("the cluster").is_dir());
+            return;
+        }
+        let target = fs::read_link(&link).expect("a link");
+        assert!(target.starts_with(RELOCATED), "{}", target.display());
+        assert_ne!(fs::metadata(&target).expect("the cluster").uid(), 0);
+        folder.start().await.stop().await.expect("found again");
+
+        let moved = target.with_file_name("moved");
+        fs::rename(&target, &moved).expect("a move");
+        let refused = Embedded::start(&folder.options())
+            .await
+            .expect_err("the cluster is gone");
+        assert!(matches!(refused, EmbeddedError::Gone { .. }), "{refused:?}");
+        fs::rename(&moved, &target).expect("a move");
+
+        chown(&target, Some(0), Some(0)).expect("root may");
+        let refused = Embedded::start(&folder.options())
+            .await
+            .expect_err("the cluster is root's");
+        assert!(
+            matches!(refused, EmbeddedError::RootOwned { .. }),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_no_cluster_is_left_alone() {
+        let folder = TestFolder::new();
+        let file = folder.path().join("postgres/thesis.txt");
+        fs::create_dir(folder.path().join("postgres")).expect("a folder");
+        fs::write(&file, "").expect("a file");
+        let pgdata = folder.path().join("postgres");
+        let refused = cluster_version(&pgdata).expect_err("not a cluster");
+        assert!(
+            matches!(refused, EmbeddedError::NotACluster { .. }),
+            "{refused:?}"
+        );
+        assert!(file.exists());
+    }
+
+    /// Programs that only know their version. Written by a shell: a descriptor of ours that is open
+    /// for writing could be in another test's child when the program is run, and the kernel refuses
+    /// that.
+    fn fake_binaries(dir: &Path, major: u32) -> PathBuf {
+        let bin = dir.join(major.to_string()).join("bin");
+        fs::create_dir_all(&bin).expect("a folder");
+        let script = r#"
+            for program in postgres initdb pg_ctl; do
+                printf '#!/bin/sh\necho "postgres (PostgreSQL) %s.1"\n' "$1" > "$program"
+                chmod 755 "$program"
+            done"#;
+        let made = Command::new("sh")
+            .args(["-c", script, "sh", &major.to_string()])
+            .current_dir(&bin)
+            .status();
+        assert!(made.expect("a shell").success());
+        bin
+    }
+
+    #[test]
+    fn binaries_come_from_path_first_then_the_highest_version() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let on_path = fake_binaries(&dir.path().join("path"), 14);
+        let distribution = dir.path().join("distribution");
+        for major in [9, 16, 12] {
+            fake_binaries(&distribution, major);
+        }
+        fake_binaries(&distribution, 17);
+        fs::create_dir_all(distribution.join("18/bin")).expect("a folder without programs");
+
+        let found = Binaries::search(on_path.as_os_str(), &distribution);
+        let majors: Vec<_> = found.iter().map(|binaries| binaries.major).collect();
+        assert_eq!(majors, [14, 17, 16], "12 and 9 are too old");
+    }
+
+    #[test]
+    fn a_cluster_of_another_version_names_both() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let bin = fake_binaries(dir.path(), 17);
+        let pgdata = dir.path().join("postgres");
+        fs::create_dir_all(pgdata.join("global")).expect("a folder");
+        fs::write(pgdata.join("global/pg_control"), "").expect("a file");
+        fs::write(pgdata.join("PG_VERSION"), "15\n").expect("a file");
+        let cluster = cluster_version(&pgdata).expect("a cluster");
+        assert_eq!(cluster, Some(15));
+        let refused = Binaries::find(Some(&bin), cluster, &pgdata).expect_err("17 can't read 15");
+        let (message, hint) = (refused.to_string(), refused.hint().expect("a hint"));
+        assert!(
+            message.contains("15") && message.contains("17"),
+            "{message}"
+        );
+        assert!(hint.contains("PG_BIN_DIR"), "{hint}");
+    }
+
+    #[tokio::test]
+    async fn a_pg_bin_dir_without_the_programs_is_named() {
+        let folder = TestFolder::new();
+        let options = EmbeddedOptions {
+            bin_dir: Some(folder.path().into()),
+            ..folder.options()
+        };
+        let refused = Embedded::start(&options)
+            .await
+            .expect_err("there is no server");
+        let expected = format!(
+            "PG_BIN_DIR: no executable postgres in {}",
+            folder.path().display()
+        );
+        assert_eq!(refused.to_string(), expected);
+        assert!(refused.hint().is_some());
+
+        let bin = fake_binaries(folder.path(), 12);
+        let refused = Binaries::find(Some(&bin), None, folder.path()).expect_err("12 is too old");
+        assert!(
+            matches!(refused, EmbeddedError::BinDirTooOld { major: 12, .. }),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn the_webhook_secret_stays_the_same_and_is_private() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let dir = parent.path().join("made/when/needed");
+        let first = webhook_secret(&dir).expect("a secret");
+        let secret = first.expose_secret();
+        let random = secret.strip_prefix("whsec_").expect("the prefix");
+        assert!(random.len() == 64 && random.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(mode(&dir.join("webhook_secret")), 0o600);
+        assert_eq!(mode(&dir), 0o711);
+        assert_eq!(
+            webhook_secret(&dir).expect("the secret").expose_secret(),
+            secret
+        );
+        assert!(!format!("{first:?}").contains(random));
+        let other = webhook_secret(parent.path()).expect("a secret");
+        assert_ne!(other.expose_secret(), secret);
+
+        fs::write(dir.join("webhook_secret"), "\n").expect("a file");
+        let refused = webhook_secret(&dir).expect_err("an empty key");
+        assert!(
+            matches!(refused, EmbeddedError::EmptySecret { .. }),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn two_that_make_up_a_secret_at_once_get_the_same() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let barrier = std::sync::Barrier::new(4);
+        let secrets: Vec<String> = std::thread::scope(|scope| {
+            let make = || {
+                barrier.wait();
+                webhook_secret(dir.path())
+                    .expect("a secret")
+                    .expose_secret()
+                    .to_owned()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic"))
+                .collect()
+        });
+        assert!(
+            secrets.iter().all(|secret| *secret == secrets[0]),
+            "{secrets:?}"
+        );
+    }
+
+    #[test]
+    fn versions_are_read_from_releases_and_pre_releases() {
+        assert_eq!(
+            parse_major("postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n"),
+            Some(15)
+        );
+        assert_eq!(parse_major("postgres (PostgreSQL) 18beta1\n"), Some(18));
+        assert_eq!(parse_major("postgres (PostgreSQL) 13\n"), Some(13));
+        assert_eq!(parse_major("sh: postgres: not found\n"), None);
+    }
+
+    #[test]
+    fn a_postmaster_that_has_just_begun_has_no_port_yet() {
+        let whole = "1234\n/data\n1700000000\n40123\n\n127.0.0.1\n  393225         0\nready   \n";
+        assert_eq!(
+            Postmaster::parse(whole),
+            Postmaster {
+                port: Some(40123),
+                ready: true
+            }
+        );
+        let starting = whole.replace("ready   ", "starting");
+        assert_eq!(
+            Postmaster::parse(&starting),
+            Postmaster {
+                port: Some(40123),
+                ready: false
+            }
+        );
+        assert_eq!(
+            Postmaster::parse("1234\n/data\n"),
+            Postmaster {
+                port: None,
+                ready: false
+            }
+        );
+    }
+
+    #[test]
+    fn users_are_found_by_name_and_by_number_but_never_root() {
+        let passwd = "toor:x:0:0::/root:/bin/sh\n# comment\nbroken:x\npostgres:x:101:104:,,,:/var/lib/postgresql:/bin/bash\n";
+        let postgres = Some(ServerUser {
+            name: "postgres".into(),
+            uid: 101,
+            gid: 104,
+        });
+        assert_eq!(
+            ServerUser::in_passwd(passwd, |name, _| name == "postgres"),
+            postgres
+        );
+        assert_eq!(ServerUser::in_passwd(passwd, |_, uid| uid == 101), postgres);
+        assert_eq!(
+            ServerUser::in_passwd(passwd, |name, _| name == "toor"),
+            None
+        );
+    }
+}

@@ -62,9 +62,13 @@ pub fn is_about_the_content(error: &sqlx::Error) -> bool {
 /// Says whether the connection was refused for what the connection string says: no wait mends that.
 #[must_use]
 pub fn is_about_the_connection_string(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(error) = error else { return false };
+    let sqlx::Error::Database(error) = error else {
+        return false;
+    };
     // invalid_authorization_specification and invalid_password; invalid_catalog_name
-    error.code().is_some_and(|code| code.starts_with("28") || code == "3D000")
+    error
+        .code()
+        .is_some_and(|code| code.starts_with("28") || code == "3D000")
 }
 
 /// The error as an operator wants to read it in `last_error`: SQLSTATE, message, and the constraint's name.

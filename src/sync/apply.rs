@@ -39,7 +39,12 @@ pub async fn apply(
     let disabled_at = event.created_at.unwrap_or(now);
 
     let (outcome, written) = match decision {
-        Decision::Stale => return Ok(Applied { outcome: Outcome::Stale, push_recorded: false }),
+        Decision::Stale => {
+            return Ok(Applied {
+                outcome: Outcome::Stale,
+                push_recorded: false,
+            });
+        }
         Decision::Tombstone => (Outcome::Tombstoned, None),
         Decision::Disable { id } => {
             still_there(store::disable(connection, &id, disabled_at, event, now).await?)?;
@@ -51,13 +56,23 @@ pub async fn apply(
             store::insert(connection, &id, name, &slug, disabled_at, event, now).await?;
             (Outcome::Created, Some(id))
         }
-        Decision::Update { id, name, link, disable, not_followed } => {
+        Decision::Update {
+            id,
+            name,
+            link,
+            disable,
+            not_followed,
+        } => {
             log_link(event, &id, &link, not_followed.as_ref());
             still_there(store::update(connection, &id, name, &link, event, now).await?)?;
             if disable {
                 still_there(store::disable(connection, &id, disabled_at, event, now).await?)?;
             }
-            let outcome = if link == Link::Kept { Outcome::Updated } else { Outcome::Linked };
+            let outcome = if link == Link::Kept {
+                Outcome::Updated
+            } else {
+                Outcome::Linked
+            };
             (outcome, Some(id))
         }
     };

@@ -140,7 +140,12 @@ pub fn decide<'e>(
     // relinked, removed by the application, or never have been there (a tombstone).
     let overtaken = found.cursor.as_ref().is_some_and(|cursor| {
         let last = Some(&cursor.last_event_id);
-        !should_process_event(last, cursor.last_event_updated_at, &event.id, event.updated_at)
+        !should_process_event(
+            last,
+            cursor.last_event_updated_at,
+            &event.id,
+            event.updated_at,
+        )
     });
     if overtaken {
         return Decision::Stale;
@@ -162,9 +167,11 @@ pub fn decide<'e>(
             };
             match (&found.by_workos_id, &found.by_candidate_id) {
                 // R1, R6: never remapped.
-                (Some(row), _) if is_fresh(row) => {
-                    update(row, Link::Kept, external_id.clone().filter(|id| *id != row.id))
-                }
+                (Some(row), _) if is_fresh(row) => update(
+                    row,
+                    Link::Kept,
+                    external_id.clone().filter(|id| *id != row.id),
+                ),
                 (Some(_), _) => Decision::Stale,
                 // R2, R3, R6
                 (None, Some(row)) => match &row.workos_id {
@@ -176,7 +183,11 @@ pub fn decide<'e>(
                     None => Decision::Stale,
                 },
                 // R4
-                (None, None) => Decision::Create { id: candidate_id, name, disabled: deleted },
+                (None, None) => Decision::Create {
+                    id: candidate_id,
+                    name,
+                    disabled: deleted,
+                },
             }
         }
         // R10

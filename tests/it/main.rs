@@ -1,1 +1,13 @@
-//! x
+//! Everything that needs Postgres or a socket: one binary, a module a theme, a database for each test.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "to clippy, the helpers of tests are outside of tests"
+)]
+
+mod health;
+mod listener;
+mod organizations;
+mod outbox;
+mod support;
+mod workos;

@@ -1,0 +1,154 @@
+//! The probes: what `readyz` says of a database that is well, gone, silent or behind (section 7).
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::routing::get;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use workos_sync::http::health::{Health, NotReady, healthz, readyz};
+use workos_sync::postgres;
+
+use crate::support::TestDatabase;
+
+/// How long a test waits for what should happen within a second or two.
+const SOON: Duration = Duration::from_secs(10);
+
+fn health(database: &PgConnectOptions) -> Health {
+    Health::new(CancellationToken::new(), database.clone())
+}
+
+async fn get_path(health: Health, path: &str) -> (u16, String, Option<String>) {
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(health);
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let response = router.oneshot(request).await.unwrap();
+    let status = response.status().as_u16();
+    let headers = response.headers();
+    let type_expected = if status == 200 {
+        "application/json"
+    } else {
+        assert_eq!(headers[RETRY_AFTER], "1");
+        "application/problem+json"
+    };
+    assert_eq!(headers[CONTENT_TYPE], type_expected);
+    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let text = |key: &str| body[key].as_str().map(str::to_owned);
+    let code = text("code");
+    (status, text("status").unwrap_or_default(), code)
+}
+
+/// Ready, whatever the pool is busy with: the probe has a connection of its own.
+#[tokio::test]
+async fn a_current_database_is_ready() {
+    let TestDatabase {
+        options: database, ..
+    } = &TestDatabase::new().await;
+    let pool = postgres::pool(database.clone(), 1);
+    let _busy = pool.acquire().await.unwrap();
+    let ready = (200, "ready".to_owned(), None);
+    assert_eq!(get_path(health(database), "/readyz").await, ready);
+}
+
+/// A database that nobody has migrated is told apart from one that is away.
+#[tokio::test]
+async fn pending_migrations_are_not_ready() {
+    let database = TestDatabase::empty().await;
+    let health = health(&database.options);
+    assert_eq!(health.check().await, Err(NotReady::Schema));
+    let (status, _, code) = get_path(health, "/readyz").await;
+    assert_eq!((status, code.as_deref()), (503, Some("schema_outdated")));
+}
+
+/// R31: not ready from the moment of the signal, whatever was found just before.
+#[tokio::test]
+async fn a_service_that_shuts_down_is_not_ready() {
+    let database = TestDatabase::new().await;
+    let stop = CancellationToken::new();
+    let health = Health::new(stop.clone(), database.options.clone());
+    assert_eq!(health.check().await, Ok(()));
+    stop.cancel();
+    let (status, _, code) = get_path(health, "/readyz").await;
+    assert_eq!((status, code.as_deref()), (503, Some("shutting_down")));
+}
+
+/// `healthz` touches nothing; `readyz` names the database.
+#[tokio::test]
+async fn without_a_database_the_process_lives_but_is_not_ready() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = closed.local_addr().unwrap().port();
+    drop(closed);
+    let health = health(&PgConnectOptions::new().host("127.0.0.1").port(port));
+    let ok = (200, "ok".to_owned(), None);
+    assert_eq!(get_path(health.clone(), "/healthz").await, ok);
+    let (status, _, code) = get_path(health, "/readyz").await;
+    assert_eq!(
+        (status, code.as_deref()),
+        (503, Some("database_unavailable"))
+    );
+}
+
+/// A database that says nothing is waited for once, however many ask.
+#[tokio::test]
+async fn probes_of_a_silent_database_share_one_wait() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let health = health(&PgConnectOptions::new().host("127.0.0.1").port(port));
+    let start = Instant::now();
+    let mut probes = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let health = health.clone();
+        probes.spawn(async move { health.check().await });
+    }
+    for verdict in timeout(SOON, probes.join_all()).await.unwrap() {
+        assert_eq!(verdict, Err(NotReady::Database));
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "one wait, not 50");
+    let _first = silent.accept().await.unwrap();
+    let second = timeout(Duration::from_millis(50), silent.accept()).await;
+    assert!(second.is_err(), "one connection, not 50");
+}
+
+/// A connection that died between two probes is replaced: the database is ready all the time.
+#[tokio::test]
+async fn a_lost_connection_is_replaced_unnoticed() {
+    let database = TestDatabase::new().await;
+    let pool = &database.pool;
+    let health = health(&database.options.clone().application_name("the probe's"));
+    assert_eq!(health.check().await, Ok(()));
+    let killed = backend(pool).await.expect("the probe keeps its connection");
+    sqlx::query("select pg_terminate_backend($1)")
+        .bind(killed)
+        .execute(pool)
+        .await
+        .unwrap();
+    timeout(SOON, async {
+        // The verdict holds for a second; after it, the next probe connects anew.
+        while backend(pool).await.is_none_or(|pid| pid == killed) {
+            assert_eq!(health.check().await, Ok(()));
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+async fn backend(pool: &PgPool) -> Option<i32> {
+    sqlx::query_scalar(
+        "select pid from pg_stat_activity
+          where datname = current_database() and application_name = 'the probe''s'",
+    )
+    .fetch_optional(pool)
+    .await
+    .unwrap()
+}

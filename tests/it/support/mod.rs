@@ -1,0 +1,25 @@
+//! What the tests share: a database each, the whole application around it, events, and a fake WorkOS.
+
+pub(crate) mod app;
+pub(crate) mod database;
+pub(crate) mod event;
+pub(crate) mod logs;
+pub(crate) mod server;
+pub(crate) mod workos;
+
+pub(crate) use app::{NOW, TestApp};
+pub(crate) use database::TestDatabase;
+pub(crate) use event::{EventBuilder, created, deleted, updated};
+
+use std::time::Duration;
+
+/// Waits for a condition, and fails the test if it doesn't come true.
+pub(crate) async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
+    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+        while !condition().await {
+            // The pause of a poll, not a guess of how long something takes.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never: {what}");
+}

@@ -1,0 +1,287 @@
+//! A WorkOS that keeps organizations in memory, remembers what it was asked, and can misbehave.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use hyper::body::{Bytes, Frame};
+use hyper::header::{AUTHORIZATION, USER_AGENT};
+use hyper::{HeaderMap, Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use url::Url;
+
+/// How long a test waits for a request before it fails.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A fake WorkOS API on a port of its own; it is gone when this is dropped.
+pub(crate) struct FakeWorkos {
+    url: Url,
+    state: Arc<FakeState>,
+    _server: JoinSet<()>,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Received {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) body: String,
+    pub(crate) authorization: Option<String>,
+    pub(crate) user_agent: Option<String>,
+}
+
+/// What the fake does instead of answering as WorkOS would.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    /// Answers with this.
+    Respond {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: String,
+    },
+    /// Answers as WorkOS would, once it may.
+    Hold(watch::Receiver<bool>),
+    /// Never answers.
+    Hang,
+    /// Answers 200 and cuts the connection in the middle of the body.
+    Cut,
+}
+
+impl Answer {
+    /// An answer with that status and an empty JSON object.
+    pub(crate) fn status(status: u16) -> Self {
+        Self::Respond {
+            status,
+            headers: Vec::new(),
+            body: "{}".to_owned(),
+        }
+    }
+
+    /// The same with a header.
+    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        if let Self::Respond { headers, .. } = &mut self {
+            headers.push((name, value.into()));
+        }
+        self
+    }
+
+    /// The same with a body.
+    pub(crate) fn body(mut self, text: impl Into<String>) -> Self {
+        if let Self::Respond { body, .. } = &mut self {
+            *body = text.into();
+        }
+        self
+    }
+}
+
+/// Keeps an answer back until it is released or dropped.
+pub(crate) struct Held(watch::Sender<bool>);
+
+impl Held {
+    /// Lets the answer go.
+    pub(crate) fn release(self) {
+        self.0.send_replace(true);
+    }
+}
+
+#[derive(Default)]
+struct FakeState {
+    /// `external_id` by id.
+    organizations: Mutex<BTreeMap<String, Option<String>>>,
+    /// For the next requests, in order.
+    next: Mutex<VecDeque<Answer>>,
+    /// For every request that has no other.
+    always: Mutex<Option<Answer>>,
+    received: watch::Sender<Vec<Received>>,
+}
+
+impl FakeWorkos {
+    /// Starts it.
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(FakeState::default());
+        let router = Router::new()
+            .fallback(handle)
+            .with_state(Arc::clone(&state));
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            url: Url::parse(&format!("http://{address}")).unwrap(),
+            state,
+            _server: server,
+        }
+    }
+
+    /// Its base URL.
+    pub(crate) fn url(&self) -> Url {
+        self.url.clone()
+    }
+
+    /// Adds an organization.
+    pub(crate) fn add_organization(&self, id: &str, external_id: Option<&str>) {
+        self.state
+            .organizations
+            .lock()
+            .unwrap()
+            .insert(id.to_owned(), external_id.map(str::to_owned));
+    }
+
+    /// What it holds for an organization.
+    pub(crate) fn external_id(&self, id: &str) -> Option<String> {
+        self.state.organizations.lock().unwrap()[id].clone()
+    }
+
+    /// Answers the next request so; may be called several times, for as many requests.
+    pub(crate) fn answer_next(&self, answer: Answer) {
+        self.state.next.lock().unwrap().push_back(answer);
+    }
+
+    /// Answers every request so.
+    pub(crate) fn answer_all(&self, answer: Answer) {
+        *self.state.always.lock().unwrap() = Some(answer);
+    }
+
+    /// Answers as WorkOS would again.
+    pub(crate) fn recover(&self) {
+        *self.state.always.lock().unwrap() = None;
+        self.state.next.lock().unwrap().clear();
+    }
+
+    /// Keeps the answer to the next request back.
+    pub(crate) fn hold_next(&self) -> Held {
+        let (sender, receiver) = watch::channel(false);
+        self.answer_next(Answer::Hold(receiver));
+        Held(sender)
+    }
+
+    /// Every request so far.
+    pub(crate) fn requests(&self) -> Vec<Received> {
+        self.state.received.borrow().clone()
+    }
+
+    /// The methods of every request so far.
+    pub(crate) fn methods(&self) -> Vec<String> {
+        let requests = self.requests();
+        requests.iter().map(|r| r.method.to_string()).collect()
+    }
+
+    /// Waits until it has received so many requests.
+    pub(crate) async fn received(&self, count: usize) {
+        let mut receiver = self.state.received.subscribe();
+        tokio::time::timeout(PATIENCE, receiver.wait_for(|all| all.len() >= count))
+            .await
+            .unwrap_or_else(|_| panic!("{count} requests expected: {:#?}", self.requests()))
+            .expect("the fake outlives its tests");
+    }
+}
+
+async fn handle(State(state): State<Arc<FakeState>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let text = |headers: &HeaderMap, name| {
+        let value = headers.get(name)?;
+        Some(value.to_str().unwrap().to_owned())
+    };
+    let received = Received {
+        method: head.method,
+        path: head.uri.path().to_owned(),
+        body: String::from_utf8(body.to_vec()).unwrap(),
+        authorization: text(&head.headers, AUTHORIZATION),
+        user_agent: text(&head.headers, USER_AGENT),
+    };
+    // Chosen before the test can know of the request.
+    let answer = state.next.lock().unwrap().pop_front();
+    let answer = answer.or_else(|| state.always.lock().unwrap().clone());
+    state.received.send_modify(|all| all.push(received.clone()));
+
+    match answer {
+        None => {}
+        Some(Answer::Hold(mut released)) => {
+            // Dropped is released.
+            let _ = released.wait_for(|released| *released).await;
+        }
+        Some(Answer::Hang) => std::future::pending().await,
+        Some(Answer::Cut) => return Body::new(Torn { sent: false }).into_response(),
+        Some(Answer::Respond {
+            status,
+            headers,
+            body,
+        }) => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            return response.body(Body::from(body)).unwrap();
+        }
+    }
+    state.answer(&received)
+}
+
+impl FakeState {
+    /// Answers as WorkOS does, as far as it is known.
+    fn answer(&self, request: &Received) -> Response {
+        let mut organizations = self.organizations.lock().unwrap();
+        let id = request.path.strip_prefix("/organizations/");
+        let Some(id) = id.filter(|id| organizations.contains_key(*id)) else {
+            let body = json!({"message": "Organization not found.", "code": "entity_not_found"});
+            return (StatusCode::NOT_FOUND, Json(body)).into_response();
+        };
+        if request.method == Method::PUT {
+            let update: Value = serde_json::from_str(&request.body).unwrap();
+            let external_id = update["external_id"].as_str().map(str::to_owned);
+            let taken = organizations
+                .iter()
+                .any(|(other, held)| other != id && held.is_some() && *held == external_id);
+            if taken {
+                let body = json!({
+                    "message": "The external_id is used by another organization.",
+                    "code": "external_id_already_used",
+                });
+                return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+            }
+            organizations.insert(id.to_owned(), external_id);
+        }
+        Json(json!({
+            "object": "organization",
+            "id": id,
+            "name": "Acme",
+            "external_id": organizations[id],
+            "metadata": {},
+            "domains": [],
+        }))
+        .into_response()
+    }
+}
+
+/// A body that breaks off; hyper then closes the connection.
+struct Torn {
+    sent: bool,
+}
+
+impl hyper::body::Body for Torn {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(if self.sent {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        } else {
+            self.sent = true;
+            Ok(Frame::data(Bytes::from_static(br#"{"external_id":nu"#)))
+        }))
+    }
+}
