@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use workos_sync::cli::Cli;
 use workos_sync::config::{self, ConfigError};
+use workos_sync::postgres::embedded::EmbeddedError;
 
 /// Wrong usage or configuration, as clap has it.
 const USAGE: u8 = 2;

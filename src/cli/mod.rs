@@ -96,8 +96,8 @@ impl Database {
 
     /// Stops the private server, if it was started here.
     async fn close(self) -> anyhow::Result<()> {
-        if let Some(Joined::Owned(server)) = self.joined {
-            server.stop().await?;
+        if let Some(joined) = self.joined {
+            joined.stop().await?;
         }
         Ok(())
     }

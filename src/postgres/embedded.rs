@@ -64,6 +64,7 @@ const PORT_TRIES: u32 = 5;
 /// Seconds for `pg_ctl start`, which include the recovery after a crash.
 const START_SECONDS: &str = "120";
 const STOP_SECONDS: &str = "30";
+const DROP_SECONDS: &str = "5";
 /// How long a server that is starting or stopping, or an owner that is still initialising, is
 /// waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -193,8 +194,8 @@ pub enum EmbeddedError {
         /// The end of it, from this start on.
         tail: String,
     },
-    /// The server runs, but not for us.
-    #[error("the private postgres does not answer")]
+    /// The server runs, but refuses a connection or a statement.
+    #[error("the private postgres can't be used")]
     Database(#[source] sqlx::Error),
     /// A program can't be run at all.
     #[error("cannot run {}", program.display())]
@@ -269,8 +270,8 @@ impl EmbeddedError {
 
 /// The running private server and the lock of its folder.
 ///
-/// End it with [`Embedded::stop`]. Dropped without, it tells the server to stop but doesn't wait:
-/// nothing is lost, the next start waits for the end.
+/// End it with [`Embedded::stop`]. Dropped without, it blocks while the server stops, for some
+/// seconds at most: nothing is lost, the next start waits for the rest.
 #[derive(Debug)]
 pub struct Embedded {
     folder: Folder,
@@ -327,18 +328,21 @@ impl Embedded {
             password
         };
 
-        // From here on the server may run, and dropping `this` stops it.
         let mut this = Self {
             folder,
             server,
             url: SecretString::default(),
-            running: true,
+            running: false,
             _lock: lock,
         };
         let port = match this.server.adopt(&password, options.durable).await? {
             Some(port) => port,
             None => this.server.launch(options.durable).await?,
         };
+        // Only now does dropping `this` stop it. Before, `postmaster.pid` may be stale and name a
+        // stranger, whom `pg_ctl stop` would signal. A start that is cancelled meanwhile leaves a
+        // server behind, for the next to adopt.
+        this.running = true;
         ensure_database(port, &password).await?;
         // `sslmode`: the server has no certificate, and a PGSSLMODE meant for another database must
         // not ask for one.
@@ -383,8 +387,9 @@ impl Embedded {
     /// If the server hasn't ended after 30 seconds; it goes on stopping by itself.
     pub async fn stop(mut self) -> Result<(), EmbeddedError> {
         self.running = false;
-        self.folder.forget_url()?;
-        self.server.stop().await
+        let forgotten = self.folder.forget_url();
+        self.server.stop().await?;
+        forgotten
     }
 }
 
@@ -393,15 +398,20 @@ impl Drop for Embedded {
         if !self.running {
             return;
         }
-        // Without waiting (`-W`): a drop must not block for the length of a checkpoint.
+        // A drop has to block; it happens on the way out. Shorter than `stop`, which nobody skips
+        // but an error or a panic.
         let told = self
             .server
             .pg_ctl("stop")
-            .args(["-m", "fast", "-W"])
+            .args(["-m", "fast", "-w", "-t", DROP_SECONDS])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
-        tracing::warn!(?told, data_dir = %self.folder.dir.display(), "the private postgres was left running; told it to stop");
+        tracing::warn!(
+            ?told,
+            data_dir = %self.folder.dir.display(),
+            "the private postgres was left running; told it to stop"
+        );
         if let Err(error) = self.folder.forget_url() {
             tracing::warn!(%error, "the address of a stopped database stays behind");
         }
@@ -1055,6 +1065,7 @@ impl Server {
         durable: bool,
     ) -> Result<Option<u16>, EmbeddedError> {
         let deadline = Instant::now() + PATIENCE;
+        let mut was_ready = false;
         loop {
             let Some(postmaster) = Postmaster::read(&self.pgdata)? else {
                 return Ok(None);
@@ -1064,13 +1075,8 @@ impl Server {
                 return Ok(None);
             }
             if let Some(port) = postmaster.port
-                && let Ok(mut connection) = connect(&target(port, password)).await
+                && let Ok(fsync) = fsync_of(&target(port, password)).await
             {
-                let fsync: String = sqlx::query_scalar("select current_setting('fsync')")
-                    .fetch_one(&mut connection)
-                    .await
-                    .map_err(EmbeddedError::Database)?;
-                connection.close().await.map_err(EmbeddedError::Database)?;
                 if durable && fsync != "on" {
                     tracing::warn!("the private postgres runs without fsync; restarting it");
                     self.stop().await?;
@@ -1082,10 +1088,12 @@ impl Server {
                 );
                 return Ok(Some(port));
             }
-            // Ready but not for us: the file is stale, and a stranger has the process id.
-            if postmaster.ready || Instant::now() >= deadline {
+            // Ready but not for us: the file is stale, and a stranger has the process id. Seen
+            // twice, because a server that begins to stop refuses us before we read that it does.
+            if postmaster.ready && was_ready || Instant::now() >= deadline {
                 return Ok(None);
             }
+            was_ready = postmaster.ready;
             sleep(POLL).await;
         }
     }
@@ -1229,6 +1237,15 @@ async fn connect(target: &PgConnectOptions) -> Result<PgConnection, sqlx::Error>
         .unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
 }
 
+async fn fsync_of(target: &PgConnectOptions) -> Result<String, sqlx::Error> {
+    let mut connection = connect(target).await?;
+    let fsync = sqlx::query_scalar("select current_setting('fsync')")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(fsync)
+}
+
 /// `create database` has no `if not exists`; the folder's lock keeps others from creating it in
 /// between.
 async fn ensure_database(port: u16, password: &SecretString) -> Result<(), EmbeddedError> {
@@ -1354,13 +1371,10 @@ impl Drop for Staging {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::BufRead, process::Child};
 
     use tempfile::TempDir;
 
     use super::*;
-
-    const CHILD_DATA_DIR: &str = "WORKOS_SYNC_TEST_DATA_DIR";
 
     /// A data folder that takes its server and its files elsewhere with it, however the test ends.
     struct TestFolder {
@@ -1587,73 +1601,6 @@ mod tests {
         alone.stop().await.expect("a clean stop");
     }
 
-    /// Not a test: the process that the next one kills.
-    #[tokio::test]
-    #[ignore = "run by a_killed_owners_server_is_adopted"]
-    async fn owner_to_be_killed() {
-        let Some(data_dir) = env::var_os(CHILD_DATA_DIR) else {
-            return;
-        };
-        let options = EmbeddedOptions {
-            data_dir: data_dir.into(),
-            bin_dir: None,
-            durable: true,
-        };
-        let embedded = Embedded::start(&options).await.expect("a server");
-        writeln!(io::stdout(), "\nserving").expect("a reader");
-        std::future::pending::<()>().await;
-        drop(embedded);
-    }
-
-    struct Killed(Child);
-
-    impl Drop for Killed {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_killed_owners_server_is_adopted() {
-        let mut folder = TestFolder::new();
-        folder.durable = true;
-        let mut child = Killed(
-            Command::new(env::current_exe().expect("this program"))
-                .args([
-                    "--exact",
-                    "postgres::embedded::tests::owner_to_be_killed",
-                    "--ignored",
-                    "--nocapture",
-                ])
-                .env(CHILD_DATA_DIR, folder.path())
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("a child"),
-        );
-        let stdout = child.0.stdout.take().expect("a pipe");
-        let serving = io::BufReader::new(stdout)
-            .lines()
-            .any(|line| line.is_ok_and(|line| line == "serving"));
-        assert!(serving, "the owner ended before it served");
-        let joined = join_or_start(&folder.options())
-            .await
-            .expect("the owner's server");
-        assert!(matches!(joined, Joined::Running { .. }), "{joined:?}");
-        let (url, pid) = (
-            joined.url().expose_secret().to_owned(),
-            folder.postmaster_pid(),
-        );
-
-        drop(child);
-
-        let heir = folder.start().await;
-        assert_eq!(heir.url().expose_secret(), url);
-        assert_eq!(folder.postmaster_pid(), pid, "it was started anew");
-        heir.stop().await.expect("a clean stop");
-    }
-
     #[tokio::test]
     async fn a_server_without_fsync_is_not_adopted_where_it_is_wanted() {
         let mut folder = TestFolder::new();
@@ -1683,13 +1630,37 @@ mod tests {
         );
         fs::write(folder.pgdata().join("postmaster.pid"), stale).expect("a stale file");
 
-        // Dropped: the next start waits for the end.
-        drop(folder.start().await);
+        // Dropped: the server is stopped.
+        let embedded = folder.start().await;
+        let dropped = folder.postmaster_pid();
+        drop(embedded);
 
         // Ended by somebody else: there is nothing left to stop.
         let embedded = folder.start().await;
+        assert_ne!(folder.postmaster_pid(), dropped, "it was adopted");
         folder.stop_at_once();
         embedded.stop().await.expect("it is stopped");
+    }
+
+    /// The owner was killed while it stopped, and a client holds the server up.
+    #[tokio::test]
+    async fn a_server_that_is_stopping_is_waited_for() {
+        let folder = TestFolder::new();
+        let owner = folder.start().await;
+        let client = open(owner.url()).await;
+        abandon(owner);
+        let server = folder.server().expect("a cluster");
+        let told = server.pg_ctl("stop").args(["-m", "smart", "-W"]).status();
+        assert!(told.expect("pg_ctl").success());
+
+        let options = folder.options();
+        let mut heir = Box::pin(Embedded::start(&options));
+        let early = timeout(Duration::from_millis(500), &mut heir).await;
+        assert!(early.is_err(), "it did not wait: {early:?}");
+        client.close().await.expect("a clean end");
+        let heir = heir.await.expect("a server");
+        open(heir.url()).await.ping().await.expect("a new one");
+        heir.stop().await.expect("a clean stop");
     }
 
     fn first_line(bytes: &[u8]) -> String {
@@ -1798,6 +1769,18 @@ mod tests {
             matches!(refused, EmbeddedError::RootOwned { .. }),
             "{refused:?}"
         );
+
+        let moved = TestFolder::new();
+        let cluster = moved.path().join("postgres");
+        fs::create_dir(&cluster).expect("a folder");
+        chown(&cluster, Some(65534), Some(65534)).expect("root may");
+        let refused = Embedded::start(&moved.options())
+            .await
+            .expect_err("its owner can't get there");
+        assert!(
+            matches!(refused, EmbeddedError::Unreachable { .. }),
+            "{refused:?}"
+        );
     }
 
     #[tokio::test]
@@ -1904,6 +1887,10 @@ mod tests {
         assert!(random.len() == 64 && random.bytes().all(|byte| byte.is_ascii_hexdigit()));
         assert_eq!(mode(&dir.join("webhook_secret")), 0o600);
         assert_eq!(mode(&dir), 0o711);
+        assert_eq!(
+            fs::read_to_string(dir.join(".gitignore")).expect("a file"),
+            "*\n"
+        );
         assert_eq!(
             webhook_secret(&dir).expect("the secret").expose_secret(),
             secret
