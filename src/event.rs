@@ -415,3 +415,138 @@ fn id<T>(
         .transpose()
         .map_err(|error| DecodeError::Unstorable { field, error })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event_id(text: &str) -> EventId {
+        EventId::new(text).unwrap()
+    }
+
+    /// R7: the ULID is what follows the last underscore, in either case; what overflows 128 bits is none.
+    #[test]
+    fn the_ulid_part_is_found() {
+        let ulid = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+        for (id, found) in [
+            (format!("event_{ulid}"), true),
+            (format!("evt_{ulid}"), true),
+            (format!("my_odd_prefix_{ulid}"), true),
+            (ulid.to_owned(), true),
+            (format!("event_{}", ulid.to_lowercase()), true),
+            (format!("event_{ulid}0"), false),
+            (format!("event_8{}", &ulid[1..]), false),
+            ("wh_123".to_owned(), false),
+            ("event_".to_owned(), false),
+        ] {
+            assert_eq!(event_id(&id).ulid().is_some(), found, "{id}");
+        }
+    }
+
+    /// R30: what is no event, and why.
+    #[test]
+    fn what_is_no_event_is_refused() {
+        for (body, error) in [
+            (&b"\xff"[..], "the body is not UTF-8"),
+            (b"", "the body is not a JSON object"),
+            (b"null", "the body is not a JSON object"),
+            (br#"["event_1","x"]"#, "the body is not a JSON object"),
+            (
+                br#"{"id":"a","event":"b"} x"#,
+                "the body is not an event: trailing characters at line 1 column 24",
+            ),
+            (
+                br#"{"event":"b"}"#,
+                "the body is not an event: missing field `id` at line 1 column 13",
+            ),
+            (
+                br#"{"id":"a"}"#,
+                "the body is not an event: missing field `event` at line 1 column 10",
+            ),
+            (br#"{"id":"","event":"b"}"#, "`id` is empty"),
+            (
+                br#"{"id":"a\u0000","event":"b"}"#,
+                "`id` contains a NUL character",
+            ),
+            (br#"{"id":"a","event":""}"#, "`event` is empty"),
+        ] {
+            assert_eq!(Event::parse(body).unwrap_err().to_string(), error);
+        }
+        let long = format!(r#"{{"id":"{}","event":"b"}}"#, "a".repeat(256));
+        assert_eq!(
+            Event::parse(long.as_bytes()).unwrap_err().to_string(),
+            "`id` is longer than 255 bytes"
+        );
+    }
+
+    /// R26: what can't be applied says which part of it, and why.
+    #[test]
+    fn undecodable_data_name_the_field() {
+        for (data, error) in [
+            ("null", "`data` is missing"),
+            ("[]", "`data` is not an object"),
+            ("{}", "`data.id` is missing"),
+            (r#"{"id":null,"name":"x"}"#, "`data.id` is missing"),
+            (r#"{"id":7,"name":"x"}"#, "`data.id` is not a valid string"),
+            (r#"{"id":"","name":"x"}"#, "`data.id` is empty"),
+            (r#"{"id":"o"}"#, "`data.name` is missing"),
+            (
+                r#"{"id":"o","name":{}}"#,
+                "`data.name` is not a valid string",
+            ),
+            (
+                r#"{"id":"o","name":"a\u0000b"}"#,
+                "`data.name` contains a NUL character",
+            ),
+            (
+                r#"{"id":"o","name":"x","external_id":7}"#,
+                "`data.external_id` is not a valid string",
+            ),
+            (
+                r#"{"id":"o","name":"x","external_id":"\u0000"}"#,
+                "`data.external_id` contains a NUL character",
+            ),
+        ] {
+            let body =
+                format!(r#"{{"id":"event_1","event":"organization.updated","data":{data}}}"#);
+            let event = Event::parse(body.as_bytes()).unwrap();
+            assert_eq!(
+                event.organization().unwrap_err().to_string(),
+                error,
+                "{data}"
+            );
+        }
+    }
+
+    fn any_event_id() -> impl Strategy<Value = EventId> {
+        prop_oneof![
+            (any::<u128>(), prop_oneof!["event_", "evt_", ""])
+                .prop_map(|(n, prefix)| event_id(&format!("{prefix}{}", Ulid(n)))),
+            "[a-z]{1,3}_[0-9a-z]{0,4}".prop_map(|text| event_id(&text)),
+        ]
+    }
+
+    proptest! {
+        /// R7: an order, within the ids with a ULID and within those without; none between the two.
+        #[test]
+        fn event_ids_are_ordered(a in any_event_id(), b in any_event_id(), c in any_event_id()) {
+            prop_assert_eq!(a.compare(&b), b.compare(&a).map(Ordering::reverse));
+            prop_assert_eq!(a.compare(&b).is_some(), a.ulid().is_some() == b.ulid().is_some());
+            if a.compare(&b) == Some(Ordering::Less) && b.compare(&c) == Some(Ordering::Less) {
+                prop_assert_eq!(a.compare(&c), Some(Ordering::Less));
+            }
+        }
+
+        /// R30: no body makes it panic.
+        #[test]
+        fn any_body_is_answered(body in proptest::collection::vec(any::<u8>(), 0..300), data in ".*") {
+            let _ = Event::parse(&body);
+            let body = format!(r#"{{"id":"a","event":"organization.created","data":{data}}}"#);
+            if let Ok(event) = Event::parse(body.as_bytes()) {
+                let _ = event.organization();
+            }
+        }
+    }
+}

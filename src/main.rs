@@ -34,11 +34,17 @@ fn run() -> anyhow::Result<ExitCode> {
         .block_on(cli.run())
 }
 
-/// One line with the whole chain of causes.
+/// One line with the whole chain of causes, and the cure on the next where one is known.
 #[expect(
     clippy::print_stderr,
     reason = "the last word of a command, whether or not it logs"
 )]
 fn report(error: &anyhow::Error) {
     eprintln!("workos-sync: {error:#}");
+    if let Some(hint) = error
+        .downcast_ref::<EmbeddedError>()
+        .and_then(EmbeddedError::hint)
+    {
+        eprintln!("hint: {hint}");
+    }
 }

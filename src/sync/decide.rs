@@ -198,3 +198,227 @@ pub fn decide<'e>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u128) -> EventId {
+        EventId::new(format!("event_{}", ulid::Ulid(n))).unwrap()
+    }
+
+    fn at(seconds: i64) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp(seconds, 0)
+    }
+
+    /// R7: the whole table of the guard.
+    #[test]
+    fn the_guard() {
+        let odd = |text: &str| EventId::new(text).unwrap();
+        let (one, two) = (id(1), id(2));
+        let other_prefix = odd(&one.as_str().replace("event_", "evt_"));
+        for (row_id, row_at, event_id, event_at, applies, why) in [
+            (None, None, &one, None, true, "nothing to compare with"),
+            (None, at(5), &one, None, true, "no time of the event"),
+            (None, None, &one, at(5), true, "no time of the row"),
+            (None, at(5), &one, at(4), false, "older"),
+            (None, at(5), &one, at(5), true, "as old"),
+            (None, at(5), &one, at(6), true, "newer"),
+            (
+                Some(&one),
+                at(9),
+                &two,
+                at(1),
+                true,
+                "a greater id, whatever the time",
+            ),
+            (
+                Some(&two),
+                at(1),
+                &one,
+                at(9),
+                false,
+                "a smaller id, whatever the time",
+            ),
+            (Some(&one), None, &one, at(9), false, "the same id"),
+            (
+                Some(&one),
+                None,
+                &other_prefix,
+                at(9),
+                false,
+                "the same id behind another prefix",
+            ),
+            (
+                Some(&odd("wh_1")),
+                at(9),
+                &odd("wh_2"),
+                at(1),
+                true,
+                "whole strings",
+            ),
+            (
+                Some(&odd("wh_2")),
+                at(1),
+                &odd("wh_10"),
+                at(9),
+                false,
+                "whole strings, bytewise",
+            ),
+            (
+                Some(&odd("wh_1")),
+                at(5),
+                &one,
+                at(4),
+                false,
+                "one ULID: older",
+            ),
+            (
+                Some(&odd("wh_1")),
+                at(5),
+                &one,
+                at(5),
+                true,
+                "one ULID: as old",
+            ),
+            (
+                Some(&one),
+                at(5),
+                &odd("wh_1"),
+                at(4),
+                false,
+                "one ULID: older",
+            ),
+            (
+                Some(&one),
+                at(5),
+                &odd("wh_1"),
+                at(6),
+                true,
+                "one ULID: newer",
+            ),
+            (
+                Some(&one),
+                at(5),
+                &odd("wh_1"),
+                None,
+                true,
+                "one ULID, no time",
+            ),
+        ] {
+            assert_eq!(
+                should_process_event(row_id, row_at, event_id, event_at),
+                applies,
+                "{why}"
+            );
+        }
+    }
+
+    fn upsert(external_id: Option<&str>) -> OrganizationEvent {
+        OrganizationEvent {
+            id: id(5),
+            workos_id: WorkosId::new("org_1").unwrap(),
+            change: Change::Upsert {
+                name: "Acme".to_owned(),
+                external_id: external_id.map(|id| OrganizationId::new(id).unwrap()),
+            },
+            created_at: at(5),
+            updated_at: at(5),
+        }
+    }
+
+    fn row(row_id: &str, workos_id: Option<&str>, last: Option<u128>) -> OrganizationRow {
+        OrganizationRow {
+            id: OrganizationId::new(row_id).unwrap(),
+            workos_id: workos_id.map(|id| WorkosId::new(id).unwrap()),
+            last_event_id: last.map(id),
+            updated_at: None,
+        }
+    }
+
+    fn cursor(last: u128, deleted: bool) -> SyncCursor {
+        SyncCursor {
+            last_event_id: id(last),
+            last_event_updated_at: None,
+            deleted,
+        }
+    }
+
+    fn decide_upsert<'e>(found: &Found, event: &'e OrganizationEvent) -> Decision<'e> {
+        decide(
+            found,
+            candidate_id(event, &organization_id::default_namespace()),
+            event,
+        )
+    }
+
+    /// R2, R3: the candidate is the payload's `external_id`, else derived.
+    #[test]
+    fn the_candidate_is_known_before_any_io() {
+        let namespace = organization_id::default_namespace();
+        assert_eq!(
+            candidate_id(&upsert(Some("acme")), &namespace).as_str(),
+            "acme"
+        );
+        let event = upsert(None);
+        let derived = organization_id::derive(&namespace, &event.workos_id);
+        assert_eq!(candidate_id(&event, &namespace), derived);
+    }
+
+    /// R1, R2: a row found by `workos_id` wins over one found by the candidate id.
+    #[test]
+    fn the_row_of_the_workos_id_comes_first() {
+        let event = upsert(Some("two"));
+        let found = Found {
+            by_workos_id: Some(row("one", Some("org_1"), Some(4))),
+            by_candidate_id: Some(row("two", None, None)),
+            cursor: Some(cursor(4, false)),
+        };
+        let expected = Decision::Update {
+            id: OrganizationId::new("one").unwrap(),
+            name: "Acme",
+            link: Link::Kept,
+            disable: false,
+            not_followed: Some(OrganizationId::new("two").unwrap()),
+        };
+        assert_eq!(decide_upsert(&found, &event), expected);
+    }
+
+    /// R6: the relink names who loses the row; R12: a deleted organization takes none.
+    #[test]
+    fn a_relink_names_both_and_is_for_the_living() {
+        let event = upsert(Some("shared"));
+        let mut found = Found {
+            by_candidate_id: Some(row("shared", Some("org_2"), Some(9))),
+            ..Found::default()
+        };
+        let Decision::Update { link, .. } = decide_upsert(&found, &event) else {
+            panic!("it is relinked")
+        };
+        assert_eq!(
+            link,
+            Link::Relinked {
+                from: WorkosId::new("org_2").unwrap()
+            }
+        );
+        found.cursor = Some(cursor(4, true));
+        assert_eq!(decide_upsert(&found, &event), Decision::Stale);
+    }
+
+    /// R10, R11: the cursor of the organization counts without a row too, and a deletion that it remembers
+    /// disables the row that comes after it.
+    #[test]
+    fn what_was_applied_counts_without_a_row() {
+        let event = upsert(None);
+        let tombstone = |last| Found {
+            cursor: Some(cursor(last, true)),
+            ..Found::default()
+        };
+        assert_eq!(decide_upsert(&tombstone(6), &event), Decision::Stale);
+        assert_eq!(decide_upsert(&tombstone(5), &event), Decision::Stale);
+        assert!(matches!(
+            decide_upsert(&tombstone(4), &event),
+            Decision::Create { disabled: true, .. }
+        ));
+    }
+}

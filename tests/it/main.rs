@@ -7,6 +7,7 @@
 
 mod health;
 mod listener;
+mod migrations;
 mod organizations;
 mod outbox;
 mod support;

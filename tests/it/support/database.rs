@@ -88,8 +88,10 @@ impl Drop for TestDatabase {
             })?;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
         });
-        if !matches!(dropped.join(), Ok(Ok(()))) {
-            eprintln!("database {} could not be dropped", self.name);
-        }
+        assert!(
+            matches!(dropped.join(), Ok(Ok(()))),
+            "database {} can't be dropped",
+            self.name
+        );
     }
 }
