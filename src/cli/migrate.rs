@@ -10,9 +10,9 @@ use crate::postgres::migrate;
 use crate::telemetry;
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
-pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
+    telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let database = Database::open(&config).await?;
-    telemetry::init(config.log_format, config.log_level);
     let applied = migrate::run(&database.options)
         .await
         .context("the schema can't be brought up to date");

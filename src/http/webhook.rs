@@ -72,7 +72,7 @@ async fn accept(
     let answer_by = started + ANSWER_TIMEOUT;
 
     // What bodies take in memory is bounded: so many are read at once, the others wait for their turn.
-    let _permit = tokio::time::timeout_at(answer_by, app.bodies.acquire())
+    let permit = tokio::time::timeout_at(answer_by, app.bodies.acquire())
         .await
         .map_err(|_elapsed| {
             Problem::unavailable("busy", "too many deliveries at once", RETRY_AFTER)
@@ -113,6 +113,9 @@ async fn accept(
                 not_durable()
             }
         })?;
+
+    // Whoever waits for an outcome is in nobody's way.
+    drop(permit);
 
     let settled = match watch {
         Some((watch, wait)) if recorded == Recorded::Accepted => {

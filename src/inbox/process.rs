@@ -99,6 +99,13 @@ impl Inbox {
                     self.put_off(&claimed, &error).await?;
                     Ok(Step::Processed)
                 }
+                (Err(AttemptError::Database(error)), None) if error::is_lock_timeout(&error) => {
+                    warn!(
+                        lane,
+                        "another session holds the lock of {lane}: its events wait"
+                    );
+                    Ok(Step::Idle)
+                }
                 (Err(AttemptError::Database(error)), None) => Err(error),
                 (Err(_), None) => Err(sqlx::Error::PoolTimedOut),
             };

@@ -46,6 +46,12 @@ pub fn classify(error: &sqlx::Error) -> FailureClass {
     }
 }
 
+/// Says whether a lock was waited for in vain (`lock_not_available`).
+#[must_use]
+pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| code == "55P03"))
+}
+
 /// Says whether a unique index refused the row.
 #[must_use]
 pub fn is_unique_violation(error: &sqlx::Error) -> bool {

@@ -44,7 +44,12 @@ async fn names_are_explicit() {
 async fn a_second_run_applies_nothing() {
     let db = TestDatabase::empty().await;
     let first = migrate::run(&db.options).await.unwrap();
-    assert!(migrate::pending(&mut db.connect().await).await.unwrap().is_empty());
+    assert!(
+        migrate::pending(&mut db.connect().await)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert!(!first.is_empty());
     assert!(migrate::run(&db.options).await.unwrap().is_empty());
 }
