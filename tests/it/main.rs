@@ -5,6 +5,7 @@
     reason = "to clippy, the helpers of tests are outside of tests"
 )]
 
+mod architecture;
 mod health;
 mod listener;
 mod migrations;

@@ -1,0 +1,82 @@
+//! What the modules may know of each other. An architecture that nothing checks is a wish.
+
+use std::path::Path;
+
+/// The functional core has no I/O: no database, no runtime, no HTTP, no clock, no chance.
+#[test]
+fn pure_modules_know_no_io() {
+    for file in [
+        "event.rs",
+        "signature.rs",
+        "inbox/retry.rs",
+        "sync/decide.rs",
+        "sync/slug.rs",
+        "sync/organization_id.rs",
+    ] {
+        assert_knows_none_of(
+            file,
+            &[
+                "sqlx",
+                "tokio",
+                "reqwest",
+                "axum",
+                "fastrand",
+                "std::fs",
+                "std::net",
+                "crate::clock",
+            ],
+        );
+    }
+}
+
+/// `cli → http → inbox → sync → event`, never back.
+#[test]
+fn arrows_go_one_way() {
+    for (folder, above) in [
+        ("http", &["crate::cli"][..]),
+        ("inbox", &["crate::cli", "crate::http"]),
+        ("sync", &["crate::cli", "crate::http", "crate::inbox"]),
+        (
+            "outbox",
+            &["crate::cli", "crate::http", "crate::inbox", "crate::sync"],
+        ),
+        (
+            "postgres",
+            &[
+                "crate::cli",
+                "crate::http",
+                "crate::inbox",
+                "crate::sync",
+                "crate::outbox",
+            ],
+        ),
+    ] {
+        for entry in source(folder).read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                assert_knows_none_of(
+                    path.strip_prefix(source("")).unwrap().to_str().unwrap(),
+                    above,
+                );
+            }
+        }
+    }
+}
+
+fn source(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)
+}
+
+fn assert_knows_none_of(file: &str, names: &[&str]) {
+    let code = std::fs::read_to_string(source(file)).unwrap();
+    // Up to the tests, which may use anything.
+    let code = code.split("#[cfg(test)]").next().unwrap();
+    for line in code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+    {
+        for name in names {
+            assert!(!line.contains(name), "{file} knows {name}: {line}");
+        }
+    }
+}
