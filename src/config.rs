@@ -13,6 +13,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 use uuid::Uuid;
 
@@ -259,7 +261,7 @@ pub struct Config {
     /// `LOG_FORMAT`; `None`: by whether the log goes to a terminal.
     pub log_format: Option<LogFormat>,
     /// `LOG_LEVEL`
-    pub log_level: tracing_subscriber::EnvFilter,
+    pub log_level: EnvFilter,
     /// `DATA_DIR`
     pub data_dir: PathBuf,
     /// `PG_BIN_DIR`
@@ -327,7 +329,9 @@ impl Settings {
         Ok(Config {
             database_url,
             webhook_secrets,
-            api_key: given(self.workos_api_key).map(|key| SecretString::from(key.trim())),
+            api_key: given(self.workos_api_key)
+                .map(|key| api_key(&key))
+                .transpose()?,
             api_url: api_url(&self.workos_api_url)?,
             listen_addr: parse(
                 "LISTEN_ADDR",
@@ -361,12 +365,10 @@ impl Settings {
             )?,
             inbox_retention: (retention_days > 0).then(|| TimeDelta::days(retention_days)),
             log_format,
-            log_level: parse(
-                "LOG_LEVEL",
-                "error, warn, info, debug, trace, or directives",
-                &self.log_level,
-            )?,
-            data_dir: PathBuf::from(self.data_dir),
+            log_level: log_level(&self.log_level)?,
+            data_dir: given(Some(self.data_dir))
+                .map(PathBuf::from)
+                .ok_or_else(|| wrong("DATA_DIR", "expected a folder"))?,
             pg_bin_dir: given(self.pg_bin_dir).map(PathBuf::from),
         })
     }
@@ -388,7 +390,7 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
     }
 }
 
-/// An empty variable is one that is not set: compose files and CI systems can't leave one out.
+/// An empty value is none.
 fn given(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
 }
@@ -430,6 +432,37 @@ where
 
 fn seconds(variable: &'static str, value: &str, most: u64) -> Result<Duration, ConfigError> {
     number(variable, "whole seconds", value, 0..=most).map(Duration::from_secs)
+}
+
+fn api_key(value: &str) -> Result<SecretString, ConfigError> {
+    let key = value.trim();
+    // What a header can hold.
+    if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(wrong(
+            "WORKOS_API_KEY",
+            "expected a key of visible ASCII characters",
+        ));
+    }
+    Ok(key.into())
+}
+
+/// A word that is no level is the name of a target to [`EnvFilter`], which then logs that target alone:
+/// `warning` would be silence.
+fn log_level(value: &str) -> Result<EnvFilter, ConfigError> {
+    let expected = "error, warn, info, debug, trace, off, or directives";
+    let plain = |directive: &str| !directive.contains(['=', '[']);
+    if value
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| plain(directive))
+        .any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err())
+    {
+        return Err(wrong(
+            "LOG_LEVEL",
+            format!("expected {expected}: {value:?}"),
+        ));
+    }
+    parse("LOG_LEVEL", expected, value)
 }
 
 fn api_url(value: &str) -> Result<Url, ConfigError> {
@@ -549,9 +582,29 @@ mod tests {
                 "maybe",
                 "MIGRATE_ON_START: expected true or false: \"maybe\"",
             ),
+            (
+                "--log-level",
+                "info,verbose",
+                "LOG_LEVEL: expected error, warn, info, debug, trace, off, or directives: \"info,verbose\"",
+            ),
+            ("--data-dir", "", "DATA_DIR: expected a folder"),
         ] {
             let flag = format!("{flag}={value}");
             assert_eq!(check(&[&flag]).unwrap_err().to_string(), message);
+        }
+    }
+
+    /// Levels, in any case, and directives for targets and spans.
+    #[test]
+    fn log_levels_are_words_or_directives() {
+        for level in [
+            "info",
+            "WARN",
+            "off",
+            "info,workos_sync::inbox=debug",
+            "warn, sqlx[query]=trace",
+        ] {
+            assert!(check(&["--log-level", level]).is_ok(), "{level}");
         }
     }
 
@@ -561,6 +614,7 @@ mod tests {
         for (flag, variable) in [
             ("--database-url=mysql//u:hunter2@h", "DATABASE_URL"),
             ("--workos-webhook-secret=hunter2,", "WORKOS_WEBHOOK_SECRET"),
+            ("--workos-api-key=hunter2\nhunter2", "WORKOS_API_KEY"),
             (
                 "--workos-api-url=https://user:hunter2@api.workos.com",
                 "WORKOS_API_URL",

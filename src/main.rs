@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use workos_sync::cli::Cli;
 use workos_sync::config::{self, ConfigError};
 use workos_sync::postgres::embedded::EmbeddedError;
@@ -27,7 +26,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     // Before the runtime has threads: the environment isn't theirs to read while it changes.
     config::load_dotenv()?;
-    let cli = Cli::parse();
+    let cli = Cli::read()?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?

@@ -8,7 +8,9 @@ mod sign;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 
@@ -49,6 +51,40 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the command line and the environment. Asked for help, or used wrongly, it prints and exits as
+    /// clap does.
+    ///
+    /// An empty variable is one that is not set: compose files and CI systems can't leave one out.
+    ///
+    /// # Errors
+    /// A variable holds no text.
+    pub fn read() -> Result<Self, ConfigError> {
+        let mut no_text = None;
+        let command = Self::command().mut_args(|argument| {
+            let Some(variable) = argument.get_env() else {
+                return argument;
+            };
+            match std::env::var_os(variable) {
+                Some(value) if value.is_empty() => argument.env(Resettable::Reset),
+                Some(value) if value.to_str().is_none() => {
+                    no_text.get_or_insert_with(|| variable.to_owned());
+                    argument
+                }
+                _ => argument,
+            }
+        });
+        let matches = command.try_get_matches().or_else(|error| match &no_text {
+            // clap would neither say which, nor in one line.
+            Some(variable) if error.kind() == ErrorKind::InvalidUtf8 => Err(ConfigError {
+                variable: "environment",
+                problem: format!("{} is not UTF-8 text", variable.display()),
+            }),
+            // Help names all variables, the empty ones too.
+            _ => Ok(Self::command().get_matches()),
+        })?;
+        Ok(Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+    }
+
     /// Runs the command.
     ///
     /// # Errors
@@ -112,8 +148,6 @@ fn connect_options(url: &SecretString) -> Result<PgConnectOptions, ConfigError> 
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
