@@ -2,20 +2,15 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-
-use super::Database;
+use super::{Database, bring_schema_up_to_date};
 use crate::config::Config;
-use crate::postgres::migrate;
 use crate::telemetry;
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
 pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let database = Database::open(&config).await?;
-    let applied = migrate::run(&database.options)
-        .await
-        .context("the schema can't be brought up to date");
+    let applied = bring_schema_up_to_date(&database.options).await;
     database.close().await?;
     let applied = applied?;
     if applied.is_empty() {

@@ -8,6 +8,7 @@ mod sign;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -17,6 +18,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::config::{Config, ConfigError, Settings};
 use crate::postgres;
 use crate::postgres::embedded::{self, EmbeddedOptions, Joined};
+use crate::postgres::migrate::SchemaError;
 
 /// Keeps a Postgres table of organizations in step with `WorkOS`.
 #[derive(Parser)]
@@ -137,6 +139,28 @@ impl Database {
         }
         Ok(())
     }
+}
+
+/// Brings the schema up to date; says which migrations that took.
+async fn bring_schema_up_to_date(database: &PgConnectOptions) -> anyhow::Result<Vec<i64>> {
+    let applied = postgres::migrate::run(database).await;
+    applied.map_err(|error| match error {
+        SchemaError::Connect(error) => unreachable_database(database, &error),
+        error => anyhow::Error::new(error).context("the schema can't be brought up to date"),
+    })
+}
+
+/// The setting, the place and the reason; no user and no password.
+fn unreachable_database(database: &PgConnectOptions, error: &sqlx::Error) -> anyhow::Error {
+    anyhow!(
+        "DATABASE_URL: {}: {}",
+        place(database),
+        postgres::error::describe(error)
+    )
+}
+
+fn place(database: &PgConnectOptions) -> String {
+    format!("{}:{}", database.get_host(), database.get_port())
 }
 
 fn connect_options(url: &SecretString) -> Result<PgConnectOptions, ConfigError> {

@@ -10,13 +10,13 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use super::{Database, sign};
+use super::{Database, bring_schema_up_to_date, sign};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Event;
 use crate::inbox::{Inbox, RecordError, Recorded, Source};
 use crate::outbox::Outbox;
-use crate::postgres::{self, migrate};
+use crate::postgres;
 use crate::telemetry::{self, Metrics};
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
@@ -40,9 +40,7 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    migrate::run(&database.options)
-        .await
-        .context("the schema can't be brought up to date")?;
+    bring_schema_up_to_date(&database.options).await?;
     let clock = Arc::new(SystemClock);
     let inbox = Inbox::new(
         pool.clone(),

@@ -22,7 +22,9 @@ use tracing::{error, info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{connect_options, embedded_options};
+use super::{
+    bring_schema_up_to_date, connect_options, embedded_options, place, unreachable_database,
+};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
@@ -155,10 +157,7 @@ async fn serve(
 async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<()> {
     wait_for(database).await?;
     if config.migrate_on_start {
-        for version in migrate::run(database)
-            .await
-            .context("the schema can't be brought up to date")?
-        {
+        for version in bring_schema_up_to_date(database).await? {
             info!(version, "applied migration {version}");
         }
         return Ok(());
@@ -175,18 +174,17 @@ async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result
 
 async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
     let give_up = Instant::now() + START_TIMEOUT;
-    let place = format!("{}:{}", database.get_host(), database.get_port());
+    let place = place(database);
     let mut said = false;
     loop {
         let cause = match timeout(START_TIMEOUT / 6, PgConnection::connect_with(database)).await {
             Ok(Ok(connection)) => return Ok(connection.close().await?),
             Ok(Err(error)) => {
-                let text = postgres::error::describe(&error);
                 // Not a matter of time: a wrong password, or a database that isn't there.
                 if postgres::error::is_about_the_connection_string(&error) {
-                    bail!("DATABASE_URL: {place}: {text}");
+                    return Err(unreachable_database(database, &error));
                 }
-                text
+                postgres::error::describe(&error)
             }
             Err(_elapsed) => "no answer".to_owned(),
         };

@@ -6,6 +6,8 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
+use super::error;
+
 static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// As in `sqlx.toml`, which the macro reads and a rebuilt [`Migrator`] doesn't.
@@ -21,18 +23,36 @@ const LOCK_POLL: Duration = Duration::from_millis(200);
 /// How long a replica waits for another's migrations.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why the schema can't be brought up to date.
+/// Why the schema can't be brought up to date. Each is told in full: none has a source that would repeat it.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
+    /// The database can't be reached.
+    #[error("the database can't be reached: {}", error::describe(.0))]
+    Connect(sqlx::Error),
     /// The database can't be asked.
-    #[error("the database can't be asked for its schema version: {0}")]
-    Database(#[from] sqlx::Error),
+    #[error("the database can't be asked for its schema version: {}", error::describe(.0))]
+    Database(sqlx::Error),
     /// A migration went wrong; nothing of it stays.
-    #[error("migration: {0}")]
-    Migrate(#[from] MigrateError),
+    #[error("migration: {}", describe(.0))]
+    Migrate(MigrateError),
     /// Another replica doesn't finish.
     #[error("another process has been migrating this database for {} s; end it, or wait and start again", LOCK_TIMEOUT.as_secs())]
     Locked,
+}
+
+impl From<sqlx::Error> for SchemaError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+fn describe(error: &MigrateError) -> String {
+    match error {
+        MigrateError::ExecuteMigration(cause, version) => {
+            format!("{version}: {}", error::describe(cause))
+        }
+        other => other.to_string(),
+    }
 }
 
 /// The versions that this binary needs and the database lacks. Versions that this binary doesn't know are
@@ -67,7 +87,7 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Er
 /// # Errors
 /// The database can't be reached, a migration fails, or another replica holds the lock for too long.
 pub async fn run(options: &PgConnectOptions) -> Result<Vec<i64>, SchemaError> {
-    let mut connection = options.connect().await?;
+    let mut connection = options.connect().await.map_err(SchemaError::Connect)?;
     // A role without DDL rights can start on a database that somebody else has migrated.
     if pending(&mut connection).await?.is_empty() {
         return Ok(Vec::new());
@@ -78,7 +98,10 @@ pub async fn run(options: &PgConnectOptions) -> Result<Vec<i64>, SchemaError> {
     let mut migrator = Migrator::with_migrations(MIGRATOR.iter().cloned().collect());
     migrator.dangerous_set_table_name(TABLE);
     migrator.set_ignore_missing(true).set_locking(false);
-    migrator.run_direct(None, &mut connection, false).await?;
+    migrator
+        .run_direct(None, &mut connection, false)
+        .await
+        .map_err(SchemaError::Migrate)?;
     // The session's end releases the lock.
     connection.close().await?;
     Ok(pending)
