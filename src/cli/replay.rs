@@ -32,7 +32,7 @@ pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
 #[expect(
     clippy::print_stderr,
-    reason = "each event that is refused, beside the result"
+    reason = "each event or file that is refused, beside the result"
 )]
 async fn replay(
     config: &Config,
@@ -56,8 +56,14 @@ async fn replay(
     let (mut accepted, mut duplicates, mut ignored, mut refused) =
         (Vec::new(), 0_u64, 0_u64, 0_u64);
     for file in files {
-        let text = String::from_utf8(sign::read(file)?)
-            .with_context(|| format!("{}: not UTF-8", file.display()))?;
+        let text = match sign::read(file).and_then(|bytes| text(bytes, file)) {
+            Ok(text) => text,
+            Err(error) => {
+                refused += 1;
+                eprintln!("{error:#}");
+                continue;
+            }
+        };
         for (place, event) in events(&text) {
             let recorded = match Event::parse(event.as_bytes()) {
                 Ok(event) => match inbox.record(&event, Source::Replay).await {
@@ -104,6 +110,10 @@ async fn replay(
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn text(bytes: Vec<u8>, file: &Path) -> anyhow::Result<String> {
+    String::from_utf8(bytes).with_context(|| format!("{}: not UTF-8", file.display()))
 }
 
 fn at(file: &Path, line: usize) -> String {
