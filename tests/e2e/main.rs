@@ -1,1 +1,19 @@
-//! x
+//! The built program from the outside: its command line, its processes, its signals, its exit codes, and the
+//! official WorkOS emulator on the other side.
+//!
+//! `make e2e` installs the emulator first. Everything but `emulator` runs without it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "to clippy, the helpers of tests are outside of tests"
+)]
+
+mod configuration;
+mod emulator;
+mod lifecycle;
+mod migrate;
+mod private_database;
+mod replay;
+mod signing;
+mod start;
+mod support;

@@ -1,0 +1,229 @@
+//! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
+
+use crate::support::{Finished, Folder, Kind, Service, TestDatabase, event, run, run_with_input};
+
+/// The lines of the summary on standard output, the counts by result sorted.
+fn summary(finished: &Finished) -> Vec<&str> {
+    let mut lines: Vec<&str> = finished.stdout.lines().collect();
+    if let Some((_, results)) = lines.split_first_mut() {
+        results.sort_unstable();
+    }
+    lines
+}
+
+fn created(n: u64) -> String {
+    event(n, Kind::Created, &format!("org_{n}"), &format!("Org {n}"))
+}
+
+/// Section 8: every form in which events are saved, from files and from standard input, in one run; and a second
+/// run changes nothing.
+#[tokio::test]
+async fn every_form_goes_in_once() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let pretty: serde_json::Value = serde_json::from_str(&created(1)).unwrap();
+    let files = [
+        folder.write(
+            "object.json",
+            serde_json::to_string_pretty(&pretty).unwrap(),
+        ),
+        folder.write("array.json", format!("[{},\n{}]", created(2), created(3))),
+        folder.write("lines.jsonl", format!("{}\n\n{}\n", created(4), created(5))),
+        folder.write(
+            "page.json",
+            format!(
+                r#"{{"object":"list","data":[{}],"list_metadata":{{}}}}"#,
+                created(6)
+            ),
+        ),
+        "-".to_owned(),
+    ];
+    let input = format!(
+        "{}\n{}\n{}\n",
+        created(7),
+        created(1),
+        event(8, Kind::Other, "org_8", "x")
+    );
+    let mut arguments = vec!["replay"];
+    arguments.extend(files.iter().map(String::as_str));
+    let variables = [("DATABASE_URL", &database.url)];
+
+    let first = run_with_input(&folder, &variables, &arguments, &input)
+        .await
+        .assert(0);
+    assert_eq!(
+        summary(&first),
+        ["accepted 7, duplicate 1, ignored 1, refused 0", "7 created"]
+    );
+    let second = run_with_input(&folder, &variables, &arguments, &input)
+        .await
+        .assert(0);
+    assert_eq!(
+        summary(&second),
+        ["accepted 0, duplicate 9, ignored 0, refused 0"]
+    );
+
+    let rows: Vec<String> =
+        sqlx::query_scalar("select workos_id from organization_metadata order by workos_id")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(
+        rows,
+        (1..=7).map(|n| format!("org_{n}")).collect::<Vec<_>>()
+    );
+    let sources: Vec<String> = sqlx::query_scalar("select distinct source from webhook_events")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(sources, ["replay"]);
+}
+
+/// R12: events of one organization that are saved out of order end as if they had come in order.
+#[tokio::test]
+async fn the_order_in_the_file_does_not_matter() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let file = folder.write(
+        "events.jsonl",
+        [
+            event(3, Kind::Updated, "org_a", "Third"),
+            event(1, Kind::Created, "org_a", "First"),
+            event(2, Kind::Updated, "org_a", "Second"),
+            event(5, Kind::Deleted, "org_b", "Gone"),
+            event(4, Kind::Created, "org_b", "Gone"),
+        ]
+        .join("\n"),
+    );
+    run(
+        &folder,
+        &[("DATABASE_URL", &database.url)],
+        &["replay", &file],
+    )
+    .await
+    .assert(0);
+    let active: Vec<String> =
+        sqlx::query_scalar("select name from organization_metadata where disabled_at is null")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(active, ["Third"]);
+}
+
+/// Section 8: what is no event is named by file and line and fails the run; the others go in all the same.
+#[tokio::test]
+async fn a_bad_line_is_named_and_the_others_go_in() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let file = folder.write(
+        "events.jsonl",
+        format!(
+            "{}\nnot json\n{}\n{{\"id\":\"x\"}}\n",
+            created(1),
+            created(2)
+        ),
+    );
+    let finished = run(
+        &folder,
+        &[
+            ("DATABASE_URL", database.url.as_str()),
+            ("LOG_LEVEL", "warn"),
+        ],
+        &["replay", &file],
+    )
+    .await
+    .assert(1);
+    let complaints: Vec<&str> = finished
+        .stderr
+        .lines()
+        .filter_map(|line| line.split_once(": ").map(|(place, _)| place))
+        .collect();
+    assert_eq!(
+        complaints,
+        ["events.jsonl:2", "events.jsonl:4"],
+        "{finished:?}"
+    );
+    assert_eq!(
+        summary(&finished),
+        ["accepted 2, duplicate 0, ignored 0, refused 2", "2 created"]
+    );
+}
+
+/// R26: an event that can't be applied is a dead letter, and the run says so by its exit code.
+#[tokio::test]
+async fn a_dead_letter_fails_the_run() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let file = folder.write("event.json", event(1, Kind::Created, "org_a", "A\0B"));
+    let finished = run(
+        &folder,
+        &[("DATABASE_URL", &database.url)],
+        &["replay", &file],
+    )
+    .await
+    .assert(1);
+    assert_eq!(
+        summary(&finished),
+        ["accepted 1, duplicate 0, ignored 0, refused 0", "1 dead"]
+    );
+}
+
+/// Section 8: a file that can't be read is named and fails the run; the others go in all the same.
+#[tokio::test]
+async fn an_unreadable_file_is_named_and_the_others_go_in() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let files = [
+        folder.write("before.json", created(1)),
+        "missing.json".to_owned(),
+        folder.write("latin1.json", b"{\"id\":\"\xe9\"}"),
+        folder.write("after.json", created(2)),
+    ];
+    let mut arguments = vec!["replay"];
+    arguments.extend(files.iter().map(String::as_str));
+    let finished = run(
+        &folder,
+        &[
+            ("DATABASE_URL", database.url.as_str()),
+            ("LOG_LEVEL", "warn"),
+        ],
+        &arguments,
+    )
+    .await
+    .assert(1);
+    let complaints: Vec<&str> = finished
+        .stderr
+        .lines()
+        .filter_map(|line| line.split_once(": ").map(|(place, _)| place))
+        .collect();
+    assert_eq!(complaints, ["missing.json", "latin1.json"], "{finished:?}");
+    assert_eq!(
+        summary(&finished),
+        ["accepted 2, duplicate 0, ignored 0, refused 2", "2 created"]
+    );
+}
+
+/// Section 8: without `DATABASE_URL`, the private Postgres is shared with a running `serve`, which goes on; and started
+/// for the run where nobody serves.
+#[tokio::test]
+async fn the_private_database_is_shared_with_serve() {
+    let folder = Folder::new();
+    let none: [(&str, &str); 0] = [];
+    let service = Service::start(&folder, &none).await;
+    let file = folder.write("event.json", created(1));
+    let beside = run(&folder, &none, &["replay", &file]).await.assert(0);
+    assert_eq!(
+        summary(&beside),
+        ["accepted 1, duplicate 0, ignored 0, refused 0", "1 created"]
+    );
+    assert_eq!(service.get("/readyz").await, Some(200));
+    assert_eq!(service.apply(&created(2)).await["outcome"], "created");
+    service.terminate().await.assert(0);
+
+    let alone = run_with_input(&folder, &none, &["replay", "-"], &created(3))
+        .await
+        .assert(0);
+    assert_eq!(
+        summary(&alone),
+        ["accepted 1, duplicate 0, ignored 0, refused 0", "1 created"]
+    );
+    assert_eq!(folder.postmaster(), None, "it stops what it has started");
+    let again = run(&folder, &none, &["migrate"]).await.assert(0);
+    assert_eq!(again.stdout, "the schema is current\n");
+    assert_eq!(folder.processes(), [""; 0]);
+}

@@ -1,0 +1,180 @@
+//! How `serve` starts, or doesn't: databases that are late, wrong or away, and a port that is taken.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use url::Url;
+
+use crate::support::{Folder, PATIENCE, SECRET, Service, TestDatabase, eventually, run, signal};
+
+/// A database server that hangs up on the first connections, as one does that is still starting, and answers the
+/// others.
+struct LateDatabase {
+    url: String,
+    connections: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl LateDatabase {
+    async fn before(database: &TestDatabase, hang_up: usize) -> Self {
+        let mut url = Url::parse(&database.url).unwrap();
+        let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5432));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(address.port())).unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        let count = Arc::clone(&connections);
+        tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                if count.fetch_add(1, Ordering::Relaxed) < hang_up {
+                    continue;
+                }
+                let mut server = TcpStream::connect(&server).await.unwrap();
+                open.spawn(async move {
+                    // Ends as the connection does.
+                    let _ = copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        Self {
+            url: url.into(),
+            connections,
+            _tasks: tasks,
+        }
+    }
+}
+
+/// Section 8: a database that starts beside the service, as in a compose file, is waited for.
+#[tokio::test]
+async fn a_late_database_is_waited_for() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let late = LateDatabase::before(&database, 3).await;
+    let service = Service::start(
+        &folder,
+        &[
+            ("DATABASE_URL", &late.url),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+        ],
+    )
+    .await;
+    assert_eq!(service.get("/readyz").await, Some(200));
+    let complaints = service.log().matches("can't be reached").count();
+    assert_eq!(complaints, 1, "once is enough: {}", service.log());
+}
+
+/// R31: a start that waits for its database can be ended, at once, as a success.
+#[tokio::test]
+async fn a_start_that_waits_ends_when_asked() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let away = LateDatabase::before(&database, usize::MAX).await;
+    let starting = Service::launch(
+        &folder,
+        &[
+            ("DATABASE_URL", &away.url),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+        ],
+    );
+    eventually("it says so, and tries again and again", async || {
+        starting
+            .stderr
+            .so_far()
+            .contains("can't be reached, trying again")
+            && away.connections.load(Ordering::Relaxed) >= 3
+    })
+    .await;
+    signal(starting.id(), "TERM");
+    // Before the wait for the database would be over.
+    timeout(Duration::from_secs(15), starting.finish())
+        .await
+        .unwrap()
+        .assert(0);
+}
+
+/// Section 8: a database that isn't there is no matter of time.
+#[tokio::test]
+async fn a_wrong_database_ends_the_start_at_once() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let mut url = Url::parse(&database.url).unwrap();
+    url.set_path("there_is_no_such_database");
+    for command in ["serve", "migrate"] {
+        let refused = run(
+            &folder,
+            &[
+                ("DATABASE_URL", url.as_str()),
+                ("WORKOS_WEBHOOK_SECRET", SECRET),
+                ("LISTEN_ADDR", "127.0.0.1:0"),
+            ],
+            &[command],
+        )
+        .await
+        .assert(1);
+        let line = refused.error_line();
+        assert!(line.contains("there_is_no_such_database"), "{line}");
+        assert!(line.contains("DATABASE_URL"), "{line}");
+    }
+}
+
+/// Section 8: a port that is taken names the setting, before a database is touched.
+#[tokio::test]
+async fn a_taken_port_names_the_setting() {
+    let folder = Folder::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = taken.local_addr().unwrap();
+    let refused = run(&folder, &[("LISTEN_ADDR", address.to_string())], &[])
+        .await
+        .assert(1);
+    let line = refused.error_line();
+    assert!(
+        line.contains(&format!("LISTEN_ADDR: {address}: ")),
+        "{line}"
+    );
+    assert!(
+        !folder.data("").exists(),
+        "no Postgres was set up for nothing"
+    );
+}
+
+/// R16: without an API key nothing is written back, and the service says so when it starts.
+#[tokio::test]
+async fn a_missing_api_key_is_said_at_the_start() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let service = Service::on(&folder, &database).await;
+    assert!(
+        service.log().contains("WORKOS_API_KEY is not set"),
+        "{}",
+        service.log()
+    );
+}
+
+/// An idle service is small enough to run beside the application.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_idle_service_takes_less_than_50_mb() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let service = Service::on(&folder, &database).await;
+    assert_eq!(
+        timeout(PATIENCE, service.get("/readyz")).await.unwrap(),
+        Some(200)
+    );
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
+    let resident: u64 = status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .strip_suffix("kB")?
+                .trim()
+                .parse()
+                .ok()
+        })
+        .unwrap();
+    assert!(resident < 50 * 1024, "{resident} kB");
+}

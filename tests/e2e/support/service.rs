@@ -1,0 +1,174 @@
+//! `workos-sync serve` as a process.
+
+use std::net::SocketAddr;
+
+use reqwest::RequestBuilder;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use workos_sync::clock::{Clock, SystemClock};
+use workos_sync::signature;
+
+use super::process::{Process, program};
+use super::{Finished, Folder, PATIENCE, POLL, TestDatabase, eventually, http, signal};
+
+/// The webhook's secret where a test gives one.
+pub(crate) const SECRET: &str = "whsec_end_to_end";
+
+/// A service that listens; killed when dropped.
+pub(crate) struct Service {
+    process: Process,
+    pub(crate) address: SocketAddr,
+    secret: String,
+    http: reqwest::Client,
+}
+
+/// Signs a body, now.
+fn sign(secret: &str, body: &str) -> String {
+    signature::sign(&secret.into(), body.as_bytes(), SystemClock.now())
+}
+
+impl Service {
+    /// Starts `serve` on a free port, and waits until it says that it listens.
+    pub(crate) async fn start(folder: &Folder, variables: &[(&str, &str)]) -> Self {
+        let mut process = Self::launch(folder, variables);
+        let give_up = Instant::now() + PATIENCE;
+        let address = loop {
+            let listening = process.stderr.lines().iter().find_map(|line| {
+                let entry: Value = serde_json::from_str(line).ok()?;
+                entry["message"].as_str()?.strip_prefix("listening on ")?;
+                entry["address"].as_str()?.parse().ok()
+            });
+            if let Some(address) = listening {
+                break address;
+            }
+            let ended = process.exit();
+            assert!(
+                ended.is_none() && Instant::now() < give_up,
+                "it doesn't listen ({ended:?})\n{}",
+                process.stderr.so_far()
+            );
+            sleep(POLL).await;
+        };
+        let given = variables
+            .iter()
+            .find(|(name, _)| *name == "WORKOS_WEBHOOK_SECRET");
+        let secret = match given {
+            Some((_, secret)) => (*secret).to_owned(),
+            None => std::fs::read_to_string(folder.data("webhook_secret"))
+                .unwrap()
+                .trim()
+                .to_owned(),
+        };
+        Self {
+            process,
+            address,
+            secret,
+            http: http(),
+        }
+    }
+
+    /// Starts it on a database, with [`SECRET`].
+    pub(crate) async fn on(folder: &Folder, database: &TestDatabase) -> Self {
+        Self::start(
+            folder,
+            &[
+                ("DATABASE_URL", &database.url),
+                ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ],
+        )
+        .await
+    }
+
+    /// Starts `serve` on a free port, and waits for nothing.
+    pub(crate) fn launch(folder: &Folder, variables: &[(&str, &str)]) -> Process {
+        let mut command = program::<&str, &str>(folder, &[("LISTEN_ADDR", "127.0.0.1:0")], &[]);
+        Process::spawn(command.envs(variables.iter().copied()))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.stderr.so_far()
+    }
+
+    /// The command that a newcomer is asked to paste; waited for.
+    pub(crate) async fn curl_line(&self) -> String {
+        let find = || {
+            let lines = self.process.stdout.lines();
+            lines.into_iter().find(|line| line.starts_with("curl "))
+        };
+        eventually("a curl line is printed", async || find().is_some()).await;
+        find().unwrap()
+    }
+
+    /// A delivery, signed.
+    pub(crate) fn delivery(&self, body: &str) -> RequestBuilder {
+        self.delivery_with(
+            body,
+            &format!("WorkOS-Signature: {}", sign(&self.secret, body)),
+        )
+    }
+
+    /// A delivery with a header line that somebody else has made.
+    pub(crate) fn delivery_with(&self, body: &str, header: &str) -> RequestBuilder {
+        let (name, value) = header.split_once(": ").unwrap();
+        self.http
+            .post(self.url("/webhooks/workos"))
+            .header(name, value)
+            .body(body.to_owned())
+    }
+
+    /// Delivers an event and waits for its outcome: the answer's body. Fails the test if it isn't 200.
+    pub(crate) async fn apply(&self, body: &str) -> Value {
+        answer(self.delivery(body).header("prefer", "wait=30")).await
+    }
+
+    /// The status that a path answers with.
+    pub(crate) async fn get(&self, path: &str) -> Option<u16> {
+        let answer = self.http.get(self.url(path)).send().await.ok()?;
+        Some(answer.status().as_u16())
+    }
+
+    /// Asks it to end, without waiting.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.process.id(), name);
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn finish(self) -> Finished {
+        self.process.finish().await
+    }
+
+    /// Asks it to end, and waits for that.
+    pub(crate) async fn terminate(self) -> Finished {
+        self.signal("TERM");
+        self.finish().await
+    }
+
+    /// Ends it as the kernel does when memory is short, and waits for that.
+    pub(crate) async fn kill(mut self) {
+        self.kill_now();
+        self.finish().await;
+    }
+
+    /// Ends it as the kernel does when memory is short.
+    pub(crate) fn kill_now(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// The body of an answer that must be 200.
+pub(crate) async fn answer(request: RequestBuilder) -> Value {
+    let answer = request.send().await.unwrap();
+    let status = answer.status();
+    let text = answer.text().await.unwrap();
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
