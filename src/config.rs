@@ -505,7 +505,7 @@ fn webhook_path(value: String) -> Result<String, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
     use crate::sync;
@@ -602,7 +602,7 @@ mod tests {
             "WARN",
             "off",
             "info,workos_sync::inbox=debug",
-            "warn, sqlx[query]=trace",
+            "warn,sqlx[query]=trace",
         ] {
             assert!(check(&["--log-level", level]).is_ok(), "{level}");
         }
@@ -623,6 +623,40 @@ mod tests {
             let error = check(&[flag]).unwrap_err();
             assert_eq!(error.variable, variable);
             assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    /// Pages that no test reads are wrong within months.
+    #[test]
+    fn the_documents_name_every_variable_and_its_default() {
+        let (readme, example) = (
+            include_str!("../README.md"),
+            include_str!("../.env.example"),
+        );
+        for argument in Flags::command().get_arguments() {
+            let Some(variable) = argument.get_env() else {
+                continue;
+            };
+            let variable = variable.display();
+            assert!(
+                readme.contains(&format!("| `{variable}` | ")),
+                "README.md lacks {variable}"
+            );
+            assert!(
+                example.contains(&format!("{variable}=")),
+                ".env.example lacks {variable}"
+            );
+            for default in argument.get_default_values() {
+                let default = default.display();
+                assert!(
+                    readme.contains(&format!("| `{variable}` | `{default}` |")),
+                    "{variable} in README.md"
+                );
+                assert!(
+                    example.contains(&format!("{variable}={default}\n")),
+                    "{variable} in .env.example"
+                );
+            }
         }
     }
 }
