@@ -230,13 +230,18 @@ impl Inbox {
         }
     }
 
-    /// Processes everything that is due, and returns when nothing is: for `replay` and for tests.
+    /// Processes everything that is due, and returns when nothing is, or on shutdown, when the events in hand
+    /// are done: for `replay` and for tests.
     ///
     /// # Errors
     /// The database doesn't answer.
     pub async fn settle(&self) -> Result<(), sqlx::Error> {
         while self.sweep().await? > 0 {
             self.inner.lanes.idle().await;
+            // From then on lanes begin nothing, so what is due stays due.
+            if self.inner.shutdown.is_cancelled() {
+                break;
+            }
         }
         Ok(())
     }
