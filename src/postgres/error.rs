@@ -31,11 +31,10 @@ pub fn classify(error: &sqlx::Error) -> FailureClass {
         "23505" | "40001" | "40P01" => FailureClass::Conflict,
         // program_limit_exceeded, statement_too_complex: what the event contains is too large for an index.
         "54000" | "54001" => FailureClass::Permanent,
-        // raise_exception: a trigger of the host application.
-        "P0001" => FailureClass::Refused,
         _ => match code.get(..2) {
-            // Integrity constraint violation: CHECK, NOT NULL, foreign key, exclusion; 44: a view's CHECK.
-            Some("23" | "44") => FailureClass::Refused,
+            // Integrity constraint violation: CHECK, NOT NULL, foreign key, exclusion; 44: a view's CHECK; P0:
+            // a PL/pgSQL trigger of the host application (RAISE, ASSERT, SELECT INTO STRICT).
+            Some("23" | "44" | "P0") => FailureClass::Refused,
             // Data exception: a value that no retry makes storable.
             Some("22") => FailureClass::Permanent,
             // Everything else is about the database, not about the event: connections (08), resources (53),
