@@ -35,7 +35,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::event::{Event, EventId};
 use crate::outbox::Outbox;
-use crate::postgres::error;
+use crate::postgres::{self, error};
 use crate::sync::Outcome;
 use crate::telemetry::Metrics;
 use lanes::Lanes;
@@ -197,15 +197,17 @@ impl Inbox {
     /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
     pub async fn record(&self, event: &Event<'_>, source: Source) -> Result<Recorded, RecordError> {
         let inner = &self.inner;
-        let inserted = store::insert(&inner.pool, event, source, inner.clock.now())
-            .await
-            .map_err(|error| {
-                if error::is_about_the_content(&error) {
-                    RecordError::Unstorable(error::describe(&error))
-                } else {
-                    RecordError::Unavailable(error)
-                }
-            })?;
+        let inserted = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+            store::insert(connection, event, source, inner.clock.now()).await
+        })
+        .await
+        .map_err(|error| {
+            if error::is_about_the_content(&error) {
+                RecordError::Unstorable(error::describe(&error))
+            } else {
+                RecordError::Unavailable(error)
+            }
+        })?;
         Ok(if !inserted {
             Recorded::Duplicate
         } else if event.organization_event_type().is_none() {
@@ -311,9 +313,12 @@ impl Watch {
 
     async fn look_up(&self) -> Option<Settled> {
         // A database that doesn't answer is asked again: the deadline is the caller's.
-        let standing = store::standing(&self.inbox.inner.pool, &self.event_id)
-            .await
-            .ok()??;
+        let pool = &self.inbox.inner.pool;
+        let standing = postgres::ask(pool, postgres::PATIENCE, async |connection| {
+            store::standing(connection, &self.event_id).await
+        })
+        .await
+        .ok()??;
         let status = [Status::Processed, Status::Ignored, Status::Dead]
             .into_iter()
             .find(|status| status.as_str() == standing.status)?;

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use sqlx::{Connection, PgConnection};
 use tracing::{error, info, warn};
 
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed};
 use super::{Inbox, Settled, Status};
 use crate::event::{DecodeError, EnvelopeError, Event, WorkosId};
+use crate::postgres;
 use crate::postgres::error::{self, FailureClass};
 use crate::sync::{self, ApplyError, Outcome};
 
@@ -40,8 +42,6 @@ enum AttemptError {
     Conflict,
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
-    #[error("no answer from the database within {} s", ATTEMPT_TIMEOUT.as_secs())]
-    TimedOut,
 }
 
 impl From<ApplyError> for AttemptError {
@@ -59,7 +59,6 @@ impl AttemptError {
             Self::Envelope(_) | Self::Decode(_) => FailureClass::Permanent,
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
-            Self::TimedOut => FailureClass::Transient,
         }
     }
 
@@ -81,11 +80,11 @@ impl Inbox {
         let mut conflicts = 0;
         loop {
             let mut claimed = None;
-            let attempt = self.attempt(lane, &mut claimed);
-            let result = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
-                Ok(result) => result,
-                Err(_elapsed) => Err(AttemptError::TimedOut),
-            };
+            let attempt = postgres::ask(&self.inner.pool, ATTEMPT_TIMEOUT, async |connection| {
+                // An attempt that failed leaves a connection that is as good as before.
+                Ok(self.attempt(connection, lane, &mut claimed).await)
+            });
+            let result = attempt.await.unwrap_or_else(|error| Err(error.into()));
             return match (result, claimed) {
                 (Ok(()), None) => Ok(Step::Idle),
                 (Ok(()), Some(_)) => Ok(Step::Processed),
@@ -107,16 +106,22 @@ impl Inbox {
                     Ok(Step::Idle)
                 }
                 (Err(AttemptError::Database(error)), None) => Err(error),
-                (Err(_), None) => Err(sqlx::Error::PoolTimedOut),
+                // Nothing else can be wrong before there is an event.
+                (Err(error), None) => Err(sqlx::Error::Protocol(error.to_string())),
             };
         }
     }
 
     /// Claims, applies and settles an event in one transaction (R25). An error rolls it back.
-    async fn attempt(&self, lane: &str, claimed: &mut Option<Claimed>) -> Result<(), AttemptError> {
+    async fn attempt(
+        &self,
+        connection: &mut PgConnection,
+        lane: &str,
+        claimed: &mut Option<Claimed>,
+    ) -> Result<(), AttemptError> {
         let inner = &self.inner;
         let now = inner.clock.now();
-        let mut tx = inner.pool.begin().await?;
+        let mut tx = connection.begin().await?;
         sync::lock_organization(&mut tx, lane).await?;
         *claimed = store::claim_next(&mut tx, lane, now).await?;
         let Some(claimed) = claimed.as_ref() else {
@@ -157,7 +162,10 @@ impl Inbox {
             Verdict::Dead => None,
         };
         let reason = cause.to_string();
-        if !store::fail(&inner.pool, &claimed.event_id, retry_at, &reason).await? {
+        let failed = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+            store::fail(connection, &claimed.event_id, retry_at, &reason).await
+        });
+        if !failed.await? {
             // Settled after all: the answer to our COMMIT got lost, or another replica was quicker.
             return Ok(());
         }

@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use tracing::info;
 
 use super::{Inbox, store};
+use crate::postgres;
 
 /// How often the inbox is looked through. A look costs an index probe when nothing is due.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,10 +57,14 @@ impl Inbox {
         let inner = &self.inner;
         let now = inner.clock.now();
         let after = inner.position.take();
-        let mut lanes = store::due_lanes(&inner.pool, &after, PAGE, now).await?;
-        if lanes.is_empty() && !after.is_empty() {
-            lanes = store::due_lanes(&inner.pool, "", PAGE, now).await?;
-        }
+        let lanes = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+            let lanes = store::due_lanes(&mut *connection, &after, PAGE, now).await?;
+            if lanes.is_empty() && !after.is_empty() {
+                return store::due_lanes(connection, "", PAGE, now).await;
+            }
+            Ok(lanes)
+        })
+        .await?;
         let found = lanes.len();
         let page_is_full = i64::try_from(found).is_ok_and(|found| found == PAGE);
         let mut position = after;
@@ -84,7 +89,10 @@ impl Inbox {
         let shutdown = &self.inner.shutdown;
         loop {
             // An outage is logged by the sweeper.
-            if let Ok(count) = store::count_dead(&self.inner.pool).await {
+            let count = postgres::ask(&self.inner.pool, postgres::PATIENCE, async |connection| {
+                store::count_dead(connection).await
+            });
+            if let Ok(count) = count.await {
                 self.inner.metrics.dead_letters(count);
             }
             tokio::select! {
@@ -119,7 +127,10 @@ impl Inbox {
         let cutoff = inner.clock.now() - age;
         let mut removed = 0;
         while !inner.shutdown.is_cancelled() {
-            let batch = store::remove_settled(&inner.pool, cutoff, RETENTION_BATCH).await?;
+            let batch = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+                store::remove_settled(connection, cutoff, RETENTION_BATCH).await
+            })
+            .await?;
             removed += batch;
             if batch < RETENTION_BATCH.unsigned_abs() {
                 break;

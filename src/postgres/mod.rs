@@ -4,11 +4,13 @@ pub mod embedded;
 pub mod error;
 pub mod migrate;
 
+use std::io;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor, PgPool};
+use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
 /// How long a statement may run, and how long it may wait for a lock: a lane that waits for a row that somebody
 /// else holds gives its connection back after this time, and the event is retried. A server whose default is
@@ -26,6 +28,10 @@ const SESSION_SETTINGS: &str = "
 
 /// How long to wait for a free or a new connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a single statement may take to be answered. Beyond every timeout of the database: it ends the wait
+/// for one that doesn't even answer that.
+pub const PATIENCE: Duration = Duration::from_secs(16);
 
 /// Reads a connection string.
 ///
@@ -51,4 +57,49 @@ pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
             })
         })
         .connect_lazy_with(options)
+}
+
+/// Does some work on a connection of the pool, within a time.
+///
+/// Where the work is broken off, at the end of `limit` or because the caller is dropped, the connection is
+/// closed. The pool would take it back when it answers, and a peer that vanished never does: each such
+/// connection would take a place of the pool until TCP gives up, a quarter of an hour later.
+///
+/// # Errors
+/// There was no connection, the work's own error, or the limit was reached ([`sqlx::Error::Io`]).
+pub async fn ask<T>(
+    pool: &PgPool,
+    limit: Duration,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    let asked = async {
+        let mut lent = Lent {
+            connection: pool.acquire().await?,
+            done: false,
+        };
+        let result = work(&mut lent.connection).await;
+        lent.done = true;
+        result
+    };
+    match tokio::time::timeout(limit, asked).await {
+        Ok(result) => result,
+        Err(_elapsed) => {
+            let message = format!("no answer within {} s", limit.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+        }
+    }
+}
+
+/// A connection that is closed when it is dropped, unless its work is done.
+struct Lent {
+    connection: PoolConnection<Postgres>,
+    done: bool,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !self.done {
+            self.connection.close_on_drop();
+        }
+    }
 }
