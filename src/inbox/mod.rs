@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::sync::broadcast;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use uuid::Uuid;
@@ -296,17 +296,23 @@ impl Watch {
     }
 
     async fn settled(&mut self) -> Settled {
+        let mut look = tokio::time::interval_at(Instant::now() + OUTCOME_POLL, OUTCOME_POLL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            match tokio::time::timeout(OUTCOME_POLL, self.settled.recv()).await {
-                Ok(Ok(settled)) if settled.event_id == self.event_id.as_str() => return settled,
-                // Another's, at the speed of the lanes: no need to ask the database.
-                Ok(Ok(_)) => {}
-                // Missed some, or nothing came: another replica may have settled it.
-                Ok(Err(_)) | Err(_) => {
-                    if let Some(settled) = self.look_up().await {
-                        return settled;
-                    }
-                }
+            // Both are cancel-safe.
+            tokio::select! {
+                settled = self.settled.recv() => match settled {
+                    Ok(settled) if settled.event_id == self.event_id.as_str() => return settled,
+                    // Another's, at the speed of the lanes: no need to ask the database.
+                    Ok(_) => continue,
+                    // Missed some.
+                    Err(_) => {}
+                },
+                // Another replica may have settled it.
+                _ = look.tick() => {}
+            }
+            if let Some(settled) = self.look_up().await {
+                return settled;
             }
         }
     }
