@@ -7,9 +7,11 @@
 
 mod architecture;
 mod health;
+mod inbox;
 mod listener;
 mod migrations;
 mod organizations;
 mod outbox;
 mod support;
+mod webhook;
 mod workos;
