@@ -1,5 +1,4 @@
-# The compiler the tests run with. `rust-version` in Cargo.toml is the oldest that compiles us; an image has
-# no reason to be built by the oldest.
+# As `rust-version` in Cargo.toml; `make lint` compares the two.
 ARG RUST_VERSION=1.95
 
 FROM rust:${RUST_VERSION}-bookworm AS builder
@@ -12,8 +11,8 @@ ENV SQLX_OFFLINE=true
 # that Cargo.toml names to exist, so each is an empty stub. `cargo clean` forgets what the stubs became:
 # COPY keeps modification times, and Cargo would take an older source for one it has already compiled.
 COPY Cargo.toml Cargo.lock build.rs sqlx.toml ./
-RUN mkdir -p src tests/it tests/e2e \
-    && touch src/lib.rs tests/it/main.rs tests/e2e/main.rs \
+RUN mkdir -p src benches tests/it tests/e2e \
+    && touch src/lib.rs benches/functions.rs tests/it/main.rs tests/e2e/main.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked \
     && cargo clean --release --package workos-sync

@@ -28,6 +28,7 @@ lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wa
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	scripts/check-versions
 	scripts/check-queries
 	scripts/check-dependencies
 

@@ -705,10 +705,10 @@ async fn events_survive_the_replica_that_accepted_them() {
 async fn a_crowded_lane_hides_no_other() {
     let app = TestApp::new().await;
     app.execute(
-        r#"insert into webhook_events (event_id, event_type, organization_id, payload)
+        r"insert into webhook_events (event_id, event_type, organization_id, payload)
            select 'e' || n, 'user.created', 'org_' || greatest(n - 2000, 0),
                   json_build_object('id', 'e' || n, 'event', 'user.created')
-           from generate_series(1, 2050) n"#,
+           from generate_series(1, 2050) n",
     )
     .await;
     assert_eq!(app.inbox.sweep().await.unwrap(), 51);
@@ -729,11 +729,11 @@ async fn a_flood_waits_in_the_inbox() {
 
     let app = TestApp::new().await;
     app.execute(
-        r#"insert into webhook_events (event_id, event_type, organization_id, payload)
+        r"insert into webhook_events (event_id, event_type, organization_id, payload)
            select 'e' || n, 'user.created', 'org_' || n,
                   json_build_object('id', 'e' || n, 'event', 'user.created')
            from generate_series(1, 11000) n;
-           analyze webhook_events"#,
+           analyze webhook_events",
     )
     .await;
     // Looks go on, claims don't.
@@ -920,7 +920,7 @@ async fn a_refused_commit_applies_nothing() {
 async fn the_statements_of_an_event_go_by_indexes() {
     let db = TestDatabase::new().await;
     sqlx::raw_sql(
-        r#"insert into webhook_events
+        r"insert into webhook_events
                (event_id, status, outcome, event_type, organization_id, processed_at, payload)
            select 'e' || n, 'processed', 'stale', 'organization.updated', 'org_' || n,
                   to_timestamp(1800000000 - n), '{}'
@@ -941,7 +941,7 @@ async fn the_statements_of_an_event_go_by_indexes() {
                execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
                execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
                execute format('alter database %I set auto_explain.log_level = notice', current_database());
-           end $$"#,
+           end $$",
     )
     .execute(&db.pool)
     .await

@@ -54,10 +54,6 @@ async fn throw_away() -> String {
 
 /// A shell that waits for this process to end, however it does, then stops the server and removes its folders.
 /// It waits on a pipe that only this process holds.
-#[expect(
-    clippy::zombie_processes,
-    reason = "it outlives this process, that is its purpose"
-)]
 fn end_with_this_process(folder: &std::path::Path) {
     let pgdata = std::fs::canonicalize(folder.join("postgres")).unwrap();
     let pid = std::fs::read_to_string(pgdata.join("postmaster.pid")).unwrap();
