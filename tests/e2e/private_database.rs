@@ -87,11 +87,12 @@ async fn a_second_owner_is_refused() {
     let second = run(&folder, &[("LISTEN_ADDR", "127.0.0.1:0")], &["serve"])
         .await
         .assert(1);
-    let line = second.error_line();
-    assert!(
-        line.contains(&format!("(process {})", first.id())),
-        "{line}"
+    let told = format!(
+        "workos-sync: another workos-sync (process {}) serves",
+        first.id()
     );
+    assert!(second.stderr.starts_with(&told), "{second:?}");
+    assert!(second.stderr.contains("\nhint: stop it"), "{second:?}");
     assert_eq!(first.get("/readyz").await, Some(200));
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct TestApp {
     pub(crate) db: Arc<TestDatabase>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
-    pub(crate) outbox: Outbox,
+
     pub(crate) metrics: Metrics,
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
@@ -129,7 +129,7 @@ impl TestApp {
         let inbox = Inbox::new(
             pool,
             clock.clone(),
-            outbox.clone(),
+            outbox,
             sync::organization_id::default_namespace(),
             metrics.clone(),
             usize::try_from(options.max_connections / 2).unwrap(),
@@ -149,7 +149,6 @@ impl TestApp {
             db,
             clock,
             inbox,
-            outbox,
             metrics,
             router,
             shutdown,
