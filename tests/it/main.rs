@@ -12,6 +12,7 @@ mod listener;
 mod migrations;
 mod organizations;
 mod outbox;
+mod races;
 mod support;
 mod webhook;
 mod workos;
