@@ -14,11 +14,13 @@ use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
 /// How long a statement may run, and how long it may wait for a lock: a lane that waits for a row that somebody
 /// else holds gives its connection back after this time, and the event is retried. A server whose default is
-/// to answer a COMMIT before it is durable is told otherwise, for we acknowledge after it (R23).
+/// to answer a COMMIT before it is durable is told otherwise, for we acknowledge after it (R23). So is one whose
+/// default is a stricter isolation: there, the snapshot would be older than the lock that was waited for.
 const SESSION_SETTINGS: &str = "
     select set_config('statement_timeout', '15s', false),
            set_config('lock_timeout', '5s', false),
            set_config('idle_in_transaction_session_timeout', '30s', false),
+           set_config('default_transaction_isolation', 'read committed', false),
            set_config('synchronous_commit',
                       case current_setting('synchronous_commit')
                           when 'off' then 'on'
