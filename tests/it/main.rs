@@ -6,6 +6,7 @@
 )]
 
 mod architecture;
+mod convergence;
 mod health;
 mod inbox;
 mod listener;
