@@ -34,7 +34,6 @@ pub(crate) struct TestApp {
     pub(crate) db: Arc<TestDatabase>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
-
     pub(crate) metrics: Metrics,
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
