@@ -1,0 +1,94 @@
+//! Why the private server can't be used, and the cure.
+//!
+//! Variants are what a program may want to tell apart. The many obstacles that only a human can
+//! clear share one, [`EmbeddedError::Unusable`]: where one is found, its cure is known too.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why the private server can't be used. [`EmbeddedError::hint`] has the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedError {
+    /// The lock of the data folder is held.
+    #[error("another workos-sync (process {pid}) serves from {}", dir.display())]
+    InUse {
+        /// The data folder.
+        dir: PathBuf,
+        /// The owner, as the lock file names it.
+        pid: String,
+    },
+    /// Something isn't what a server needs.
+    #[error("{subject}: {problem}")]
+    Unusable {
+        /// A file, a folder or a setting.
+        subject: String,
+        /// What is wrong with it.
+        problem: String,
+        /// The cure.
+        hint: String,
+    },
+    /// A program of Postgres ended with an error.
+    #[error("{what}: {output}")]
+    Program {
+        /// The program, or what it was to do.
+        what: &'static str,
+        /// What it said.
+        output: String,
+    },
+    /// The server runs, but refuses a connection or a statement.
+    #[error("the private postgres can't be used")]
+    Database(#[from] sqlx::Error),
+    /// The operating system refuses a file, a folder or a program.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// A verb.
+        doing: &'static str,
+        /// The file, folder or program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl EmbeddedError {
+    /// What to do about it, for the line `hint: …` after the message.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::InUse { dir, .. } => Some(format!(
+                "stop it, or choose another data folder; if it doesn't answer, {}/postgres.log has the reason",
+                dir.display()
+            )),
+            Self::Unusable { hint, .. } => Some(hint.clone()),
+            Self::Program { .. } | Self::Database(_) | Self::Io { .. } => None,
+        }
+    }
+
+    pub(super) fn unusable(
+        subject: impl Display,
+        problem: impl Display,
+        hint: impl Display,
+    ) -> Self {
+        Self::Unusable {
+            subject: subject.to_string(),
+            problem: problem.to_string(),
+            hint: hint.to_string(),
+        }
+    }
+}
+
+/// What an error of the operating system was about: it names neither the file nor the deed.
+pub(super) trait When<T> {
+    fn when(self, doing: &'static str, path: &Path) -> Result<T, EmbeddedError>;
+}
+
+impl<T> When<T> for io::Result<T> {
+    fn when(self, doing: &'static str, path: &Path) -> Result<T, EmbeddedError> {
+        self.map_err(|source| EmbeddedError::Io {
+            doing,
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
