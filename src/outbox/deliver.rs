@@ -5,15 +5,19 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tracing::{debug, error, info, warn};
 
-use super::backoff::backoff;
 use super::store::{self, Claimed, Settlement};
 use super::{Outbox, later};
+use crate::backoff::backoff;
 use crate::clock::Clock;
+use crate::postgres;
 use crate::workos::{WorkosClient, WorkosError, shorten};
 
 /// How long the outbox pauses after a 401 or 403. A key is replaced by a restart, but it can be given a
 /// permission, or WorkOS can be mistaken.
 const UNAUTHORIZED_PAUSE: Duration = Duration::from_mins(1);
+
+/// The longest wait of a row that backs off.
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
 
 /// No pause is longer, whatever `Retry-After` says.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
@@ -133,12 +137,12 @@ impl Outbox {
             Err(refusal @ WorkosError::RateLimited { retry_after }) => {
                 let pause = retry_after.unwrap_or_else(|| {
                     let pauses = self.pace().pauses();
-                    backoff(pauses.saturating_add(1), fastrand::f64())
+                    backoff(pauses.saturating_add(1), LONGEST_WAIT, fastrand::f64())
                 });
                 self.pause(&claimed, pause, &refusal).await?;
             }
             Err(failure @ WorkosError::Unavailable { .. }) => {
-                let wait = backoff(claimed.attempts, fastrand::f64());
+                let wait = backoff(claimed.attempts, LONGEST_WAIT, fastrand::f64());
                 let until = later(self.clock.now(), wait);
                 if self
                     .postpone(&claimed, until, true, &failure.to_string())
@@ -200,9 +204,11 @@ impl Outbox {
         settlement: Settlement,
         reason: Option<&str>,
     ) -> Result<bool, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
         let now = self.clock.now();
-        let settled = store::settle(&mut connection, claimed, settlement, reason, now).await?;
+        let settled = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+            store::settle(connection, claimed, settlement, reason, now).await
+        })
+        .await?;
         log_overtaken(claimed, settled);
         Ok(settled)
     }
@@ -214,8 +220,10 @@ impl Outbox {
         counts: bool,
         reason: &str,
     ) -> Result<bool, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        let postponed = store::postpone(&mut connection, claimed, until, counts, reason).await?;
+        let postponed = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+            store::postpone(connection, claimed, until, counts, reason).await
+        })
+        .await?;
         log_overtaken(claimed, postponed);
         Ok(postponed)
     }

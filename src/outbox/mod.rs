@@ -16,7 +16,6 @@
 //! The next event of the organization that still comes without `external_id` records the intention anew,
 //! whatever became of it (R16). A delivery under way is then overtaken: it settles nothing.
 
-mod backoff;
 mod deliver;
 mod pace;
 mod store;
@@ -36,7 +35,7 @@ use tracing::{error, info};
 
 use self::pace::Pace;
 use crate::clock::Clock;
-use crate::postgres::error::describe;
+use crate::postgres::{self, error::describe};
 use crate::workos::WorkosClient;
 
 /// How many deliveries go out at once. As many are claimed, so that none waits for its turn while its lease
@@ -138,10 +137,10 @@ impl Outbox {
         if limit == 0 {
             return Ok(0);
         }
-        let claimed = {
-            let mut connection = self.pool.acquire().await?;
-            store::claim_due(&mut connection, limit, now, now + LEASE).await?
-        };
+        let claimed = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+            store::claim_due(connection, limit, now, now + LEASE).await
+        })
+        .await?;
 
         let count = claimed.len();
         // Tasks of their own, which end with this future: not even an abort leaves one behind.

@@ -8,6 +8,7 @@ fn pure_modules_know_no_io() {
     for file in [
         "event.rs",
         "signature.rs",
+        "backoff.rs",
         "inbox/retry.rs",
         "sync/decide.rs",
         "sync/slug.rs",
