@@ -291,7 +291,8 @@ impl Watch {
         // Both arms only watch.
         tokio::select! {
             settled = tokio::time::timeout_at(deadline, self.settled()) => settled.ok(),
-            () = stopped => None,
+            // The event may have been the last that was in hand: both arms are ready then.
+            () = stopped => tokio::time::timeout_at(deadline, self.look_up()).await.ok()?,
         }
     }
 
