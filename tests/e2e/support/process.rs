@@ -130,7 +130,15 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[expect(
+        clippy::print_stderr,
+        reason = "who looks into a failed test wants to see it"
+    )]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (id, exit) = (self.id(), self.exit());
+            eprintln!("process {id}, ended: {exit:?}\n{}", self.stderr.so_far());
+        }
         // It may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
