@@ -374,7 +374,7 @@ fn check(
         );
     }
     // No row comes from nowhere.
-    let ids: HashSet<_> = histories.iter().map(|history| history.id()).collect();
+    let ids: HashSet<_> = histories.iter().map(History::id).collect();
     prop_assert!(rows.iter().all(|row| ids.contains(&row.id)), "{:?}", rows);
     prop_assert!(rows.len() <= histories.len());
     Ok(())

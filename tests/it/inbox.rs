@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use workos_sync::event::{Event, EventId};
+use workos_sync::event::{Event, EventId, WorkosId};
 use workos_sync::inbox::{Recorded, Source};
 
 use crate::support::app::{InboxRow, Options};
@@ -43,7 +43,7 @@ async fn put(app: &TestApp, event: &EventBuilder) {
     )
     .bind(event.id.as_str())
     .bind(&event.event_type)
-    .bind(event.workos_id.as_ref().map(|id| id.as_str()))
+    .bind(event.workos_id.as_ref().map(WorkosId::as_str))
     .bind(event.body)
     .execute(&app.db.pool)
     .await
@@ -383,6 +383,12 @@ async fn an_event_that_failed_or_died_holds_nothing_back() {
     assert_eq!(late.outcome.as_deref(), Some("stale"));
     assert_eq!((late.attempts, late.last_error), (2, None));
     assert_eq!(app.organization().await.name, "Acme");
+
+    // R24: at once, by the lane itself: nobody sweeps here.
+    put(&app, &updated(5, ACME, "Acme 5")).await;
+    app.record(&updated(4, ACME, "Evil")).await;
+    has_status(&app, &event_id(5), "processed").await;
+    assert_eq!(app.inbox_row(&event_id(4)).await.status, "failed");
 }
 
 /// R26: what the host's own rules refuse is tried a few times and is then a dead letter that names the rule.
@@ -705,7 +711,7 @@ async fn events_survive_the_replica_that_accepted_them() {
 async fn a_crowded_lane_hides_no_other() {
     let app = TestApp::new().await;
     app.execute(
-        r"insert into webhook_events (event_id, event_type, organization_id, payload)
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
            select 'e' || n, 'user.created', 'org_' || greatest(n - 2000, 0),
                   json_build_object('id', 'e' || n, 'event', 'user.created')
            from generate_series(1, 2050) n",
@@ -729,7 +735,7 @@ async fn a_flood_waits_in_the_inbox() {
 
     let app = TestApp::new().await;
     app.execute(
-        r"insert into webhook_events (event_id, event_type, organization_id, payload)
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
            select 'e' || n, 'user.created', 'org_' || n,
                   json_build_object('id', 'e' || n, 'event', 'user.created')
            from generate_series(1, 11000) n;
@@ -920,7 +926,7 @@ async fn a_refused_commit_applies_nothing() {
 async fn the_statements_of_an_event_go_by_indexes() {
     let db = TestDatabase::new().await;
     sqlx::raw_sql(
-        r"insert into webhook_events
+        "insert into webhook_events
                (event_id, status, outcome, event_type, organization_id, processed_at, payload)
            select 'e' || n, 'processed', 'stale', 'organization.updated', 'org_' || n,
                   to_timestamp(1800000000 - n), '{}'

@@ -6,18 +6,20 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::SecretString;
 use serde_json::json;
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::{Clock, ManualClock};
 use workos_sync::event::{Event, WorkosId};
 use workos_sync::outbox::Outbox;
+use workos_sync::postgres;
 use workos_sync::sync::{apply, organization_id};
 use workos_sync::workos::{Timeouts, WorkosClient};
 
-use crate::support::TestDatabase;
 use crate::support::logs::Logs;
+use crate::support::proxy::Proxy;
 use crate::support::workos::{Answer, FakeWorkos};
+use crate::support::{TestDatabase, eventually};
 
 const KEY: &str = "sk_test_the_key";
 
@@ -671,4 +673,37 @@ async fn the_loop_outlives_a_database_outage() {
     shutdown.cancel();
     running.join_all().await;
     assert!(s.logs.text().contains("has its database again"));
+}
+
+/// R16: the loop outlives a database that vanishes in the middle of a statement, and never answers that.
+#[tokio::test]
+async fn the_loop_outlives_a_database_that_vanishes() {
+    let s = Setting::new().await;
+    s.record("org_1").await;
+    let (proxy, options) = Proxy::start(&s.database.options).await;
+    let client = WorkosClient::new(s.workos.url(), SecretString::from(KEY)).unwrap();
+    let clock = Arc::clone(&s.clock) as Arc<dyn Clock>;
+    let outbox = Outbox::new(postgres::pool(options, 2), Some(client), clock);
+
+    let mut lock = s.database.connect().await;
+    let statement = "begin; lock table external_id_pushes";
+    lock.execute(statement).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let mut running = JoinSet::new();
+    running.spawn(outbox.run(shutdown.clone()));
+    until("the loop waits for the table", async || {
+        s.database.blocked_sessions().await == 1
+    })
+    .await;
+    proxy.black_hole();
+    lock.close().await.unwrap();
+    proxy.restore();
+    eventually("org_1 is done", async || {
+        // A lease that nobody was told of ends.
+        s.advance(60);
+        s.push("org_1").await.status == "done"
+    })
+    .await;
+    shutdown.cancel();
+    running.join_all().await;
 }

@@ -283,6 +283,7 @@ async fn a_wait_ends_with_a_shutdown() {
 
 /// R29, R30: each kind of bad signature is told apart, counted, and never stored; none learns the good one.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "most of them are a table")]
 async fn a_bad_signature_is_refused() {
     let app = TestApp::new().await;
     let body = created(1, ACME, "Acme").body();
@@ -503,6 +504,7 @@ async fn without_a_tolerance_any_time_is_good() {
 
 /// R30: what is signed but is no event is refused, and says why; what Postgres can't store, too.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "most of them are a table")]
 async fn what_is_no_event_is_refused() {
     let app = TestApp::new().await;
     let long = "e".repeat(256);

@@ -198,7 +198,8 @@ impl TestApp {
 
     /// Processes everything that is due.
     pub(crate) async fn settle(&self) {
-        self.inbox.settle().await.unwrap();
+        let settled = tokio::time::timeout(Duration::from_secs(120), self.inbox.settle());
+        settled.await.expect("the inbox settles").unwrap();
     }
 
     /// Every organization, by id.
