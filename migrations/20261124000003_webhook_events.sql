@@ -20,7 +20,8 @@ create table webhook_events
     payload         json        not null,
     -- Events of one lane are processed one after the other. An event without an organization has a lane of
     -- its own.
-    lane            text collate "C" generated always as (coalesce(organization_id, event_id)) stored,
+    lane            text collate "C" generated always as
+        (coalesce(nullif(organization_id, ''), event_id)) stored,
     -- Sorts as event ids are compared: by the ULID behind the last underscore, else by the whole id.
     event_order     text collate "C" generated always as (
         case
