@@ -447,6 +447,28 @@ proptest! {
     }
 }
 
+/// R6, R10: a deleted organization does not take a row from a living one, should WorkOS ever send something about
+/// it after its deletion.
+#[test]
+fn the_dead_do_not_take_from_the_living() {
+    let mut memory = Memory::default();
+    for (event, outcome) in [
+        (deleted(1, "org_dead"), Outcome::Tombstoned),
+        (
+            created(2, "org_living", "Living").external_id("shared"),
+            Outcome::Created,
+        ),
+        (
+            updated(3, "org_dead", "Dead").external_id("shared"),
+            Outcome::Stale,
+        ),
+    ] {
+        assert_eq!(memory.apply(&decode(&event)), outcome, "{event:?}");
+    }
+    assert_eq!(memory.rows.len(), 1);
+    assert!(memory.rows[0].name == "Living" && !memory.rows[0].disabled);
+}
+
 /// Ids with a ULID, not a few of them equal, behind any prefix, in either case.
 fn ulid_event_ids() -> impl Strategy<Value = EventId> {
     let ulid = prop_oneof![0..4_u128, any::<u128>(), (u128::MAX - 3)..=u128::MAX];

@@ -378,7 +378,8 @@ async fn two_organizations_of_one_external_id_share_the_row() {
     })
     .await;
     first.commit().await.unwrap();
-    tokio::join!(app.settle(), replica.settle());
+    // The replica doesn't look for it: it would come to the rescue if this process gave up.
+    app.settle().await;
     assert_applied(&app, &event_id(2), "created").await;
     assert_applied(&app, &event_id(1), "linked").await;
     let row = app.organization().await;
