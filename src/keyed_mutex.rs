@@ -60,6 +60,16 @@ impl<K: Eq + Hash + Clone> KeyedMutex<K> {
         }
     }
 
+    /// Takes the lock of `key` if nobody holds it or waits for it.
+    #[must_use]
+    pub fn try_lock(&self, key: K) -> Option<KeyedMutexGuard<K>> {
+        let (lease, mutex) = self.lease(key);
+        Some(KeyedMutexGuard {
+            _held: mutex.try_lock_owned().ok()?,
+            lease,
+        })
+    }
+
     fn lease(&self, key: K) -> (Lease<K>, Arc<tokio::sync::Mutex<()>>) {
         let mut entries = lock(&self.entries);
         let entry = entries.entry(key.clone()).or_insert_with(|| Entry {

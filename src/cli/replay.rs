@@ -79,7 +79,7 @@ async fn replay(
                         ignored += 1;
                         Ok(())
                     }
-                    Err(RecordError::Unavailable(error)) => {
+                    Err(error @ RecordError::Unavailable { .. }) => {
                         return Err(error).with_context(|| at(file, place));
                     }
                     Err(error) => Err(error.to_string()),

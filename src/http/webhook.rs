@@ -108,7 +108,7 @@ async fn accept(
                 warn!(event.id = %event.id, reason, "event {} can't be stored: {reason}", event.id);
                 Problem::unstorable()
             }
-            RecordError::Unavailable(_) => {
+            RecordError::Unavailable { .. } => {
                 error!(event.id = %event.id, %error, "event {}: {error}", event.id);
                 not_durable()
             }

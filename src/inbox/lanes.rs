@@ -1,14 +1,18 @@
 //! Lanes: the events of one organization are processed one after the other, those of different organizations
-//! side by side (R18, R24).
+//! side by side (R18, R24), and many lanes in one transaction.
 //!
-//! A lane that is woken is *waiting* until it holds its key's mutex and a permit; from then on it finds every
-//! event that was recorded before. So at most one task a lane runs and one waits, a wake-up is never lost, and
-//! none is wasted on a lane that waits already.
+//! A lane that is woken *waits*, until a worker takes it, with others that wait, and holds its key's mutex; from
+//! then on it finds every event that was recorded before. A lane whose mutex is held goes on waiting, aside, and
+//! is put back when the mutex is released. So a wake-up is never lost, and none is wasted on a lane that waits.
+//!
+//! A batch never waits for anybody. Lanes that somebody else is in the way of (another replica's lock, a row that
+//! the application holds), and all lanes of a batch that failed, are processed alone, an event a transaction: what
+//! one event or one organization meets costs its neighbours nothing.
 //!
 //! What waits in memory is the names of lanes, and a bounded number of them. A flood waits in the inbox: a
 //! wake-up that finds no room is dropped, and the sweeper finds the lane when there is room again.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,21 +21,55 @@ use tokio_util::task::TaskTracker;
 
 use super::Inbox;
 use super::process::Step;
-use crate::keyed_mutex::KeyedMutex;
+use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 
-/// How many lanes may wait; about a kilobyte each.
+/// How many lanes may wait; some hundred bytes each.
 const MAX_WAITING: usize = 10_000;
 
-/// How many events a lane processes before it queues up again behind the others.
+/// How many batches are on their way at once, if there are connections: while one waits for the disk, the other
+/// is worked on.
+const WORKERS: usize = 2;
+
+/// The most lanes of a batch.
+const BATCH_LANES: usize = 128;
+
+/// How many events a lane that is processed alone may have processed before it queues up again.
 const SLICE: usize = 64;
+
+/// How many lanes may be processed alone, or wait for it. The sweeper finds the others.
+const MAX_ALONE: usize = 1_000;
+
+/// A lane that somebody works on.
+#[derive(Debug)]
+pub(super) struct HeldLane {
+    pub(super) name: String,
+    guard: KeyedMutexGuard<String>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Next in line.
+    ready: VecDeque<String>,
+    /// Woken while somebody else holds them.
+    aside: HashSet<String>,
+    /// `ready` and `aside`.
+    waiting: HashSet<String>,
+    workers: usize,
+    /// How many lanes are processed alone, or wait for a permit.
+    alone: usize,
+    /// A wake-up was dropped.
+    overflowed: bool,
+}
 
 pub(super) struct Lanes {
     mutex: KeyedMutex<String>,
-    /// The lanes that were woken and don't run yet. A `std` mutex: never held across an `.await`.
-    waiting: Mutex<HashSet<String>>,
-    /// One a running lane.
+    /// A `std` mutex: never held across an `.await`.
+    queue: Mutex<Queue>,
+    workers: usize,
+    /// One a lane that is processed alone.
     permits: Semaphore,
-    /// Every lane that runs or waits. Closed from the start, which only means that it can be waited for.
+    /// Everything that the lanes and the recorder do. Closed from the start, which only means that it can be
+    /// waited for.
     tracker: TaskTracker,
     /// Told when a wake-up has been dropped and there is room again.
     pub(super) room: Notify,
@@ -40,6 +78,7 @@ pub(super) struct Lanes {
 impl fmt::Debug for Lanes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lanes")
+            .field("lanes_waiting", &self.queue().waiting.len())
             .field("in_use", &self.mutex.keys_in_use())
             .field("permits", &self.permits.available_permits())
             .finish_non_exhaustive()
@@ -47,26 +86,60 @@ impl fmt::Debug for Lanes {
 }
 
 impl Lanes {
-    pub(super) fn new(permits: usize) -> Self {
+    /// Lanes that take so many connections at once.
+    pub(super) fn new(connections: usize) -> Self {
         let tracker = TaskTracker::new();
         tracker.close();
         Self {
             mutex: KeyedMutex::default(),
-            waiting: Mutex::default(),
-            permits: Semaphore::new(permits),
+            queue: Mutex::default(),
+            workers: std::cmp::min(WORKERS, connections),
+            permits: Semaphore::new(std::cmp::max(connections.saturating_sub(WORKERS), 1)),
             tracker,
             room: Notify::new(),
         }
     }
 
-    /// Returns when no lane runs or waits.
+    /// Returns when nothing is worked on.
     pub(super) async fn idle(&self) {
         self.tracker.wait().await;
     }
 
-    /// A panic can't leave the set half changed, so a poisoned lock is as good as any.
-    fn waiting(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(task);
+    }
+
+    /// A panic can't leave the queue half changed, so a poisoned lock is as good as any.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the next lanes; nothing, and the worker ends, if none is ready. Both under one lock, so that no lane
+    /// is woken between the look and the end.
+    fn take(&self) -> Option<Vec<HeldLane>> {
+        let mut queue = self.queue();
+        let mut batch = Vec::new();
+        while batch.len() < BATCH_LANES
+            && let Some(name) = queue.ready.pop_front()
+        {
+            if let Some(guard) = self.mutex.try_lock(name.clone()) {
+                queue.waiting.remove(&name);
+                batch.push(HeldLane { name, guard });
+            } else {
+                queue.aside.insert(name);
+            }
+        }
+        if queue.overflowed && queue.waiting.len() <= MAX_WAITING / 2 {
+            queue.overflowed = false;
+            self.room.notify_one();
+        }
+        if batch.is_empty() {
+            queue.workers -= 1;
+            return None;
+        }
+        // The order of every lock that a batch takes.
+        batch.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Some(batch)
     }
 }
 
@@ -74,59 +147,108 @@ impl Inbox {
     /// Has a lane look for due events. Says whether there was room for it.
     pub(super) fn wake(&self, lane: String) -> bool {
         let lanes = &self.inner.lanes;
-        {
-            let mut waiting = lanes.waiting();
-            if waiting.contains(&lane) {
-                return true;
-            }
-            if waiting.len() >= MAX_WAITING {
-                return false;
-            }
-            waiting.insert(lane.clone());
+        let mut queue = lanes.queue();
+        if queue.waiting.contains(&lane) {
+            return true;
         }
-        lanes.tracker.spawn(self.clone().run_lane(lane));
+        if queue.waiting.len() >= MAX_WAITING {
+            queue.overflowed = true;
+            return false;
+        }
+        queue.waiting.insert(lane.clone());
+        queue.ready.push_back(lane);
+        self.start_worker(queue);
         true
     }
 
-    async fn run_lane(self, lane: String) {
-        let lanes = &self.inner.lanes;
-        let shutdown = &self.inner.shutdown;
-
-        // Waits for the lane's own predecessor first, so that it holds no permit meanwhile.
-        let turn = async {
-            (
-                lanes.mutex.lock(lane.clone()).await,
-                lanes.permits.acquire().await,
-            )
-        };
-        // Cancel-safe: both locks give up their place when dropped. What isn't begun stays in the inbox.
-        let turn = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => None,
-            turn = turn => Some(turn),
-        };
-        let left = {
-            let mut waiting = lanes.waiting();
-            waiting.remove(&lane);
-            waiting.len()
-        };
-        if left == MAX_WAITING / 2 {
-            lanes.room.notify_one();
+    /// Releases lanes, and has those look again that were woken meanwhile, or have more.
+    fn release(&self, held: Vec<HeldLane>, again: bool) {
+        let mut queue = self.inner.lanes.queue();
+        for HeldLane { name, guard } in held {
+            drop(guard);
+            if queue.aside.remove(&name) || (again && queue.waiting.insert(name.clone())) {
+                queue.ready.push_back(name);
+            }
         }
-        let Some(turn) = turn else { return };
+        if !queue.ready.is_empty() {
+            self.start_worker(queue);
+        }
+    }
 
+    fn start_worker(&self, mut queue: MutexGuard<'_, Queue>) {
+        if queue.workers < self.inner.lanes.workers {
+            queue.workers += 1;
+            drop(queue);
+            self.inner.lanes.spawn(self.clone().work());
+        }
+    }
+
+    /// Processes what waits, batch by batch.
+    async fn work(self) {
+        while let Some(batch) = self.inner.lanes.take() {
+            if self.inner.shutdown.is_cancelled() {
+                // What isn't begun stays in the inbox.
+                self.release(batch, false);
+                continue;
+            }
+            let done = self.process(batch).await;
+            self.release(done.finished, false);
+            self.release(done.unfinished, true);
+            for lane in done.alone {
+                self.process_alone(lane);
+            }
+            match done.error {
+                None => self.database_answered(),
+                Some(error) => self.database_failed(&error),
+            }
+        }
+    }
+
+    /// Processes a lane by itself, where it can wait for as long as it takes.
+    fn process_alone(&self, lane: HeldLane) {
+        {
+            let mut queue = self.inner.lanes.queue();
+            if queue.alone >= MAX_ALONE {
+                drop(queue);
+                return self.release(vec![lane], false);
+            }
+            queue.alone += 1;
+        }
+        let inbox = self.clone();
+        self.inner.lanes.spawn(async move {
+            let more = inbox.run_alone(&lane.name).await;
+            inbox.inner.lanes.queue().alone -= 1;
+            inbox.release(vec![lane], more);
+        });
+    }
+
+    /// Says whether there is more to do.
+    async fn run_alone(&self, lane: &str) -> bool {
+        let shutdown = &self.inner.shutdown;
+        // Cancel-safe: a place in the line is given up when dropped. What isn't begun stays in the inbox.
+        let permit = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return false,
+            permit = self.inner.lanes.permits.acquire() => permit,
+        };
         for _ in 0..SLICE {
             if shutdown.is_cancelled() {
-                return;
+                return false;
             }
-            match self.process_next(&lane).await {
+            match self.process_next(lane).await {
                 Ok(Step::Processed) => self.database_answered(),
-                Ok(Step::Idle) => return self.database_answered(),
+                Ok(Step::Idle) => {
+                    self.database_answered();
+                    return false;
+                }
                 // The event is in the inbox; the sweeper wakes the lane when the database answers.
-                Err(error) => return self.database_failed(&error),
+                Err(error) => {
+                    self.database_failed(&error);
+                    return false;
+                }
             }
         }
-        drop(turn);
-        self.wake(lane);
+        drop(permit);
+        true
     }
 }

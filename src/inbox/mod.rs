@@ -11,12 +11,14 @@
 //!
 //! There is no status for "being processed": a claim is a row lock, and dies with its connection.
 //!
-//! The way of an event through here: [`Inbox::record`] inserts it (`store`) and wakes its lane (`lanes`), which
-//! processes what is due, one transaction an event (`process`); what went wrong is judged (`retry`); the
-//! sweeper (`sweeper`) wakes the lanes whose events nobody has in hand.
+//! The way of an event through here: [`Inbox::record`] inserts it, with whichever others come at the same time
+//! (`record`), and wakes its lane; the lanes that are awake are processed together (`lanes`), in one transaction
+//! (`process`); what went wrong is judged (`retry`); the sweeper (`sweeper`) wakes the lanes whose events nobody
+//! has in hand. The SQL is in `store`.
 
 mod lanes;
 mod process;
+mod record;
 mod retry;
 mod store;
 mod sweeper;
@@ -39,6 +41,8 @@ use crate::postgres::{self, error};
 use crate::sync::Outcome;
 use crate::telemetry::Metrics;
 use lanes::Lanes;
+use record::Recorder;
+use store::NewEvent;
 
 /// How often somebody who waits for an outcome looks into the database: another replica may have settled it.
 const OUTCOME_POLL: Duration = Duration::from_millis(250);
@@ -120,8 +124,11 @@ pub enum RecordError {
     #[error("the event can't be stored: {0}")]
     Unstorable(String),
     /// The database is away or overloaded; the sender should come back.
-    #[error("the event could not be made durable: {}", error::describe(.0))]
-    Unavailable(#[source] sqlx::Error),
+    #[error("the event could not be made durable: {reason}")]
+    Unavailable {
+        /// What the database said.
+        reason: String,
+    },
 }
 
 /// How an event ended.
@@ -151,6 +158,7 @@ struct Inner {
     /// Of derived organization ids.
     namespace: Uuid,
     metrics: Metrics,
+    recorder: Recorder,
     lanes: Lanes,
     position: sweeper::Position,
     /// Tells those who wait for an outcome; nobody has to listen.
@@ -181,6 +189,7 @@ impl Inbox {
                 outbox,
                 namespace,
                 metrics,
+                recorder: Recorder::default(),
                 lanes: Lanes::new(lanes),
                 position: sweeper::Position::default(),
                 settled: broadcast::Sender::new(1_024),
@@ -196,29 +205,22 @@ impl Inbox {
     /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
     /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
     pub async fn record(&self, event: &Event<'_>, source: Source) -> Result<Recorded, RecordError> {
-        let inner = &self.inner;
-        let inserted = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
-            store::insert(connection, event, source, inner.clock.now()).await
-        })
-        .await
-        .map_err(|error| {
-            if error::is_about_the_content(&error) {
-                RecordError::Unstorable(error::describe(&error))
-            } else {
-                RecordError::Unavailable(error)
-            }
-        })?;
-        Ok(if !inserted {
-            Recorded::Duplicate
-        } else if event.organization_event_type().is_none() {
-            Recorded::Ignored
-        } else {
-            let lane = event
-                .workos_id
-                .as_ref()
-                .map_or(event.id.as_str(), |id| id.as_str());
-            self.wake(lane.to_owned());
-            Recorded::Accepted
+        let ignored = event.organization_event_type().is_none();
+        let is_new = self
+            .store(NewEvent {
+                event_id: event.id.to_string(),
+                event_type: event.event_type.clone(),
+                organization_id: event.workos_id.as_ref().map(ToString::to_string),
+                ignored,
+                received_at: self.inner.clock.now(),
+                source,
+                body: event.body.to_owned(),
+            })
+            .await?;
+        Ok(match (is_new, ignored) {
+            (false, _) => Recorded::Duplicate,
+            (true, false) => Recorded::Accepted,
+            (true, true) => Recorded::Ignored,
         })
     }
 

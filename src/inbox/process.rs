@@ -1,17 +1,19 @@
-//! Processes one event: one transaction, retries, dead letters (R24–R26).
+//! Processes events: one transaction for a batch, or for one; retries, dead letters (R24–R26).
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
+use super::lanes::HeldLane;
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed};
 use super::{Inbox, Settled, Status};
-use crate::event::{DecodeError, EnvelopeError, Event, WorkosId};
+use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent};
 use crate::postgres;
 use crate::postgres::error::{self, FailureClass};
-use crate::sync::{self, ApplyError, Outcome};
+use crate::sync::{self, ApplyError, Outcome, Patience};
 
 /// How often an event is tried again at once when another writer was in the way.
 const CONFLICTS: u32 = 5;
@@ -40,6 +42,9 @@ enum AttemptError {
     Decode(#[from] DecodeError),
     #[error("another writer changed the row between fetch and write")]
     Conflict,
+    /// Its body is longer than the transaction takes.
+    #[error("the body is too long for a batch")]
+    TooLong,
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
 }
@@ -56,7 +61,7 @@ impl From<ApplyError> for AttemptError {
 impl AttemptError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_) | Self::Decode(_) => FailureClass::Permanent,
+            Self::Envelope(_) | Self::Decode(_) | Self::TooLong => FailureClass::Permanent,
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
         }
@@ -71,23 +76,102 @@ impl AttemptError {
     }
 }
 
+/// What became of a batch of lanes.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    /// Nothing more is due in these.
+    pub(super) finished: Vec<HeldLane>,
+    /// There may be more in these.
+    pub(super) unfinished: Vec<HeldLane>,
+    /// These need a transaction for each event: somebody or something is in the way.
+    pub(super) alone: Vec<HeldLane>,
+    /// The database didn't answer.
+    pub(super) error: Option<sqlx::Error>,
+}
+
+/// How a transaction takes events.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    patience: Patience,
+    /// The most events of a lane.
+    events: i64,
+    /// Longer bodies are left where they are.
+    longest_payload: i32,
+}
+
+/// One event, whatever it takes.
+const ALONE: Terms = Terms {
+    patience: Patience::Wait,
+    events: 1,
+    longest_payload: i32::MAX,
+};
+
+/// About how many events a batch takes; of a single lane, no more than that.
+const BATCH_EVENTS: usize = 1_024;
+
+/// The longest body that is processed in a batch, in bytes: with the number of events it bounds the memory.
+const BATCH_PAYLOAD: i32 = 32 * 1_024;
+
+/// What a transaction did.
+#[derive(Debug, Default)]
+struct Attempt {
+    /// The lanes that had no event, or had all their events settled.
+    quiet: HashSet<String>,
+    /// The lanes that had as many events as were taken.
+    full: HashSet<String>,
+}
+
 impl Inbox {
+    /// Processes what is due in a batch of lanes, in one transaction.
+    pub(super) async fn process(&self, lanes: Vec<HeldLane>) -> Done {
+        let names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
+        let events = std::cmp::max(BATCH_EVENTS / std::cmp::max(names.len(), 1), 8);
+        let terms = Terms {
+            patience: Patience::Try,
+            events: i64::try_from(events).unwrap_or(i64::MAX),
+            longest_payload: BATCH_PAYLOAD,
+        };
+        let mut claimed = Vec::new();
+        let mut done = Done::default();
+        match self.ask(&names, terms, &mut claimed).await {
+            Ok(attempt) => {
+                for lane in lanes {
+                    let place = if attempt.full.contains(&lane.name) {
+                        &mut done.unfinished
+                    } else if attempt.quiet.contains(&lane.name) {
+                        &mut done.finished
+                    } else {
+                        &mut done.alone
+                    };
+                    place.push(lane);
+                }
+            }
+            Err(AttemptError::Database(error)) if error::is_an_outage(&error) => {
+                done.finished = lanes;
+                done.error = Some(error);
+            }
+            // One of the events, or somebody else's lock: each lane for itself finds out.
+            Err(error) => {
+                debug!(%error, lanes = names.len(), "a batch is split: {error}");
+                done.alone = lanes;
+            }
+        }
+        done
+    }
+
     /// Processes the next due event of a lane; the caller holds the lane.
     ///
     /// # Errors
     /// The database doesn't answer. Nothing is lost: the event is as it was.
     pub(super) async fn process_next(&self, lane: &str) -> Result<Step, sqlx::Error> {
+        let lanes = [lane.to_owned()];
         let mut conflicts = 0;
         loop {
-            let mut claimed = None;
-            let attempt = postgres::ask(&self.inner.pool, ATTEMPT_TIMEOUT, async |connection| {
-                // An attempt that failed leaves a connection that is as good as before.
-                Ok(self.attempt(connection, lane, &mut claimed).await)
-            });
-            let result = attempt.await.unwrap_or_else(|error| Err(error.into()));
-            return match (result, claimed) {
-                (Ok(()), None) => Ok(Step::Idle),
-                (Ok(()), Some(_)) => Ok(Step::Processed),
+            let mut claimed = Vec::new();
+            let result = self.ask(&lanes, ALONE, &mut claimed).await;
+            return match (result, claimed.pop()) {
+                (Ok(_), None) => Ok(Step::Idle),
+                (Ok(_), Some(_)) => Ok(Step::Processed),
                 (Err(error), Some(_))
                     if error.class() == FailureClass::Conflict && conflicts < CONFLICTS =>
                 {
@@ -112,39 +196,91 @@ impl Inbox {
         }
     }
 
-    /// Claims, applies and settles an event in one transaction (R25). An error rolls it back.
+    async fn ask(
+        &self,
+        lanes: &[String],
+        terms: Terms,
+        claimed: &mut Vec<Claimed>,
+    ) -> Result<Attempt, AttemptError> {
+        let attempt = postgres::ask(&self.inner.pool, ATTEMPT_TIMEOUT, async |connection| {
+            // An attempt that failed leaves a connection that is as good as before.
+            Ok(self.attempt(connection, lanes, terms, claimed).await)
+        });
+        attempt.await.unwrap_or_else(|error| Err(error.into()))
+    }
+
+    /// Claims, applies and settles events in one transaction (R25). An error rolls it back.
     async fn attempt(
         &self,
         connection: &mut PgConnection,
-        lane: &str,
-        claimed: &mut Option<Claimed>,
-    ) -> Result<(), AttemptError> {
+        lanes: &[String],
+        terms: Terms,
+        claimed: &mut Vec<Claimed>,
+    ) -> Result<Attempt, AttemptError> {
         let inner = &self.inner;
         let now = inner.clock.now();
         let mut tx = connection.begin().await?;
-        sync::lock_organization(&mut tx, lane).await?;
-        *claimed = store::claim_next(&mut tx, lane, now).await?;
-        let Some(claimed) = claimed.as_ref() else {
-            return Ok(());
+        let locked = sync::lock_organizations(&mut tx, lanes, terms.patience).await?;
+        let Terms {
+            events,
+            longest_payload,
+            ..
+        } = terms;
+        *claimed = store::claim(&mut tx, &locked, events, longest_payload, now).await?;
+        let mut attempt = Attempt {
+            quiet: locked.into_iter().collect(),
+            ..Attempt::default()
         };
+        if claimed.is_empty() {
+            // Said, not left to the pool: the locks go with it.
+            tx.rollback().await?;
+            return Ok(attempt);
+        }
 
-        let event = Event::parse(claimed.payload.as_bytes())?;
-        let applied = match event.organization_event_type() {
-            Some(_) => {
-                let event = event.organization()?;
-                Some(sync::apply(&mut tx, &event, &inner.namespace, now).await?)
+        let alone = lanes.len() == 1 && matches!(terms.patience, Patience::Wait);
+        let mut read = Vec::with_capacity(claimed.len());
+        for (place, claimed) in claimed.iter().enumerate() {
+            // Behind an event that is left, the others of its lane are left too: they come after it (R24).
+            if !attempt.quiet.contains(&claimed.lane) {
+                continue;
             }
-            None => None,
-        };
-        let outcome = applied.as_ref().map(|applied| applied.outcome);
-        store::settle(&mut tx, &claimed.event_id, outcome, now).await?;
+            match self::read(claimed) {
+                Ok(event) => read.push((place, event)),
+                Err(error) if alone => return Err(error),
+                Err(_) => drop(attempt.quiet.remove(&claimed.lane)),
+            }
+        }
+        let events: Vec<_> = read.iter().filter_map(|(_, event)| event.clone()).collect();
+        let applied = sync::apply(&mut tx, &events, &inner.namespace, now).await?;
+        let mut outcomes = applied.outcomes.into_iter();
+        let settled: Vec<_> = read
+            .into_iter()
+            .map(|(place, event)| (&claimed[place], event.and_then(|_| outcomes.next())))
+            .collect();
+        let ids: Vec<_> = settled
+            .iter()
+            .map(|(claimed, _)| claimed.event_id.as_str())
+            .collect();
+        let outcomes: Vec<_> = settled.iter().map(|(_, outcome)| *outcome).collect();
+        if !ids.is_empty() {
+            store::settle(&mut tx, &ids, &outcomes, now).await?;
+        }
         tx.commit().await?;
 
-        if applied.is_some_and(|applied| applied.push_recorded) {
+        if applied.push_recorded {
             inner.outbox.wake();
         }
-        self.tell(claimed, &event, outcome);
-        Ok(())
+        let mut counts = HashMap::<&str, i64>::new();
+        for (claimed, outcome) in settled {
+            self.tell(claimed, outcome);
+            *counts.entry(&claimed.lane).or_default() += 1;
+        }
+        for (lane, count) in counts {
+            if count >= terms.events {
+                attempt.full.insert(lane.to_owned());
+            }
+        }
+        Ok(attempt)
     }
 
     /// Records that an attempt failed, and when the next one is, if there is one.
@@ -203,7 +339,7 @@ impl Inbox {
     }
 
     /// Tells of an event that was settled: the log, and whoever waits for it.
-    fn tell(&self, claimed: &Claimed, event: &Event<'_>, outcome: Option<Outcome>) {
+    fn tell(&self, claimed: &Claimed, outcome: Option<Outcome>) {
         let status = if outcome.is_some() {
             Status::Processed
         } else {
@@ -217,12 +353,13 @@ impl Inbox {
             event_type,
             source,
             attempts,
+            lane,
             ..
         } = claimed;
         info!(
             event.id = event_id,
             event.r#type = event_type,
-            workos.organization_id = event.workos_id.as_ref().map(WorkosId::as_str),
+            lane,
             source,
             attempts = attempts + 1,
             outcome = result,
@@ -237,4 +374,14 @@ impl Inbox {
             error: None,
         });
     }
+}
+
+/// Reads a claimed event; nothing is to be applied of a type that is not handled.
+fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
+    let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
+    let event = Event::parse(payload.as_bytes())?;
+    Ok(match event.organization_event_type() {
+        Some(_) => Some(event.organization()?),
+        None => None,
+    })
 }

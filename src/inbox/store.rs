@@ -4,109 +4,153 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 
 use super::{Source, Status};
-use crate::event::{Event, EventId, WorkosId};
+use crate::event::EventId;
 use crate::sync::Outcome;
 
-/// Stores an event; says whether it is new. Ignored events are final from the start (R13).
+/// An event to be stored, and the answer to who brought it is written beside it.
+#[derive(Debug)]
+pub(super) struct NewEvent {
+    pub(super) event_id: String,
+    pub(super) event_type: String,
+    pub(super) organization_id: Option<String>,
+    /// Of a type that is not handled: final from the start (R13).
+    pub(super) ignored: bool,
+    pub(super) received_at: DateTime<Utc>,
+    pub(super) source: Source,
+    pub(super) body: String,
+}
+
+/// Stores events; says which of them are new. Sorted by id, so that two batches that share ids wait for each
+/// other in one order: what is a duplicate is durable, because its insertion by another transaction is waited for.
 pub(super) async fn insert(
     executor: impl PgExecutor<'_>,
-    event: &Event<'_>,
-    source: Source,
-    now: DateTime<Utc>,
-) -> Result<bool, sqlx::Error> {
-    let ignored = event.organization_event_type().is_none();
-    let status = if ignored {
-        Status::Ignored
-    } else {
-        Status::Pending
-    };
-    // An id that is being inserted by another transaction is waited for: what is a duplicate is durable.
-    let result = query!(
+    events: &[&NewEvent],
+) -> Result<Vec<String>, sqlx::Error> {
+    let column =
+        |value: fn(&NewEvent) -> &str| -> Vec<&str> { events.iter().copied().map(value).collect() };
+    let organization_ids: Vec<_> = events
+        .iter()
+        .map(|event| event.organization_id.as_deref())
+        .collect();
+    let ignored: Vec<_> = events.iter().map(|event| event.ignored).collect();
+    let received_at: Vec<_> = events.iter().map(|event| event.received_at).collect();
+    query_scalar!(
         r#"
         insert into webhook_events
             (event_id, status, event_type, organization_id, received_at, processed_at, source, payload)
-        values ($1, $2, $3, $4, $5, $6, $7, $8::text::json)
+        select event_id,
+               case when ignored then 'ignored' else 'pending' end,
+               event_type,
+               organization_id,
+               received_at,
+               case when ignored then received_at end,
+               source,
+               body::json
+        from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[])
+                 as events (event_id, event_type, organization_id, ignored, received_at, source, body)
         on conflict (event_id) do nothing
+        returning event_id
         "#,
-        event.id.as_str(),
-        status.as_str(),
-        event.event_type,
-        event.workos_id.as_ref().map(WorkosId::as_str),
-        now,
-        ignored.then_some(now),
-        source.as_str(),
-        event.body,
+        &column(|event| &event.event_id) as _,
+        &column(|event| &event.event_type) as _,
+        &organization_ids as _,
+        &ignored,
+        &received_at,
+        &column(|event| event.source.as_str()) as _,
+        &column(|event| &event.body) as _,
     )
-    .execute(executor)
-    .await?;
-    Ok(result.rows_affected() == 1)
+    .fetch_all(executor)
+    .await
 }
 
 /// An event that a transaction holds, to be settled by it.
 #[derive(Debug, Clone)]
 pub(super) struct Claimed {
+    pub(super) lane: String,
     pub(super) event_id: String,
     pub(super) event_type: String,
-    pub(super) payload: String,
+    /// The body; `None` if it is longer than was asked for.
+    pub(super) payload: Option<String>,
     pub(super) source: String,
     /// Earlier attempts that failed.
     pub(super) attempts: i32,
     pub(super) received_at: DateTime<Utc>,
 }
 
-/// Claims the next due event of a lane, in the order of event ids (R24). A row that another transaction
-/// holds is passed over; so is one that waits for its next attempt, which never holds back the later ones (R26).
-pub(super) async fn claim_next(
+/// Claims due events of lanes, at most `limit` of each, in the order of event ids (R24). A row that another
+/// transaction holds is passed over; so is one that waits for its next attempt, which never holds back the later
+/// ones (R26).
+pub(super) async fn claim(
     connection: &mut PgConnection,
-    lane: &str,
+    lanes: &[String],
+    limit: i64,
+    longest_payload: i32,
     now: DateTime<Utc>,
-) -> Result<Option<Claimed>, sqlx::Error> {
-    // By webhook_events_lane_idx, in its order.
+) -> Result<Vec<Claimed>, sqlx::Error> {
+    // By webhook_events_lane_idx, in its order, lane by lane: a flood in one of them isn't read to its end.
     query_as!(
         Claimed,
         r#"
-        select event_id, event_type, payload::text as "payload!", source, attempts, received_at
-        from webhook_events
-        where status in ('pending', 'failed')
-          and lane = $1
-          and (next_attempt_at is null or next_attempt_at <= $2)
-        order by event_order
-        limit 1
-        for update skip locked
+        select event.lane            as "lane!",
+               event.event_id        as "event_id!",
+               event.event_type      as "event_type!",
+               event.payload,
+               event.source          as "source!",
+               event.attempts        as "attempts!",
+               event.received_at     as "received_at!"
+        from unnest($1::text[]) with ordinality as lanes (lane, place)
+                 cross join lateral (
+            select lane,
+                   event_id,
+                   event_type,
+                   case when octet_length(payload::text) <= $3 then payload::text end as payload,
+                   source,
+                   attempts,
+                   received_at,
+                   event_order
+            from webhook_events
+            where status in ('pending', 'failed')
+              and webhook_events.lane = lanes.lane
+              and (next_attempt_at is null or next_attempt_at <= $4)
+            order by event_order
+            limit $2 for update skip locked
+            ) as event
+        order by lanes.place, event.event_order
         "#,
-        lane,
+        lanes,
+        limit,
+        longest_payload,
         now,
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await
 }
 
-/// Settles a claimed event.
+/// Settles claimed events.
 pub(super) async fn settle(
     connection: &mut PgConnection,
-    event_id: &str,
-    outcome: Option<Outcome>,
+    event_ids: &[&str],
+    outcomes: &[Option<Outcome>],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    let status = if outcome.is_some() {
-        Status::Processed
-    } else {
-        Status::Ignored
-    };
+    let outcomes: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| outcome.map(Outcome::as_str))
+        .collect();
     query!(
         r#"
-        update webhook_events
-        set status          = $2,
-            outcome         = $3,
+        update webhook_events as event
+        set status          = case when settled.outcome is null then 'ignored' else 'processed' end,
+            outcome         = settled.outcome,
             attempts        = attempts + 1,
             last_error      = null,
-            processed_at    = $4,
+            processed_at    = $3,
             next_attempt_at = null
-        where event_id = $1
+        from unnest($1::text[], $2::text[]) as settled (event_id, outcome)
+        where event.event_id = settled.event_id
         "#,
-        event_id,
-        status.as_str(),
-        outcome.map(Outcome::as_str),
+        event_ids as _,
+        &outcomes as _,
         now,
     )
     .execute(connection)

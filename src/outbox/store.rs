@@ -1,23 +1,27 @@
 //! The SQL of `external_id_pushes`.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query};
 
 use crate::event::{OrganizationId, WorkosId};
 
-/// Records the intention to write `id` to WorkOS, in the transaction that writes the organization (R14). An
-/// intention that was settled before is due again: the organization still has no `external_id` (R16).
+/// Records the intentions to write organization ids to WorkOS, in the transaction that writes the organizations
+/// (R14). An intention that was settled before is due again: the organization still has no `external_id` (R16).
 pub(crate) async fn record(
     connection: &mut PgConnection,
-    workos_id: &WorkosId,
-    id: &OrganizationId,
+    intentions: &BTreeMap<&str, OrganizationId>,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
+    let workos_ids: Vec<_> = intentions.keys().copied().collect();
+    let ids: Vec<_> = intentions.values().map(OrganizationId::as_str).collect();
     query!(
         r#"
         insert into external_id_pushes as push
             (workos_id, organization_id, next_attempt_at, created_at)
-        values ($1, $2, $3, $3)
+        select workos_id, organization_id, $3, $3
+        from unnest($1::text[], $2::text[]) as intentions (workos_id, organization_id)
         on conflict (workos_id) do update
             set status          = 'pending',
                 organization_id = excluded.organization_id,
@@ -27,8 +31,8 @@ pub(crate) async fn record(
                 revision        = push.revision + 1,
                 settled_at      = null
         "#,
-        workos_id.as_str(),
-        id.as_str(),
+        &workos_ids as _,
+        &ids as _,
         now,
     )
     .execute(connection)

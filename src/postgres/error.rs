@@ -45,6 +45,18 @@ pub fn classify(error: &sqlx::Error) -> FailureClass {
     }
 }
 
+/// Says whether the error is about the database as a whole, so that any other statement would meet it too:
+/// connections, too many of them, a server that starts or stops, one that only reads.
+#[must_use]
+pub fn is_an_outage(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else {
+        return true;
+    };
+    error.code().is_some_and(|code| {
+        code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "25006"
+    })
+}
+
 /// Says whether a lock was waited for in vain (`lock_not_available`).
 #[must_use]
 pub fn is_lock_timeout(error: &sqlx::Error) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! *Fetch, then write*: a pure INSERT on the create path, a pure UPDATE on the update path, a slug that is
 //! chosen once and never touched again, and a guard that makes stale and repeated events harmless. The
-//! decision is [`decide`], without I/O; [`apply()`] is the I/O around it.
+//! decision is [`decide`], without I/O; [`apply()`] is the I/O around it, for one event or for many at once.
 //!
 //! | event | found | what the guard compares with | written | outcome |
 //! | --- | --- | --- | --- | --- |
@@ -23,7 +23,7 @@ pub mod slug;
 mod store;
 
 pub use apply::{Applied, apply};
-pub(crate) use store::lock_organization;
+pub(crate) use store::{Patience, lock_organizations};
 
 /// What applying an event did to the database: the `outcome` of a processed inbox row (R27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,137 +9,192 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_scalar};
 
-use super::decide::{Found, Link, OrganizationRow, SyncCursor};
-use crate::event::{EventId, OrganizationEvent, OrganizationId, WorkosId};
+use super::decide::{OrganizationRow, SyncCursor};
+use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// The first of the two integers of an organization's lock: `hashtext('workos-sync organization')`.
 const ORGANIZATION_LOCKS: i32 = 1_061_423_321;
 
-/// How many slug candidates are asked for at once. The second is free in practice; the rest cost nothing.
-pub(super) const SLUGS_AT_ONCE: usize = 5;
+/// Which locks a transaction got: see [`lock_organizations`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Waits for each lock, as long as the session's `lock_timeout` says.
+    Wait,
+    /// Takes what is free at once, and waits for rows only a moment: others are waiting for this transaction.
+    Try,
+}
 
-/// One writer at a time for each WorkOS organization, across processes (R18).
-pub(crate) async fn lock_organization(
+/// How long a transaction that doesn't wait for organizations waits for rows and slugs.
+const A_MOMENT: &str = "200ms";
+
+/// One writer at a time for each WorkOS organization, across processes (R18). Takes the locks in the order
+/// given, which must be sorted, and says whose were free.
+pub(crate) async fn lock_organizations(
     connection: &mut PgConnection,
-    lane: &str,
+    lanes: &[String],
+    patience: Patience,
+) -> Result<Vec<String>, sqlx::Error> {
+    match patience {
+        Patience::Wait => {
+            query!(
+                r#"
+                select pg_advisory_xact_lock($1, hashtext(lane))
+                from unnest($2::text[]) as lanes (lane)
+                "#,
+                ORGANIZATION_LOCKS,
+                lanes,
+            )
+            .execute(connection)
+            .await?;
+            Ok(lanes.to_vec())
+        }
+        Patience::Try => {
+            query_scalar!(
+                r#"
+                with patience as materialized (select set_config('lock_timeout', $3, true))
+                select lane as "lane!"
+                from patience,
+                     unnest($2::text[]) as lanes (lane)
+                where pg_try_advisory_xact_lock($1, hashtext(lane))
+                "#,
+                ORGANIZATION_LOCKS,
+                lanes,
+                A_MOMENT,
+            )
+            .fetch_all(connection)
+            .await
+        }
+    }
+}
+
+/// One creator at a time for each base slug (R4, R20), taken in the order given, which must be sorted. The keys
+/// are the ones that a signup flow would take too.
+pub(super) async fn lock_slugs(
+    connection: &mut PgConnection,
+    bases: &[&str],
 ) -> Result<(), sqlx::Error> {
     query!(
-        "select pg_advisory_xact_lock($1, hashtext($2))",
-        ORGANIZATION_LOCKS,
-        lane
+        "select pg_advisory_xact_lock(hashtext(base)) from unnest($1::text[]) as bases (base)",
+        bases as _,
     )
     .execute(connection)
     .await
     .map(drop)
 }
 
-/// One creator at a time for each base slug (R4, R20). The key is the one that a signup flow would take too.
-pub(super) async fn lock_slug(
+/// The rows of these WorkOS organizations, and those with these ids.
+pub(super) async fn fetch_rows(
     connection: &mut PgConnection,
-    base: &str,
-) -> Result<(), sqlx::Error> {
-    query!("select pg_advisory_xact_lock(hashtext($1))", base)
-        .execute(connection)
-        .await
-        .map(drop)
-}
-
-/// Everything that the decision needs: the rows by WorkOS organization id and by candidate id, and the cursor.
-pub(super) async fn fetch(
-    connection: &mut PgConnection,
-    workos_id: &WorkosId,
-    candidate_id: &OrganizationId,
-) -> Result<Found, sqlx::Error> {
-    // By organization_metadata_workos_id_key and organization_metadata_pkey; no row on the right of a join
-    // is missing, so one round trip brings all three.
-    let record = query!(
+    workos_ids: &[&str],
+    ids: &[&str],
+) -> Result<Vec<OrganizationRow>, sqlx::Error> {
+    // By organization_metadata_workos_id_key and organization_metadata_pkey, one after the other: with `or`, a
+    // large table without statistics is scanned.
+    let records = query!(
         r#"
-        select by_workos_id.id                   as "id?",
-               by_workos_id.workos_last_event_id as "last_event_id?",
-               by_workos_id.workos_updated_at    as "updated_at?",
-               by_id.id                          as "candidate_id?",
-               by_id.workos_id                   as "candidate_workos_id?",
-               by_id.workos_last_event_id        as "candidate_last_event_id?",
-               by_id.workos_updated_at           as "candidate_updated_at?",
-               sync.last_event_id                as "cursor_event_id?",
-               sync.last_event_updated_at        as "cursor_updated_at?",
-               sync.deleted_at                   as "deleted_at?"
-        from (select $1::text as workos_id, $2::text as candidate_id) as wanted
-                 left join organization_metadata by_workos_id
-                           on by_workos_id.workos_id = wanted.workos_id
-                 left join organization_metadata by_id on by_id.id = wanted.candidate_id
-                 left join workos_organization_syncs sync on sync.workos_id = wanted.workos_id
+        select id                   as "id!",
+               workos_id,
+               workos_last_event_id as last_event_id,
+               workos_updated_at    as updated_at
+        from organization_metadata
+        where workos_id = any ($1)
+        union
+        select id, workos_id, workos_last_event_id, workos_updated_at
+        from organization_metadata
+        where id = any ($2)
         "#,
-        workos_id.as_str(),
-        candidate_id.as_str(),
+        workos_ids as _,
+        ids as _,
     )
-    .fetch_one(connection)
+    .fetch_all(connection)
     .await?;
-
-    Ok(Found {
-        by_workos_id: record.id.map(|id| OrganizationRow {
-            id: OrganizationId::from_database(id),
-            workos_id: Some(workos_id.clone()),
+    Ok(records
+        .into_iter()
+        .map(|record| OrganizationRow {
+            id: OrganizationId::from_database(record.id),
+            workos_id: record.workos_id.map(WorkosId::from_database),
             last_event_id: record.last_event_id.map(EventId::from_database),
             updated_at: record.updated_at,
-        }),
-        by_candidate_id: record.candidate_id.map(|id| OrganizationRow {
-            id: OrganizationId::from_database(id),
-            workos_id: record.candidate_workos_id.map(WorkosId::from_database),
-            last_event_id: record.candidate_last_event_id.map(EventId::from_database),
-            updated_at: record.candidate_updated_at,
-        }),
-        cursor: record.cursor_event_id.map(|id| SyncCursor {
-            last_event_id: EventId::from_database(id),
-            last_event_updated_at: record.cursor_updated_at,
-            deleted: record.deleted_at.is_some(),
-        }),
-    })
+        })
+        .collect())
 }
 
-/// The first of the candidates that no row has.
-pub(super) async fn first_free_slug(
+/// The cursors of these WorkOS organizations.
+pub(super) async fn fetch_cursors(
     connection: &mut PgConnection,
-    candidates: &[String],
-) -> Result<Option<String>, sqlx::Error> {
-    // A probe of organization_metadata_slug_key each.
-    query_scalar!(
+    workos_ids: &[&str],
+) -> Result<Vec<(WorkosId, SyncCursor)>, sqlx::Error> {
+    let records = query!(
         r#"
-        select candidate as "candidate!"
-        from unnest($1::text[]) with ordinality as candidates (candidate, place)
-        where not exists (select from organization_metadata where slug = candidate)
-        order by place
-        limit 1
+        select workos_id, last_event_id, last_event_updated_at, deleted_at is not null as "deleted!"
+        from workos_organization_syncs
+        where workos_id = any ($1)
         "#,
-        candidates,
+        workos_ids as _,
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
+    .await?;
+    Ok(records
+        .into_iter()
+        .map(|record| {
+            let cursor = SyncCursor {
+                last_event_id: EventId::from_database(record.last_event_id),
+                last_event_updated_at: record.last_event_updated_at,
+                deleted: record.deleted,
+            };
+            (WorkosId::from_database(record.workos_id), cursor)
+        })
+        .collect())
+}
+
+/// Those of the slugs that a row has.
+pub(super) async fn taken_slugs(
+    connection: &mut PgConnection,
+    slugs: &[&str],
+) -> Result<Vec<String>, sqlx::Error> {
+    // By organization_metadata_slug_key.
+    query_scalar!(
+        "select slug from organization_metadata where slug = any ($1)",
+        slugs as _,
+    )
+    .fetch_all(connection)
     .await
+}
+
+/// A row to be inserted.
+#[derive(Debug)]
+pub(super) struct NewRow<'a> {
+    pub(super) id: &'a str,
+    pub(super) name: &'a str,
+    pub(super) slug: &'a str,
+    pub(super) workos_id: &'a str,
+    pub(super) updated_at: Option<DateTime<Utc>>,
+    pub(super) last_event_id: &'a str,
+    pub(super) disabled_at: Option<DateTime<Utc>>,
 }
 
 /// A plain INSERT; a row that is there already is a unique violation, never an upsert (R4).
 pub(super) async fn insert(
     connection: &mut PgConnection,
-    id: &OrganizationId,
-    name: &str,
-    slug: &str,
-    disabled_at: Option<DateTime<Utc>>,
-    event: &OrganizationEvent,
+    rows: &[NewRow<'_>],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     query!(
         r#"
         insert into organization_metadata
             (id, name, slug, workos_id, workos_updated_at, workos_last_event_id, disabled_at, updated_at)
-        values ($1, $2, $3, $4, $5, $6, $7, $8)
+        select id, name, slug, workos_id, workos_updated_at, workos_last_event_id, disabled_at, $8
+        from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
+                    $7::timestamptz[])
+                 as rows (id, name, slug, workos_id, workos_updated_at, workos_last_event_id, disabled_at)
         "#,
-        id.as_str(),
-        name,
-        slug,
-        event.workos_id.as_str(),
-        event.updated_at,
-        event.id.as_str(),
-        disabled_at,
+        &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.name) as _,
+        &column(rows, |row| row.slug) as _,
+        &column(rows, |row| row.workos_id) as _,
+        &column(rows, |row| row.updated_at) as _,
+        &column(rows, |row| row.last_event_id) as _,
+        &column(rows, |row| row.disabled_at) as _,
         now,
     )
     .execute(connection)
@@ -147,99 +202,129 @@ pub(super) async fn insert(
     .map(drop)
 }
 
-/// A plain UPDATE of what WorkOS owns (R5). Says whether the row was still as it was found: it may be gone, or
+/// A row to be updated with what WorkOS says of it.
+#[derive(Debug)]
+pub(super) struct UpdatedRow<'a> {
+    pub(super) id: &'a str,
+    pub(super) name: &'a str,
+    pub(super) workos_id: &'a str,
+    pub(super) updated_at: Option<DateTime<Utc>>,
+    pub(super) last_event_id: &'a str,
+    /// The WorkOS organization that the row was found linked to.
+    pub(super) found_linked_to: Option<&'a str>,
+}
+
+/// A plain UPDATE of what WorkOS owns (R5). Says how many rows were still as they were found: one may be gone, or
 /// linked to another organization, by a writer that takes none of our locks (R19, R21).
 pub(super) async fn update(
     connection: &mut PgConnection,
-    id: &OrganizationId,
-    name: &str,
-    link: &Link,
-    event: &OrganizationEvent,
+    rows: &[UpdatedRow<'_>],
     now: DateTime<Utc>,
-) -> Result<bool, sqlx::Error> {
-    let linked_to = match link {
-        Link::Kept => Some(event.workos_id.as_str()),
-        Link::Linked => None,
-        Link::Relinked { from } => Some(from.as_str()),
-    };
+) -> Result<u64, sqlx::Error> {
     let result = query!(
         r#"
-        update organization_metadata
-        set name                 = $2,
-            workos_id            = $3,
-            workos_updated_at    = $4,
-            workos_last_event_id = $5,
-            updated_at           = $6
-        where id = $1
-          and workos_id is not distinct from $7
+        update organization_metadata as organization
+        set name                 = rows.name,
+            workos_id            = rows.workos_id,
+            workos_updated_at    = rows.workos_updated_at,
+            workos_last_event_id = rows.workos_last_event_id,
+            updated_at           = $7
+        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])
+                 as rows (id, name, workos_id, workos_updated_at, workos_last_event_id, found_linked_to)
+        where organization.id = rows.id
+          and organization.workos_id is not distinct from rows.found_linked_to
         "#,
-        id.as_str(),
-        name,
-        event.workos_id.as_str(),
-        event.updated_at,
-        event.id.as_str(),
+        &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.name) as _,
+        &column(rows, |row| row.workos_id) as _,
+        &column(rows, |row| row.updated_at) as _,
+        &column(rows, |row| row.last_event_id) as _,
+        &column(rows, |row| row.found_linked_to) as _,
         now,
-        linked_to,
     )
     .execute(connection)
     .await?;
-    Ok(result.rows_affected() == 1)
+    Ok(result.rows_affected())
 }
 
-/// Sets `disabled_at`, unless it is set, and the cursor (R10). Says whether the row was still there.
+/// A row to be disabled.
+#[derive(Debug)]
+pub(super) struct DisabledRow<'a> {
+    pub(super) id: &'a str,
+    pub(super) workos_id: &'a str,
+    pub(super) last_event_id: &'a str,
+    pub(super) disabled_at: DateTime<Utc>,
+}
+
+/// Sets `disabled_at`, unless it is set, and the cursor (R10). Says how many rows were still there.
 pub(super) async fn disable(
     connection: &mut PgConnection,
-    id: &OrganizationId,
-    disabled_at: DateTime<Utc>,
-    event: &OrganizationEvent,
+    rows: &[DisabledRow<'_>],
     now: DateTime<Utc>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<u64, sqlx::Error> {
     let result = query!(
         r#"
-        update organization_metadata
-        set disabled_at          = coalesce(disabled_at, $2),
-            workos_last_event_id = $3,
-            updated_at           = $4
-        where id = $1
-          and workos_id = $5
+        update organization_metadata as organization
+        set disabled_at          = coalesce(organization.disabled_at, rows.disabled_at),
+            workos_last_event_id = rows.workos_last_event_id,
+            updated_at           = $5
+        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[])
+                 as rows (id, workos_id, workos_last_event_id, disabled_at)
+        where organization.id = rows.id
+          and organization.workos_id = rows.workos_id
         "#,
-        id.as_str(),
-        disabled_at,
-        event.id.as_str(),
+        &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.workos_id) as _,
+        &column(rows, |row| row.last_event_id) as _,
+        &column(rows, |row| row.disabled_at) as _,
         now,
-        event.workos_id.as_str(),
     )
     .execute(connection)
     .await?;
-    Ok(result.rows_affected() == 1)
+    Ok(result.rows_affected())
 }
 
-/// Advances the cursor of the WorkOS organization, and remembers a deletion for good. The guard has decided
-/// under the organization's lock, so it never goes backwards (R11).
-pub(super) async fn advance_cursor(
+/// A cursor to be advanced.
+#[derive(Debug)]
+pub(super) struct NewCursor<'a> {
+    pub(super) workos_id: &'a str,
+    pub(super) last_event_id: &'a str,
+    pub(super) last_event_updated_at: Option<DateTime<Utc>>,
+    pub(super) deleted_at: Option<DateTime<Utc>>,
+}
+
+/// Advances cursors of WorkOS organizations, and remembers deletions for good. The guard has decided under the
+/// organization's lock, so none goes backwards (R11).
+pub(super) async fn advance_cursors(
     connection: &mut PgConnection,
-    deleted_at: Option<DateTime<Utc>>,
-    event: &OrganizationEvent,
+    cursors: &[NewCursor<'_>],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     query!(
         r#"
         insert into workos_organization_syncs as sync
             (workos_id, last_event_id, last_event_updated_at, deleted_at, updated_at)
-        values ($1, $2, $3, $4, $5)
+        select workos_id, last_event_id, last_event_updated_at, deleted_at, $5
+        from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
+                 as cursors (workos_id, last_event_id, last_event_updated_at, deleted_at)
         on conflict (workos_id) do update
             set last_event_id         = excluded.last_event_id,
                 last_event_updated_at = excluded.last_event_updated_at,
                 deleted_at            = coalesce(sync.deleted_at, excluded.deleted_at),
                 updated_at            = excluded.updated_at
         "#,
-        event.workos_id.as_str(),
-        event.id.as_str(),
-        event.updated_at,
-        deleted_at,
+        &column(cursors, |cursor| cursor.workos_id) as _,
+        &column(cursors, |cursor| cursor.last_event_id) as _,
+        &column(cursors, |cursor| cursor.last_event_updated_at) as _,
+        &column(cursors, |cursor| cursor.deleted_at) as _,
         now,
     )
     .execute(connection)
     .await
     .map(drop)
+}
+
+/// One column of rows, as `unnest` takes it.
+fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
 }

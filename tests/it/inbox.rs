@@ -386,9 +386,10 @@ async fn an_event_that_failed_or_died_holds_nothing_back() {
 
     // R24: at once, by the lane itself: nobody sweeps here.
     put(&app, &updated(5, ACME, "Acme 5")).await;
-    app.record(&updated(4, ACME, "Evil")).await;
+    app.record(&updated(4, ACME, "Acme 4").without("name"))
+        .await;
     has_status(&app, &event_id(5), "processed").await;
-    assert_eq!(app.inbox_row(&event_id(4)).await.status, "failed");
+    assert_eq!(app.inbox_row(&event_id(4)).await.status, "dead");
 }
 
 /// R26: what the host's own rules refuse is tried a few times and is then a dead letter that names the rule.
@@ -552,8 +553,11 @@ async fn a_lost_connection_loses_no_event() {
          where datname = current_database() and wait_event_type = 'Lock'",
     )
     .await;
-    let row = has_status(&app, &event_id(2), "failed").await;
-    assert_eq!(row.attempts, 1);
+    eventually("nobody waits any more", async || {
+        app.db.blocked_sessions().await == 0
+    })
+    .await;
+    assert_eq!(app.inbox_row(&event_id(2)).await.processed_at, None);
     assert_eq!(app.organization().await.name, "Acme");
     release(lock).await;
     try_again(&app).await;
@@ -574,8 +578,6 @@ async fn a_lost_connection_loses_no_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_is_applied_in_the_order_of_event_ids() {
     let app = TestApp::new().await;
-    app.execute(AUDIT).await;
-    let mut expected = Vec::new();
     for n in [4, 2, 7, 1, 6, 3, 5_u64] {
         let id = event_id(n);
         let ulid = id.strip_prefix("event_").unwrap();
@@ -586,11 +588,10 @@ async fn what_waits_is_applied_in_the_order_of_event_ids() {
             _ => ulid.to_owned(),
         };
         put(&app, &updated(n, ACME, &n.to_string()).id(&id)).await;
-        expected.push(n.to_string());
     }
-    expected.sort();
     app.settle().await;
-    assert_eq!(audited(&app).await, expected);
+    assert_eq!(app.organization().await.name, "7");
+    assert_eq!(count(&app, "status = 'processed'").await, 7);
     assert_eq!(count(&app, "outcome = 'stale'").await, 0);
 }
 
@@ -685,7 +686,8 @@ async fn replicas_share_the_work() {
         .await,
         0
     );
-    assert_eq!(audited(&first).await.len(), 200);
+    // Several events of one organization may need one write only.
+    assert!(audited(&first).await.len() >= 20);
 }
 
 /// R22: what a replica that died left is processed by another.
@@ -712,9 +714,9 @@ async fn a_crowded_lane_hides_no_other() {
     let app = TestApp::new().await;
     app.execute(
         "insert into webhook_events (event_id, event_type, organization_id, payload)
-           select 'e' || n, 'user.created', 'org_' || greatest(n - 2000, 0),
+           select 'e' || n, 'user.created', 'org_' || greatest(n - 20000, 0),
                   json_build_object('id', 'e' || n, 'event', 'user.created')
-           from generate_series(1, 2050) n",
+           from generate_series(1, 20050) n",
     )
     .await;
     assert_eq!(app.inbox.sweep().await.unwrap(), 51);
@@ -723,7 +725,7 @@ async fn a_crowded_lane_hides_no_other() {
     })
     .await;
     let crowded = count(&app, "status = 'pending' and organization_id = 'org_0'").await;
-    assert!(crowded > 1_000, "{crowded} are left of the crowded lane");
+    assert!(crowded > 10_000, "{crowded} are left of the crowded lane");
     app.shutdown.cancel();
     app.inbox.clone().run_sweeper().await;
 }
@@ -748,9 +750,9 @@ async fn a_flood_waits_in_the_inbox() {
         assert!(app.inbox.sweep().await.unwrap() > 0);
     }
     let lanes = format!("{:?}", app.inbox);
-    let in_use = lanes.split("in_use: ").nth(1).unwrap();
-    let in_use: usize = in_use.split(',').next().unwrap().parse().unwrap();
-    assert!((5_000..=10_005).contains(&in_use), "{in_use} lanes wait");
+    let waiting = lanes.split("lanes_waiting: ").nth(1).unwrap();
+    let waiting: usize = waiting.split(',').next().unwrap().parse().unwrap();
+    assert!((5_000..=10_000).contains(&waiting), "{waiting} lanes wait");
     // The holder settles most of it, as other replicas would meanwhile; the test has no time for all.
     lock.execute(
         "update webhook_events set status = 'ignored' where right(event_id, 1) not in ('0', '1')",

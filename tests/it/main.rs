@@ -6,6 +6,7 @@
 )]
 
 mod architecture;
+mod batches;
 mod convergence;
 mod health;
 mod inbox;

@@ -83,9 +83,14 @@ impl Setting {
             .unwrap();
         let namespace = organization_id::default_namespace();
         let mut tx = self.database.pool.begin().await.unwrap();
-        let applied = apply(&mut tx, &event, &namespace, self.clock.now())
-            .await
-            .unwrap();
+        let applied = apply(
+            &mut tx,
+            std::slice::from_ref(&event),
+            &namespace,
+            self.clock.now(),
+        )
+        .await
+        .unwrap();
         assert!(applied.push_recorded, "{applied:?}");
         tx.commit().await.unwrap();
     }
@@ -213,9 +218,14 @@ async fn nothing_is_written_before_the_commit() {
         br#"{"id":"event_1","event":"organization.created","data":{"id":"org_1","name":"A"}}"#;
     let event = Event::parse(body).unwrap().organization().unwrap();
     let namespace = organization_id::default_namespace();
-    apply(&mut tx, &event, &namespace, s.clock.now())
-        .await
-        .unwrap();
+    apply(
+        &mut tx,
+        std::slice::from_ref(&event),
+        &namespace,
+        s.clock.now(),
+    )
+    .await
+    .unwrap();
 
     let outbox = s.outbox();
     assert_eq!(deliver(&outbox).await, 0);

@@ -1,0 +1,172 @@
+//! Durable before 200, at the price of few commits (R23): deliveries that arrive while an insert is on its way
+//! share the next one.
+//!
+//! Nobody waits for company: the first delivery goes at once, alone. The next ones wait for a writer to be free,
+//! which takes as long as a commit, and all that came meanwhile goes together.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::store::{self, NewEvent};
+use super::{Inbox, RecordError};
+use crate::postgres::{self, error};
+
+/// How many inserts are on their way at once: while one waits for the disk, the other is worked on.
+const WRITERS: usize = 2;
+
+/// The most events of an insert.
+const BATCH_EVENTS: usize = 500;
+
+/// The most bytes of an insert's bodies.
+const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
+
+/// How many events may wait. Beyond it the database is behind for good, and senders should come back.
+const MAX_WAITING: usize = 4_096;
+
+/// An event that waits to be stored, and who waits for it: told whether it was new.
+struct Waiting {
+    event: NewEvent,
+    answer: oneshot::Sender<Result<bool, RecordError>>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Waiting>,
+    /// How many tasks take from the queue; the last finds it empty.
+    writers: usize,
+}
+
+/// The queue before the inbox. A `std` mutex: it is held for a look, never across an `.await`.
+#[derive(Default)]
+pub(super) struct Recorder(Mutex<State>);
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Recorder")
+            .field("waiting", &state.queue.len())
+            .field("writers", &state.writers)
+            .finish()
+    }
+}
+
+impl Recorder {
+    /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters an event; says whether a writer is to be started for it.
+    fn enter(&self, waiting: Waiting) -> Result<bool, RecordError> {
+        let mut state = self.state();
+        if state.queue.len() >= MAX_WAITING {
+            // Who has given up needs no place.
+            state.queue.retain(|waiting| !waiting.answer.is_closed());
+        }
+        if state.queue.len() >= MAX_WAITING {
+            let reason = format!("{MAX_WAITING} events wait to be stored already");
+            return Err(RecordError::Unavailable { reason });
+        }
+        state.queue.push_back(waiting);
+        let start = state.writers < WRITERS;
+        if start {
+            state.writers += 1;
+        }
+        Ok(start)
+    }
+
+    /// What the next insert takes; nothing, and the writer ends, if nobody waits. Both under one lock, so that
+    /// nobody enters between the look and the end.
+    fn take(&self) -> Option<Vec<Waiting>> {
+        let mut state = self.state();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = state.queue.front() {
+            bytes += next.event.body.len();
+            if batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty()) {
+                break;
+            }
+            batch.extend(state.queue.pop_front());
+        }
+        if batch.is_empty() {
+            state.writers -= 1;
+            return None;
+        }
+        Some(batch)
+    }
+}
+
+impl Inbox {
+    /// Stores an event, with whichever others wait; says whether it is new.
+    pub(super) async fn store(&self, event: NewEvent) -> Result<bool, RecordError> {
+        let (answer, answered) = oneshot::channel();
+        if self.inner.recorder.enter(Waiting { event, answer })? {
+            let inbox = self.clone();
+            // On the lanes' tracker: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
+            self.inner.lanes.spawn(async move {
+                while let Some(batch) = inbox.inner.recorder.take() {
+                    inbox.store_batch(batch).await;
+                }
+            });
+        }
+        answered.await.unwrap_or_else(|_| {
+            Err(RecordError::Unavailable {
+                reason: "the writer of the inbox ended".to_owned(),
+            })
+        })
+    }
+
+    async fn store_batch(&self, mut batch: Vec<Waiting>) {
+        batch.sort_by(|a, b| a.event.event_id.cmp(&b.event.event_id));
+        match self
+            .insert(
+                &batch
+                    .iter()
+                    .map(|waiting| &waiting.event)
+                    .collect::<Vec<_>>(),
+            )
+            .await
+        {
+            Ok(mut new) => {
+                for Waiting { event, answer } in batch {
+                    // The first of an id that came twice is the new one.
+                    let place = new.iter().position(|id| *id == event.event_id);
+                    let is_new = place.map(|place| new.swap_remove(place)).is_some();
+                    if is_new && !event.ignored {
+                        self.wake(event.organization_id.unwrap_or(event.event_id));
+                    }
+                    // Who has gone will find a duplicate.
+                    let _ = answer.send(Ok(is_new));
+                }
+            }
+            // One of them can't be stored: each for itself, so that it costs its neighbours nothing.
+            Err(error) if error::is_about_the_content(&error) && batch.len() > 1 => {
+                for waiting in batch {
+                    Box::pin(self.store_batch(vec![waiting])).await;
+                }
+            }
+            Err(error) => {
+                let reason = error::describe(&error);
+                let unstorable = error::is_about_the_content(&error);
+                for Waiting { answer, .. } in batch {
+                    let reason = reason.clone();
+                    let _ = answer.send(Err(if unstorable {
+                        RecordError::Unstorable(reason)
+                    } else {
+                        RecordError::Unavailable { reason }
+                    }));
+                }
+            }
+        }
+    }
+
+    async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<String>, sqlx::Error> {
+        postgres::ask(&self.inner.pool, postgres::PATIENCE, async |connection| {
+            store::insert(connection, events).await
+        })
+        .await
+    }
+}

@@ -1,0 +1,238 @@
+//! Commits that are shared: by deliveries that come together, and by lanes that are awake together.
+
+use axum::http::StatusCode;
+use tokio::task::JoinSet;
+
+use workos_sync::event::Event;
+use workos_sync::sync::{Outcome, apply, organization_id};
+
+use crate::support::event::{at, event_id};
+use crate::support::{EventBuilder, NOW, TestApp, created, deleted, eventually, updated};
+
+/// Puts events into the inbox as another replica would have, so that they are found together.
+async fn put(app: &TestApp, events: &[EventBuilder]) {
+    for event in events {
+        let body = event.body();
+        let parsed = Event::parse(body.as_bytes()).unwrap();
+        sqlx::query(
+            "insert into webhook_events (event_id, event_type, organization_id, payload)
+             values ($1, $2, $3, $4::text::json)",
+        )
+        .bind(parsed.id.as_str())
+        .bind(&parsed.event_type)
+        .bind(parsed.workos_id.as_ref().map(ToString::to_string))
+        .bind(&body)
+        .execute(&app.db.pool)
+        .await
+        .unwrap();
+    }
+}
+
+async fn outcomes(app: &TestApp) -> Vec<(String, i32)> {
+    sqlx::query_as(
+        "select coalesce(outcome, status), attempts from webhook_events order by event_order",
+    )
+    .fetch_all(&app.db.pool)
+    .await
+    .unwrap()
+}
+
+/// R12, R24: many events of one organization are decided one by one, in order, and need one write. The first
+/// chooses the slug.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_is_decided_event_by_event_and_written_once() {
+    let app = TestApp::new().await;
+    app.execute(
+        "create table writes (name text);
+         create function note() returns trigger language plpgsql as
+             $$ begin insert into writes values (new.name); return new; end $$;
+         create trigger note after insert or update on organization_metadata
+             for each row execute function note()",
+    )
+    .await;
+    let history = [
+        updated(4, "org_a", "Four"),
+        created(1, "org_a", "One"),
+        updated(3, "org_a", "Three"),
+        deleted(5, "org_a"),
+        updated(2, "org_a", "Two"),
+    ];
+    put(&app, &history).await;
+    app.settle().await;
+    let row = app.organization().await;
+    assert_eq!((row.name.as_str(), row.slug.as_str()), ("Four", "one"));
+    assert_eq!(row.disabled_at, Some(at(5)));
+    assert_eq!(row.workos_last_event_id, Some(event_id(5)));
+    assert_eq!(app.cursor("org_a").await, Some(event_id(5)));
+    let expected = ["created", "updated", "updated", "updated", "disabled"];
+    assert_eq!(
+        outcomes(&app).await,
+        expected.map(|outcome| (outcome.to_owned(), 1))
+    );
+    let writes: Vec<String> = sqlx::query_scalar("select name from writes")
+        .fetch_all(&app.db.pool)
+        .await
+        .unwrap();
+    assert_eq!(writes, ["Four"]);
+}
+
+/// R2, R6, R19: organizations that meet in one row, in one transaction, take it from each other as they would in
+/// transactions of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn organizations_that_share_a_row_take_turns_within_a_batch() {
+    let app = TestApp::new().await;
+    let bodies = [
+        created(1, "org_a", "Alpha").external_id("shared").body(),
+        created(2, "org_b", "B").external_id("shared").body(),
+        created(3, "org_c", "C").external_id("shared").body(),
+    ];
+    let events = bodies.each_ref().map(|body| {
+        let event = Event::parse(body.as_bytes()).unwrap();
+        event.organization().unwrap()
+    });
+    let namespace = organization_id::default_namespace();
+    let mut tx = app.db.pool.begin().await.unwrap();
+    let applied = apply(&mut tx, &events, &namespace, NOW).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(
+        applied.outcomes,
+        [Outcome::Created, Outcome::Linked, Outcome::Linked]
+    );
+    let row = app.organization().await;
+    assert_eq!(
+        (row.id.as_str(), row.workos_id.as_deref()),
+        ("shared", Some("org_c"))
+    );
+    assert_eq!((row.name.as_str(), row.slug.as_str()), ("C", "alpha"));
+    for (n, workos_id) in [(1, "org_a"), (2, "org_b"), (3, "org_c")] {
+        assert_eq!(app.cursor(workos_id).await, Some(event_id(n)));
+    }
+}
+
+/// R9, R20: creations of one name in one batch get slugs of their own, beside those that are taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn creations_of_one_name_get_slugs_of_their_own() {
+    let app = TestApp::new().await;
+    app.execute("insert into organization_metadata (id, name, slug) values ('local', 'L', 'acme')")
+        .await;
+    let events: Vec<_> = (0..100)
+        .map(|n| created(n, &format!("org_{n}"), "Acme"))
+        .collect();
+    put(&app, &events).await;
+    app.settle().await;
+    let rows = app.organizations().await;
+    assert_eq!(rows.len(), 101);
+    assert!(
+        rows.iter()
+            .all(|row| row.slug == "acme" || row.slug.starts_with("acme-"))
+    );
+}
+
+/// R26: one event that the database refuses, and one that can't be read, cost the other lanes of their batch
+/// nothing, not even an attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_event_costs_its_neighbours_nothing() {
+    let app = TestApp::new().await;
+    app.execute("alter table organization_metadata add constraint no_evil check (name <> 'Evil')")
+        .await;
+    let mut events: Vec<_> = (0..50)
+        .map(|n| created(n, &format!("org_{n:02}"), &format!("Name {n}")))
+        .collect();
+    events[7] = created(7, "org_07", "Evil");
+    events[9] = created(9, "org_09", "x").without("name");
+    put(&app, &events).await;
+    app.settle().await;
+    for (n, (outcome, attempts)) in outcomes(&app).await.into_iter().enumerate() {
+        let expected = match n {
+            7 => "failed",
+            9 => "dead",
+            _ => "created",
+        };
+        assert_eq!((outcome.as_str(), attempts), (expected, 1), "event {n}");
+    }
+}
+
+/// R23, R30: deliveries that share an insert with one that can't be stored are durable all the same, and each is
+/// answered for itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_can_not_be_stored_costs_its_neighbours_nothing() {
+    let app = std::sync::Arc::new(TestApp::new().await);
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table webhook_events in share mode")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let mut deliveries = JoinSet::new();
+    for n in 0..20 {
+        let mut body = created(n, &format!("org_{n}"), "Acme").body();
+        if n == 11 {
+            let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+            body = body.replace("\"metadata\":{}", &format!("\"metadata\":{nested}"));
+        }
+        let app = std::sync::Arc::clone(&app);
+        deliveries.spawn(async move { (n, app.deliver(&body).await.status) });
+    }
+    eventually(
+        "the first inserts wait, the others behind them",
+        async || {
+            app.db.blocked_sessions().await == 2
+                && format!("{:?}", app.inbox).contains("Recorder { waiting: 18")
+        },
+    )
+    .await;
+    holder.rollback().await.unwrap();
+    for (n, status) in deliveries.join_all().await {
+        let expected = if n == 11 {
+            StatusCode::BAD_REQUEST
+        } else {
+            StatusCode::OK
+        };
+        assert_eq!(status, expected, "delivery {n}");
+    }
+    app.settle().await;
+    assert_eq!(app.organizations().await.len(), 19);
+}
+
+/// R23: an id that comes many times in one insert is new once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_comes_twice_in_one_insert_is_new_once() {
+    let app = std::sync::Arc::new(TestApp::new().await);
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table webhook_events in share mode")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let mut deliveries = JoinSet::new();
+    for n in 0..20 {
+        let body = created(n % 4, "org_a", "Acme").body();
+        let app = std::sync::Arc::clone(&app);
+        deliveries
+            .spawn(async move { app.deliver(&body).await.assert(200).json()["status"].clone() });
+    }
+    eventually(
+        "the first inserts wait, the others behind them",
+        async || {
+            app.db.blocked_sessions().await == 2
+                && format!("{:?}", app.inbox).contains("Recorder { waiting: 18")
+        },
+    )
+    .await;
+    holder.rollback().await.unwrap();
+    let answers = deliveries.join_all().await;
+    let accepted = answers
+        .iter()
+        .filter(|status| *status == "accepted")
+        .count();
+    let duplicates = answers
+        .iter()
+        .filter(|status| *status == "duplicate")
+        .count();
+    assert_eq!((accepted, duplicates), (4, 16));
+    app.settle().await;
+    assert!(
+        outcomes(&app)
+            .await
+            .iter()
+            .all(|(_, attempts)| *attempts == 1)
+    );
+}
