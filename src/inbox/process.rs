@@ -359,7 +359,7 @@ impl Inbox {
         info!(
             event.id = event_id,
             event.r#type = event_type,
-            lane,
+            workos.organization_id = lane,
             source,
             attempts = attempts + 1,
             outcome = result,
