@@ -1,0 +1,555 @@
+//! The workloads: what is in the database beforehand, what is sent, how it is measured.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use chrono::{DateTime, Utc};
+use clap::ValueEnum;
+use hdrhistogram::Histogram;
+use sqlx::PgPool;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+use ulid::Ulid;
+
+use crate::check;
+use crate::events::{Event, Kind, scatter};
+use crate::load::{self, Answers};
+use crate::measure::{Measurement, Metric};
+use crate::postgres::Postgres;
+use crate::process::{self, Receiver, Usage};
+
+/// The rows that are there before most workloads.
+const ORGANIZATIONS: u64 = 10_000;
+/// What the repetitions of `dup` repeat.
+const DUPLICATED: usize = 1_000;
+/// The window at either end of `same-name`.
+const WINDOW: usize = 1_000;
+/// `burst` comes over so many times the connections.
+const BURST_CONNECTIONS: usize = 4;
+const POLL: Duration = Duration::from_millis(20);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(900);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Workload {
+    /// New organizations, each of its own name
+    Create,
+    /// Updates, spread over 10,000 organizations
+    Update,
+    /// Updates of one organization
+    Hot,
+    /// New organizations, all of one name
+    SameName,
+    /// The same 1,000 events again and again
+    Dup,
+    /// Twice as many updates, over four times the connections
+    Burst,
+    /// Updates at half the rate that `update` was applied at
+    HalfRate,
+    /// A file of updates, through `workos-sync replay`
+    Replay,
+    /// Updates, with a million organizations and an inbox of ten million settled events
+    #[value(name = "update-1m")]
+    UpdateMillion,
+}
+
+impl Workload {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Hot => "hot",
+            Self::SameName => "same-name",
+            Self::Dup => "dup",
+            Self::Burst => "burst",
+            Self::HalfRate => "half-rate",
+            Self::Replay => "replay",
+            Self::UpdateMillion => "update-1m",
+        }
+    }
+
+    /// What a reader of the table should know of it.
+    pub(crate) const fn description(self) -> &'static str {
+        match self {
+            Self::Create => "new organizations, each of its own name",
+            Self::Update => "updates, spread over 10,000 organizations",
+            Self::Hot => "updates of one organization",
+            Self::SameName => "new organizations, all of one name",
+            Self::Dup => "1,000 updates, delivered again and again",
+            Self::Burst => "more updates, over four times the connections",
+            Self::HalfRate => "updates at half the rate that `update` was applied at",
+            Self::Replay => "a file of updates, through `workos-sync replay`",
+            Self::UpdateMillion => {
+                "updates, with 1,000,000 organizations and 10,000,000 settled events in the inbox"
+            }
+        }
+    }
+
+    /// `count` events of this workload, from `first` on.
+    fn events(self, first: u64, count: usize, organizations: u64) -> Vec<Event> {
+        (first..)
+            .take(count)
+            .map(|number| match self {
+                Self::Create => created(number, format!("Organization {number}, Inc.")),
+                Self::SameName => created(number, "Acme, Inc.".to_owned()),
+                Self::Hot => updated(number, 1),
+                _ => {
+                    let organization = scatter(number) % u128::from(organizations) + 1;
+                    updated(number, u64::try_from(organization).unwrap_or(1))
+                }
+            })
+            .collect()
+    }
+}
+
+/// As if made in the dashboard: without an external id, so that the service records the intention to write one.
+fn created(number: u64, name: String) -> Event {
+    let id = Ulid::from_parts(1_735_689_600_000 + number, scatter(number));
+    Event::new(number, Kind::Created, format!("org_{id}"), name, None)
+}
+
+fn updated(number: u64, organization: u64) -> Event {
+    let workos_id = format!("org_01SEED{organization:020}");
+    let name = format!("Organization {organization} as of {number}");
+    Event::new(number, Kind::Updated, workos_id, name, None)
+}
+
+/// How large everything is.
+#[derive(Debug, Clone)]
+pub(crate) struct Sizes {
+    pub(crate) events: usize,
+    pub(crate) burst: usize,
+    pub(crate) connections: usize,
+    pub(crate) million_organizations: u64,
+    pub(crate) million_inbox: u64,
+}
+
+/// The programs under test, and the server that they are tested on.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) postgres: Postgres,
+    pub(crate) binary: PathBuf,
+    pub(crate) peer: PathBuf,
+    pub(crate) sizes: Sizes,
+    /// The next event's number: ascending through the whole run, so that no event is older than one before.
+    pub(crate) next_number: u64,
+}
+
+impl Bench {
+    /// Runs a workload against the service.
+    pub(crate) async fn run(
+        &mut self,
+        workload: Workload,
+        rate: Option<f64>,
+    ) -> anyhow::Result<Measurement> {
+        let million = workload == Workload::UpdateMillion;
+        let organizations = match workload {
+            Workload::Create | Workload::SameName => 0,
+            Workload::UpdateMillion => self.sizes.million_organizations,
+            _ => ORGANIZATIONS,
+        };
+        let database = if million { "bench_million" } else { "bench" };
+        // The million is made once, and serves all repetitions.
+        if !million || !self.postgres.has_database(database).await? {
+            self.prepare(database, organizations).await?;
+            if million {
+                let pool = self.postgres.connect(database).await?;
+                fill_inbox(&pool, self.sizes.million_inbox, organizations).await?;
+                pool.close().await;
+            }
+        }
+        let pool = self.postgres.connect(database).await?;
+        let before = check::Before::read(&pool).await?;
+
+        let count = match workload {
+            Workload::Burst => self.sizes.burst,
+            Workload::Dup => std::cmp::min(DUPLICATED, self.sizes.events),
+            _ => self.sizes.events,
+        };
+        let events = workload.events(self.next_number, count, organizations);
+        self.next_number += u64::try_from(count)?;
+        let events = with_external_ids(&pool, events).await?;
+        settle_down(&pool).await?;
+
+        let mut measured = if workload == Workload::Replay {
+            self.replay(database, &events).await?
+        } else {
+            self.deliver(workload, database, &pool, &events, rate)
+                .await?
+        };
+
+        check::inbox(&pool, &before, &events).await?;
+        let made = events
+            .iter()
+            .filter(|event| event.kind == Kind::Created)
+            .count();
+        check::organizations(&pool, &before, &events, made).await?;
+        let [p50, p99] = lag(&pool, &events).await?;
+        measured.set(Metric::LagP50, p50);
+        measured.set(Metric::LagP99, p99);
+        if workload == Workload::SameName {
+            measured.set_some(Metric::LastToFirst, last_to_first(&pool, &events).await?);
+        }
+        pool.close().await;
+        if !million {
+            self.postgres.drop_database(database).await?;
+        }
+        Ok(measured)
+    }
+
+    /// Runs a workload against the peer, which applies before it answers.
+    pub(crate) async fn run_peer(&mut self, workload: Workload) -> anyhow::Result<Measurement> {
+        let database = "bench_peer";
+        let organizations = if workload == Workload::Create {
+            0
+        } else {
+            ORGANIZATIONS
+        };
+        self.prepare(database, organizations).await?;
+        let pool = self.postgres.connect(database).await?;
+        let before = check::Before::read(&pool).await?;
+        let events = workload.events(self.next_number, self.sizes.events, organizations);
+        self.next_number += u64::try_from(events.len())?;
+        let events = Arc::new(with_external_ids(&pool, events).await?);
+        settle_down(&pool).await?;
+
+        let mut command = Command::new("node");
+        command.arg(self.peer.join("server.js"));
+        let receiver = Receiver::start(command, &self.postgres.url(database)).await?;
+        let at_start = self.used(&receiver)?;
+        let answers = load::send(
+            receiver.address,
+            &events,
+            self.sizes.connections,
+            None,
+        )
+        .await
+        .with_context(|| receiver.log())?;
+        let at_end = self.used(&receiver)?;
+        receiver.stop().await?;
+
+        let mut measured = Measurement::default();
+        acknowledgements(&mut measured, &answers);
+        measured.set(
+            Metric::AppliedPerSecond,
+            per_second(events.len(), answers.elapsed),
+        );
+        resources(&mut measured, at_start, at_end);
+        let made = events
+            .iter()
+            .filter(|event| event.kind == Kind::Created)
+            .count();
+        check::organizations(&pool, &before, &events, made).await?;
+        pool.close().await;
+        self.postgres.drop_database(database).await?;
+        Ok(measured)
+    }
+
+    /// Runs the same deliveries against the server that verifies, parses and stores nothing.
+    pub(crate) async fn run_without_database(&mut self) -> anyhow::Result<Measurement> {
+        let count = self.sizes.events * 4;
+        let events = Arc::new(Workload::Update.events(self.next_number, count, ORGANIZATIONS));
+        self.next_number += u64::try_from(count)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("verify-server");
+        let receiver = Receiver::start(command, "").await?;
+        let at_start = self.used(&receiver)?;
+        let answers =
+            load::send(receiver.address, &events, self.sizes.connections, None).await?;
+        let at_end = self.used(&receiver)?;
+        receiver.stop().await?;
+        let mut measured = Measurement::default();
+        acknowledgements(&mut measured, &answers);
+        measured.set(Metric::CpuService, at_end.0.cpu_seconds - at_start.0.cpu_seconds);
+        measured.set(Metric::MaxRss, at_end.0.max_rss_mib);
+        Ok(measured)
+    }
+
+    /// A new database with the service's schema and so many organizations that WorkOS's events made.
+    pub(crate) async fn prepare(&self, database: &str, organizations: u64) -> anyhow::Result<()> {
+        self.postgres.create_database(database).await?;
+        let folder = tempfile::tempdir()?;
+        let mut migrate = Command::new(&self.binary);
+        migrate.arg("migrate");
+        let status = process::quiet(&mut migrate, folder.path(), &self.postgres.url(database))?
+            .status()
+            .await
+            .with_context(|| format!("{}", self.binary.display()))?;
+        ensure!(
+            status.success(),
+            "migrate: {status}\n{}",
+            std::fs::read_to_string(folder.path().join("log"))?
+        );
+        let pool = self.postgres.connect(database).await?;
+        let organizations = i64::try_from(organizations)?;
+        sqlx::query(
+            "insert into organization_metadata
+                 (id, name, slug, workos_id, workos_updated_at, workos_last_event_id)
+             select md5(n::text)::uuid::text, 'Organization ' || n, 'organization-' || n,
+                    'org_01SEED' || lpad(n::text, 20, '0'), '2025-01-01',
+                    'event_01AAAAAAAA' || lpad(n::text, 16, '0')
+             from generate_series(1, $1) n",
+        )
+        .bind(organizations)
+        .execute(&pool)
+        .await?;
+        sqlx::query(
+            "insert into workos_organization_syncs
+                 (workos_id, last_event_id, last_event_updated_at, updated_at)
+             select 'org_01SEED' || lpad(n::text, 20, '0'),
+                    'event_01AAAAAAAA' || lpad(n::text, 16, '0'), '2025-01-01', now()
+             from generate_series(1, $1) n",
+        )
+        .bind(organizations)
+        .execute(&pool)
+        .await?;
+        pool.close().await;
+        Ok(())
+    }
+
+    async fn deliver(
+        &self,
+        workload: Workload,
+        database: &str,
+        pool: &PgPool,
+        events: &[Event],
+        rate: Option<f64>,
+    ) -> anyhow::Result<Measurement> {
+        let connections = match workload {
+            Workload::Burst => self.sizes.connections * BURST_CONNECTIONS,
+            _ => self.sizes.connections,
+        };
+        let deliveries: Arc<Vec<Event>> = Arc::new(
+            events
+                .iter()
+                .cycle()
+                .take(std::cmp::max(self.sizes.events, events.len()))
+                .cloned()
+                .collect(),
+        );
+        let mut command = Command::new(&self.binary);
+        command.arg("serve");
+        let receiver = Receiver::start(command, &self.postgres.url(database)).await?;
+        let at_start = self.used(&receiver)?;
+        let answers = load::send(receiver.address, &deliveries, connections, rate)
+            .await
+            .with_context(|| receiver.log())?;
+        let acknowledged = Instant::now();
+        drained(pool).await.with_context(|| receiver.log())?;
+        let (applied_in, drained_in) = (answers.started.elapsed(), acknowledged.elapsed());
+        let at_end = self.used(&receiver)?;
+        receiver.stop().await?;
+
+        let repeated = deliveries.len() - events.len();
+        ensure!(
+            answers.duplicates == repeated,
+            "{repeated} deliveries were repetitions, {} were answered as such",
+            answers.duplicates
+        );
+        let mut measured = Measurement::default();
+        acknowledgements(&mut measured, &answers);
+        measured.set(Metric::DrainedAfter, drained_in.as_secs_f64());
+        // The rate of the repetitions' workload is that of the sender, not of the applying.
+        if repeated == 0 {
+            measured.set(
+                Metric::AppliedPerSecond,
+                per_second(events.len(), applied_in),
+            );
+        }
+        resources(&mut measured, at_start, at_end);
+        Ok(measured)
+    }
+
+    async fn replay(&self, database: &str, events: &[Event]) -> anyhow::Result<Measurement> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("events.jsonl");
+        let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
+        for event in events {
+            writeln!(file, "{}", event.body())?;
+        }
+        file.flush()?;
+
+        let mut command = Command::new(&self.binary);
+        command.arg("replay").arg(&path);
+        let postgres_before = self.postgres.usage()?;
+        let started = Instant::now();
+        let mut child =
+            process::quiet(&mut command, folder.path(), &self.postgres.url(database))?.spawn()?;
+        // Its last moments are lost, for a process that has ended has no /proc.
+        let mut used = Usage::default();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if let Some(now) = child.id().and_then(|pid| process::usage(pid).ok())
+                && now.max_rss_mib > 0.0
+            {
+                used = now;
+            }
+            sleep(POLL).await;
+        };
+        let elapsed = started.elapsed();
+        ensure!(
+            status.success(),
+            "replay: {status}\n{}",
+            std::fs::read_to_string(folder.path().join("log"))?
+        );
+        let mut measured = Measurement::default();
+        measured.set(Metric::AppliedPerSecond, per_second(events.len(), elapsed));
+        resources(
+            &mut measured,
+            (Usage::default(), postgres_before),
+            (used, self.postgres.usage()?),
+        );
+        Ok(measured)
+    }
+
+    fn used(&self, receiver: &Receiver) -> anyhow::Result<(Usage, Usage)> {
+        Ok((receiver.usage()?, self.postgres.usage()?))
+    }
+}
+
+/// An update of an organization that is there carries its external id, as WorkOS's do once it was written back.
+async fn with_external_ids(pool: &PgPool, mut events: Vec<Event>) -> anyhow::Result<Vec<Event>> {
+    let workos_ids: Vec<&str> = events.iter().map(|event| event.workos_id.as_str()).collect();
+    let ids: HashMap<String, String> = sqlx::query_as(
+        "select workos_id, id from organization_metadata where workos_id = any ($1::text[])",
+    )
+    .bind(&workos_ids)
+    .fetch_all(pool)
+    .await?
+    .into_iter()
+    .collect();
+    for event in &mut events {
+        event.external_id = ids.get(&event.workos_id).cloned();
+    }
+    Ok(events)
+}
+
+/// Settled events of the past two months: younger than retention.
+async fn fill_inbox(pool: &PgPool, events: u64, organizations: u64) -> anyhow::Result<()> {
+    let (events, organizations) = (i64::try_from(events)?, i64::try_from(organizations)?);
+    let fill = |from: i64, to: i64| {
+        sqlx::query(
+            "insert into webhook_events
+                 (event_id, status, outcome, event_type, organization_id, attempts,
+                  received_at, processed_at, source, payload)
+             select 'event_01BBBBBBBB' || lpad(n::text, 16, '0'), 'processed', 'updated',
+                    'organization.updated', 'org_01SEED' || lpad((n % $3 + 1)::text, 20, '0'), 1,
+                    at, at, 'seed', '{}'
+             from generate_series($1, $2) n,
+                  lateral (select now() - interval '60 days' + n * interval '59 days' / $4 as at) times",
+        )
+        .bind(from)
+        .bind(to)
+        .bind(organizations)
+        .bind(events)
+        .execute(pool)
+    };
+    // Two at a time: the generated columns cost more than the writing.
+    tokio::try_join!(fill(1, events / 2), fill(events / 2 + 1, events))?;
+    Ok(())
+}
+
+/// Nothing that the preparation left behind is to be paid for by what is measured.
+async fn settle_down(pool: &PgPool) -> anyhow::Result<()> {
+    sqlx::raw_sql("vacuum analyze").execute(pool).await?;
+    sqlx::raw_sql("checkpoint").execute(pool).await?;
+    Ok(())
+}
+
+async fn drained(pool: &PgPool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
+    loop {
+        let waiting: bool = sqlx::query_scalar(
+            "select exists (select from webhook_events where status in ('pending', 'failed'))",
+        )
+        .fetch_one(pool)
+        .await?;
+        if !waiting {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the inbox isn't drained after {DRAIN_TIMEOUT:?}");
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// From received to applied, in milliseconds: the median and the 99th percentile.
+async fn lag(pool: &PgPool, events: &[Event]) -> anyhow::Result<[f64; 2]> {
+    let ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
+    let lags: Vec<f64> = sqlx::query_scalar(
+        "select percentile_disc(array[0.5, 0.99]) within group
+                    (order by extract(epoch from processed_at - received_at)::float8 * 1000)
+         from webhook_events
+         where event_id = any ($1::text[])",
+    )
+    .bind(&ids)
+    .fetch_one(pool)
+    .await?;
+    Ok(lags.try_into().expect("two were asked for"))
+}
+
+/// How fast the last thousand were applied, beside the first thousand.
+async fn last_to_first(pool: &PgPool, events: &[Event]) -> anyhow::Result<Option<f64>> {
+    let ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
+    let times: Vec<DateTime<Utc>> = sqlx::query_scalar(
+        "select processed_at from webhook_events
+         where event_id = any ($1::text[])
+         order by processed_at",
+    )
+    .bind(&ids)
+    .fetch_all(pool)
+    .await?;
+    if times.len() < 2 * WINDOW {
+        return Ok(None);
+    }
+    let span = |times: &[DateTime<Utc>]| {
+        let (first, last) = (times.first(), times.last());
+        first
+            .zip(last)
+            .map(|(first, last)| (*last - *first).as_seconds_f64())
+    };
+    let (first, last) = (span(&times[..WINDOW]), span(&times[times.len() - WINDOW..]));
+    Ok(first.zip(last).map(|(first, last)| first / last))
+}
+
+fn acknowledgements(measured: &mut Measurement, answers: &Answers) {
+    let count = usize::try_from(answers.latency.len()).unwrap_or(usize::MAX);
+    measured.set(
+        Metric::AcknowledgedPerSecond,
+        per_second(count, answers.elapsed),
+    );
+    let milliseconds = |histogram: &Histogram<u64>, quantile: f64| {
+        histogram.value_at_quantile(quantile) as f64 / 1000.0
+    };
+    measured.set(Metric::AckP50, milliseconds(&answers.latency, 0.5));
+    measured.set(Metric::AckP99, milliseconds(&answers.latency, 0.99));
+    measured.set(Metric::AckP999, milliseconds(&answers.latency, 0.999));
+}
+
+fn resources(measured: &mut Measurement, at_start: (Usage, Usage), at_end: (Usage, Usage)) {
+    measured.set(Metric::MaxRss, at_end.0.max_rss_mib);
+    measured.set(
+        Metric::CpuService,
+        at_end.0.cpu_seconds - at_start.0.cpu_seconds,
+    );
+    measured.set(
+        Metric::CpuPostgres,
+        at_end.1.cpu_seconds - at_start.1.cpu_seconds,
+    );
+}
+
+fn per_second(count: usize, elapsed: Duration) -> f64 {
+    count as f64 / elapsed.as_secs_f64()
+}
+
+/// Where a path is, whatever the folder that a program is started in.
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    path.canonicalize()
+        .with_context(|| format!("{}", path.display()))
+}
