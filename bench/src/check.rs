@@ -42,11 +42,7 @@ async fn count_organizations(pool: &PgPool) -> anyhow::Result<i64> {
 }
 
 /// Every event is in the inbox, settled by one attempt, and nothing else was added.
-pub(crate) async fn inbox(
-    pool: &PgPool,
-    before: &Before,
-    events: &[Event],
-) -> anyhow::Result<()> {
+pub(crate) async fn inbox(pool: &PgPool, before: &Before, events: &[Event]) -> anyhow::Result<()> {
     let ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
     let wrong: Vec<String> = sqlx::query_scalar(
         "select format('%s: %s, %s attempts, %s', sent.id, coalesce(status, 'lost'), attempts,

@@ -73,7 +73,10 @@ pub(crate) async fn send(
     let elapsed = started.elapsed();
     if refused > 0 {
         refusals.truncate(REFUSALS_SHOWN);
-        bail!("{refused} deliveries were refused:\n{}", refusals.join("\n"));
+        bail!(
+            "{refused} deliveries were refused:\n{}",
+            refusals.join("\n")
+        );
     }
     ensure!(
         latency.len() == events.len() as u64,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::AssertSqlSafe;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tempfile::TempDir;
 
 use crate::process::{self, Usage};
@@ -41,11 +41,15 @@ impl Postgres {
                 .arg("postgres")
                 .arg(this.folder.path()))?;
         }
-        run(this
-            .command("initdb")
-            .arg("-D")
-            .arg(this.data())
-            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]))?;
+        run(this.command("initdb").arg("-D").arg(this.data()).args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]))?;
         let options = format!(
             "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''",
             this.port
@@ -117,6 +121,17 @@ impl Postgres {
         }
         admin.close().await;
         Ok(())
+    }
+
+    pub(crate) async fn has_database(&self, database: &str) -> anyhow::Result<bool> {
+        let admin = self.connect("postgres").await?;
+        let there =
+            sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+                .bind(database)
+                .fetch_one(&admin)
+                .await?;
+        admin.close().await;
+        Ok(there)
     }
 
     pub(crate) async fn drop_database(&self, database: &str) -> anyhow::Result<()> {

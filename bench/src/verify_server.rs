@@ -37,9 +37,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 
 fn receive(headers: &HeaderMap, body: &Bytes, secrets: &[SecretString]) -> Response {
     let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
-    if let Err(error) =
-        signature::verify(header, body, secrets, TOLERANCE, chrono::Utc::now())
-    {
+    if let Err(error) = signature::verify(header, body, secrets, TOLERANCE, chrono::Utc::now()) {
         return (StatusCode::UNAUTHORIZED, error.to_string()).into_response();
     }
     match Event::parse(body) {

@@ -220,14 +220,9 @@ impl Bench {
         command.arg(self.peer.join("server.js"));
         let receiver = Receiver::start(command, &self.postgres.url(database)).await?;
         let at_start = self.used(&receiver)?;
-        let answers = load::send(
-            receiver.address,
-            &events,
-            self.sizes.connections,
-            None,
-        )
-        .await
-        .with_context(|| receiver.log())?;
+        let answers = load::send(receiver.address, &events, self.sizes.connections, None)
+            .await
+            .with_context(|| receiver.log())?;
         let at_end = self.used(&receiver)?;
         receiver.stop().await?;
 
@@ -257,13 +252,15 @@ impl Bench {
         command.arg("verify-server");
         let receiver = Receiver::start(command, "").await?;
         let at_start = self.used(&receiver)?;
-        let answers =
-            load::send(receiver.address, &events, self.sizes.connections, None).await?;
+        let answers = load::send(receiver.address, &events, self.sizes.connections, None).await?;
         let at_end = self.used(&receiver)?;
         receiver.stop().await?;
         let mut measured = Measurement::default();
         acknowledgements(&mut measured, &answers);
-        measured.set(Metric::CpuService, at_end.0.cpu_seconds - at_start.0.cpu_seconds);
+        measured.set(
+            Metric::CpuService,
+            at_end.0.cpu_seconds - at_start.0.cpu_seconds,
+        );
         measured.set(Metric::MaxRss, at_end.0.max_rss_mib);
         Ok(measured)
     }
@@ -414,7 +411,10 @@ impl Bench {
 
 /// An update of an organization that is there carries its external id, as WorkOS's do once it was written back.
 async fn with_external_ids(pool: &PgPool, mut events: Vec<Event>) -> anyhow::Result<Vec<Event>> {
-    let workos_ids: Vec<&str> = events.iter().map(|event| event.workos_id.as_str()).collect();
+    let workos_ids: Vec<&str> = events
+        .iter()
+        .map(|event| event.workos_id.as_str())
+        .collect();
     let ids: HashMap<String, String> = sqlx::query_as(
         "select workos_id, id from organization_metadata where workos_id = any ($1::text[])",
     )
