@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 BINARY := target/debug/workos-sync
 
-.PHONY: help run test e2e lint fmt bench sqlx-prepare packages
+.PHONY: help run test e2e lint fmt bench bench-quick sqlx-prepare packages
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -35,8 +35,12 @@ lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wa
 fmt: ## Format the code
 	cargo fmt
 
-bench: packages ## Benchmark the functions on an event's way
+bench: packages ## Benchmark the functions on an event's way, then the service; writes docs/benchmarks.md (needs Node.js 20.20)
 	cargo bench --locked --bench functions
+	scripts/bench --out docs/benchmarks.md
+
+bench-quick: packages ## Benchmark the service in its short form, in a few minutes (needs Node.js 20.20)
+	scripts/bench --quick
 
 sqlx-prepare: packages ## Write the query data in .sqlx anew, after a change of a query or a migration
 	@command -v cargo-sqlx >/dev/null || cargo install sqlx-cli@0.9.0 --locked --no-default-features -F rustls,postgres,sqlx-toml

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use chrono::{DateTime, Utc};
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,7 +27,6 @@ const REFUSALS_SHOWN: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) started: Instant,
-    pub(crate) started_at: DateTime<Utc>,
     /// From the first send to the last answer.
     pub(crate) elapsed: Duration,
     /// Microseconds.
@@ -49,7 +47,7 @@ pub(crate) async fn send(
         clients.push(Client::connect(address).await?);
     }
     let next = Arc::new(AtomicUsize::new(0));
-    let (started, started_at) = (Instant::now(), Utc::now());
+    let started = Instant::now();
     let mut senders = JoinSet::new();
     for client in clients {
         senders.spawn(sender(
@@ -86,7 +84,6 @@ pub(crate) async fn send(
     );
     Ok(Answers {
         started,
-        started_at,
         elapsed,
         latency,
         duplicates,

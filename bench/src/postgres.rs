@@ -183,7 +183,9 @@ fn find_binaries() -> anyhow::Result<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     if let Some(folder) = std::env::split_paths(&path).find(has_server) {
-        return Ok(folder);
+        // A link to a server's program says where the others are, pgbench among them.
+        let initdb = folder.join("initdb").canonicalize()?;
+        return Ok(initdb.parent().map_or(folder, Path::to_path_buf));
     }
     let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
