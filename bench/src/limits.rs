@@ -21,6 +21,8 @@ pub(crate) struct Limit {
     pub(crate) name: &'static str,
     pub(crate) description: &'static str,
     script: &'static str,
+    /// Whether the rows that a run was to write are there: a limit whose statements find nothing is none.
+    proof: &'static str,
 }
 
 /// One update of an organization a transaction.
@@ -44,6 +46,8 @@ set last_event_id = excluded.last_event_id, last_event_updated_at = excluded.las
     updated_at = excluded.updated_at;
 commit;
 ",
+    proof: "select count(*) > 1000 from organization_metadata join workos_organization_syncs using (workos_id)
+            where name like '% as of %' and last_event_id not like 'event%AAAAAAAA%'",
 };
 
 /// One new organization a transaction.
@@ -65,6 +69,8 @@ insert into external_id_pushes (workos_id, organization_id, next_attempt_at, cre
 values ('org_' || lpad(:e::bigint::text, 26, '0'), md5(:e::bigint::text)::uuid::text, now(), now());
 commit;
 ",
+    proof: "select count(*) > 1000 from external_id_pushes
+            join organization_metadata using (workos_id) join workos_organization_syncs using (workos_id)",
 };
 
 /// One row of an inbox a transaction. The table has a primary key and no other index.
@@ -78,6 +84,7 @@ values ('event_' || lpad(:e::bigint::text, 26, '0'), 'organization.updated',
         'org_' || lpad(:e::bigint::text, 26, '0'), now(), 'webhook',
         ('{"padding":"' || repeat('x', 850) || '"}')::json);
 "#,
+    proof: "select count(*) > 1000 from inbox where length(payload::text) > 850",
 };
 
 /// All of them, in the order of the report.
@@ -120,6 +127,10 @@ impl Bench {
                 best = measured;
             }
         }
+        let pool = self.postgres.connect(DATABASE).await?;
+        let written: bool = sqlx::query_scalar(limit.proof).fetch_one(&pool).await?;
+        pool.close().await;
+        ensure!(written, "{} wrote nothing", limit.name);
         Ok(best)
     }
 
