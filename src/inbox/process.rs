@@ -237,7 +237,7 @@ impl Inbox {
             return Ok(attempt);
         }
 
-        let alone = lanes.len() == 1 && matches!(terms.patience, Patience::Wait);
+        let alone = terms.patience == Patience::Wait;
         let mut read = Vec::with_capacity(claimed.len());
         for (place, claimed) in claimed.iter().enumerate() {
             // Behind an event that is left, the others of its lane are left too: they come after it (R24).

@@ -1,6 +1,7 @@
 //! Commits that are shared: by deliveries that come together, and by lanes that are awake together.
 
 use axum::http::StatusCode;
+use sqlx::{Postgres, Transaction};
 use tokio::task::JoinSet;
 
 use workos_sync::event::Event;
@@ -26,6 +27,29 @@ async fn put(app: &TestApp, events: &[EventBuilder]) {
         .await
         .unwrap();
     }
+}
+
+/// Keeps everybody from writing into the inbox.
+async fn hold_the_inbox(app: &TestApp) -> Transaction<'static, Postgres> {
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table webhook_events in share mode")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    holder
+}
+
+/// Lets go when two of twenty deliveries wait for the database, and the others behind them.
+async fn release_when_all_wait(app: &TestApp, holder: Transaction<'static, Postgres>) {
+    eventually(
+        "the first inserts wait, the others behind them",
+        async || {
+            app.db.blocked_sessions().await == 2
+                && format!("{:?}", app.inbox).contains("Recorder { waiting: 18")
+        },
+    )
+    .await;
+    holder.rollback().await.unwrap();
 }
 
 async fn outcomes(app: &TestApp) -> Vec<(String, i32)> {
@@ -157,11 +181,7 @@ async fn a_poison_event_costs_its_neighbours_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_can_not_be_stored_costs_its_neighbours_nothing() {
     let app = std::sync::Arc::new(TestApp::new().await);
-    let mut holder = app.db.pool.begin().await.unwrap();
-    sqlx::raw_sql("lock table webhook_events in share mode")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
+    let holder = hold_the_inbox(&app).await;
     let mut deliveries = JoinSet::new();
     for n in 0..20 {
         let mut body = created(n, &format!("org_{n}"), "Acme").body();
@@ -172,15 +192,7 @@ async fn a_body_that_can_not_be_stored_costs_its_neighbours_nothing() {
         let app = std::sync::Arc::clone(&app);
         deliveries.spawn(async move { (n, app.deliver(&body).await.status) });
     }
-    eventually(
-        "the first inserts wait, the others behind them",
-        async || {
-            app.db.blocked_sessions().await == 2
-                && format!("{:?}", app.inbox).contains("Recorder { waiting: 18")
-        },
-    )
-    .await;
-    holder.rollback().await.unwrap();
+    release_when_all_wait(&app, holder).await;
     for (n, status) in deliveries.join_all().await {
         let expected = if n == 11 {
             StatusCode::BAD_REQUEST
@@ -197,11 +209,7 @@ async fn a_body_that_can_not_be_stored_costs_its_neighbours_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_that_comes_twice_in_one_insert_is_new_once() {
     let app = std::sync::Arc::new(TestApp::new().await);
-    let mut holder = app.db.pool.begin().await.unwrap();
-    sqlx::raw_sql("lock table webhook_events in share mode")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
+    let holder = hold_the_inbox(&app).await;
     let mut deliveries = JoinSet::new();
     for n in 0..20 {
         let body = created(n % 4, "org_a", "Acme").body();
@@ -209,15 +217,7 @@ async fn an_id_that_comes_twice_in_one_insert_is_new_once() {
         deliveries
             .spawn(async move { app.deliver(&body).await.assert(200).json()["status"].clone() });
     }
-    eventually(
-        "the first inserts wait, the others behind them",
-        async || {
-            app.db.blocked_sessions().await == 2
-                && format!("{:?}", app.inbox).contains("Recorder { waiting: 18")
-        },
-    )
-    .await;
-    holder.rollback().await.unwrap();
+    release_when_all_wait(&app, holder).await;
     let answers = deliveries.join_all().await;
     let accepted = answers
         .iter()
