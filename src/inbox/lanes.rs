@@ -39,16 +39,16 @@ const MAX_HELD_UP: usize = 3;
 /// The most lanes of a batch.
 const BATCH_LANES: usize = 256;
 
-/// How long deliveries go first between two batches, at the most, as a multiple of the time that the batch took
-/// and as a time. An application that is a moment late costs nobody anything, and makes fuller batches; a sender
-/// that isn't answered comes again.
-const DELIVERIES_FIRST: (u32, Duration) = (2, Duration::from_millis(100));
+/// The longest time that deliveries go first between two batches. They do for as long as the batch took: an
+/// application that is a moment late costs nobody anything, and makes fuller batches; a sender that isn't answered
+/// comes again.
+const DELIVERIES_FIRST: Duration = Duration::from_millis(100);
 
 /// Fewer deliveries during a batch don't ask for a rest.
 const FEW_DELIVERIES: u64 = 8;
 
 /// Events that waited longer wait for no delivery.
-const LONGEST_LAG: TimeDelta = TimeDelta::seconds(2);
+const LONGEST_LAG: TimeDelta = TimeDelta::milliseconds(1_000);
 
 /// How many events a lane that is processed alone may have processed before it queues up again.
 const SLICE: usize = 64;
@@ -228,8 +228,7 @@ impl Inbox {
             let late = done.lag > LONGEST_LAG;
             self.finish(done);
             if !late && self.inner.recorder.entered() - entered >= FEW_DELIVERIES {
-                let (times, longest) = DELIVERIES_FIRST;
-                sleep(std::cmp::min(started.elapsed() * times, longest)).await;
+                sleep(std::cmp::min(started.elapsed(), DELIVERIES_FIRST)).await;
             }
         }
     }
