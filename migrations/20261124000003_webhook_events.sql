@@ -9,6 +9,9 @@ create table webhook_events
     -- The WorkOS organization id; null where the event names none.
     organization_id text,
     attempts        integer     not null default 0,
+    -- Of the attempts, those that a rule of the application refused; of a dead letter, 0: retried, it has as many
+    -- tries as a new event.
+    refusals        integer     not null default 0,
     last_error      text,
     received_at     timestamptz not null default now(),
     processed_at    timestamptz,

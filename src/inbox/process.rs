@@ -286,20 +286,25 @@ impl Inbox {
     /// Records that an attempt failed, and when the next one is, if there is one.
     async fn put_off(&self, claimed: &Claimed, cause: &AttemptError) -> Result<(), sqlx::Error> {
         let inner = &self.inner;
+        let class = cause.lasting_class();
         let attempts = claimed.attempts.saturating_add(1);
+        let refused = class == FailureClass::Refused;
+        let refusals = claimed.refusals.saturating_add(refused.into());
         let verdict = judge(
-            cause.lasting_class(),
+            class,
             attempts,
+            refusals,
             inner.clock.now(),
             fastrand::f64(),
         );
-        let retry_at = match verdict {
-            Verdict::RetryAt(at) => Some(at),
-            Verdict::Dead => None,
+        let (retry_at, refusals) = match verdict {
+            Verdict::RetryAt(at) => (Some(at), refusals),
+            // Retried by an operator, it has as many tries as a new one.
+            Verdict::Dead => (None, 0),
         };
         let reason = cause.to_string();
         let failed = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
-            store::fail(connection, &claimed.event_id, retry_at, &reason).await
+            store::fail(connection, &claimed.event_id, retry_at, refusals, &reason).await
         });
         if !failed.await? {
             // Settled after all: the answer to our COMMIT got lost, or another replica was quicker.

@@ -74,6 +74,8 @@ pub(super) struct Claimed {
     pub(super) source: String,
     /// Earlier attempts that failed.
     pub(super) attempts: i32,
+    /// Those of them that a rule of the application refused.
+    pub(super) refusals: i32,
     pub(super) received_at: DateTime<Utc>,
 }
 
@@ -97,6 +99,7 @@ pub(super) async fn claim(
                event.payload,
                event.source          as "source!",
                event.attempts        as "attempts!",
+               event.refusals        as "refusals!",
                event.received_at     as "received_at!"
         from unnest($1::text[]) with ordinality as lanes (lane, place)
                  cross join lateral (
@@ -106,6 +109,7 @@ pub(super) async fn claim(
                    case when octet_length(payload::text) <= $3 then payload::text end as payload,
                    source,
                    attempts,
+                   refusals,
                    received_at,
                    event_order
             from webhook_events
@@ -164,6 +168,7 @@ pub(super) async fn fail(
     executor: impl PgExecutor<'_>,
     event_id: &str,
     retry_at: Option<DateTime<Utc>>,
+    refusals: i32,
     error: &str,
 ) -> Result<bool, sqlx::Error> {
     let status = if retry_at.is_some() {
@@ -176,6 +181,7 @@ pub(super) async fn fail(
         update webhook_events
         set status          = $2,
             attempts        = attempts + 1,
+            refusals        = $5,
             last_error      = $3,
             next_attempt_at = $4
         where event_id = $1
@@ -185,6 +191,7 @@ pub(super) async fn fail(
         status.as_str(),
         error,
         retry_at,
+        refusals,
     )
     .execute(executor)
     .await?;

@@ -50,6 +50,20 @@ async fn put(app: &TestApp, event: &EventBuilder) {
     .unwrap();
 }
 
+/// Retries a dead letter as the README tells an operator to.
+async fn retry_by_hand(app: &TestApp, event_id: &str) {
+    let statement = include_str!("../../README.md")
+        .lines()
+        .find(|line| line.starts_with("update webhook_events set status = 'pending'"))
+        .unwrap()
+        .replace("event_…", event_id);
+    let result = sqlx::query(AssertSqlSafe(statement))
+        .execute(&app.db.pool)
+        .await
+        .unwrap();
+    assert_eq!(result.rows_affected(), 1);
+}
+
 /// How many rows of the inbox meet a condition.
 async fn count(app: &TestApp, condition: &str) -> i64 {
     let sql = format!("select count(*) from webhook_events where {condition}");
@@ -465,14 +479,58 @@ async fn a_lasting_refusal_of_the_host_is_a_dead_letter() {
         assert_eq!(app.inbox_row(&event_id(1)).await.attempts, 5);
 
         app.execute(mended).await;
-        app.execute("update webhook_events set status = 'pending', next_attempt_at = null where status = 'dead'")
-            .await;
+        retry_by_hand(&app, &event_id(1)).await;
         app.settle().await;
         let row = app.inbox_row(&event_id(1)).await;
         assert_eq!(row.outcome.as_deref(), Some("created"), "{named}");
-        assert_eq!((row.attempts, row.last_error), (6, None));
+        assert_eq!((row.attempts, row.last_error), (1, None));
         assert_eq!(app.organization().await.name, "Evil");
     }
+}
+
+/// R26: the few tries of a dead letter are tries that were refused: what held the event up before doesn't count. Put
+/// back by an operator, it has as many again.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_refusals_make_a_dead_letter() {
+    let app = TestApp::new().await;
+    app.execute(
+        "create function gate() returns trigger language plpgsql as $$
+         begin raise exception 'too late' using errcode = 'lock_not_available'; end $$;
+         create trigger gate before insert on organization_metadata
+             for each row execute function gate()",
+    )
+    .await;
+    app.apply(&created(1, ACME, "Evil")).await;
+    for _ in 0..5 {
+        try_again(&app).await;
+    }
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("failed", 6));
+
+    app.execute(
+        "drop trigger gate on organization_metadata;
+         alter table organization_metadata add constraint no_evil check (name <> 'Evil')",
+    )
+    .await;
+    for attempts in 7..=10 {
+        try_again(&app).await;
+        let row = app.inbox_row(&event_id(1)).await;
+        assert_eq!((row.status.as_str(), row.attempts), ("failed", attempts));
+    }
+    try_again(&app).await;
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("dead", 11));
+    assert!(row.last_error.unwrap().contains("constraint no_evil"));
+
+    retry_by_hand(&app, &event_id(1)).await;
+    app.settle().await;
+    for attempts in 1..5 {
+        let row = app.inbox_row(&event_id(1)).await;
+        assert_eq!((row.status.as_str(), row.attempts), ("failed", attempts));
+        try_again(&app).await;
+    }
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("dead", 5));
 }
 
 /// R24: a row that somebody put there by hand is processed like any other.
