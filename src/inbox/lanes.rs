@@ -18,9 +18,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
+use tracing::error;
 
 use super::Inbox;
-use super::process::Step;
+use super::process::{Step, caught};
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 
 /// How many lanes may wait; some hundred bytes each.
@@ -216,7 +217,16 @@ impl Inbox {
         }
         let inbox = self.clone();
         self.inner.lanes.spawn(async move {
-            let more = inbox.run_alone(&lane.name).await;
+            let done = caught(Box::pin(inbox.run_alone(&lane.name))).await;
+            let more = done.unwrap_or_else(|panic| {
+                let name = &lane.name;
+                error!(
+                    lane = name,
+                    panic,
+                    "a bug in workos-sync, please report it: {panic}: the events of {name} wait",
+                );
+                false
+            });
             inbox.inner.lanes.queue().alone -= 1;
             inbox.release(vec![lane], more);
         });

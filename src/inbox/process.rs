@@ -1,6 +1,10 @@
 //! Processes events: one transaction for a batch, or for one; retries, dead letters (R24–R26).
 
 use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
@@ -47,6 +51,9 @@ enum AttemptError {
     TooLong,
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
+    /// We panicked.
+    #[error("a bug in workos-sync, please report it: {0}")]
+    Bug(String),
 }
 
 impl From<ApplyError> for AttemptError {
@@ -64,6 +71,8 @@ impl AttemptError {
             Self::Envelope(_) | Self::Decode(_) | Self::TooLong => FailureClass::Permanent,
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
+            // It waits for the version that mends it.
+            Self::Bug(_) => FailureClass::Transient,
         }
     }
 
@@ -190,7 +199,7 @@ impl Inbox {
                     Ok(Step::Idle)
                 }
                 (Err(AttemptError::Database(error)), None) => Err(error),
-                // Nothing else can be wrong before there is an event.
+                // A bug, before there is an event to put off.
                 (Err(error), None) => Err(sqlx::Error::Protocol(error.to_string())),
             };
         }
@@ -206,7 +215,10 @@ impl Inbox {
             // An attempt that failed leaves a connection that is as good as before.
             Ok(self.attempt(connection, lanes, terms, claimed).await)
         });
-        attempt.await.unwrap_or_else(|error| Err(error.into()))
+        match caught(attempt).await {
+            Ok(attempt) => attempt.unwrap_or_else(|error| Err(error.into())),
+            Err(panic) => Err(AttemptError::Bug(panic)),
+        }
     }
 
     /// Claims, applies and settles events in one transaction (R25). An error rolls it back.
@@ -316,7 +328,13 @@ impl Inbox {
             source,
             ..
         } = claimed;
-        if let Some(retry_at) = retry_at {
+        if let (Some(retry_at), AttemptError::Bug(_)) = (retry_at, cause) {
+            inner.metrics.failure();
+            error!(
+                event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
+                "{event_type} {event_id} will be tried again: {reason}",
+            );
+        } else if let Some(retry_at) = retry_at {
             inner.metrics.failure();
             warn!(
                 event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
@@ -379,6 +397,28 @@ impl Inbox {
             error: None,
         });
     }
+}
+
+/// Does some work; a panic in it is an error, and says what the panic said. It costs the work what it holds, among that
+/// its connection to the database.
+pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        // Work that panicked is dropped, and never polled again.
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("a panic without a message");
+                // It may quote an event, and no column holds a NUL.
+                Poll::Ready(Err(text.replace('\0', "\u{fffd}")))
+            }
+        }
+    })
+    .await
 }
 
 /// Reads a claimed event; nothing is to be applied of a type that is not handled.
