@@ -14,7 +14,7 @@ use super::lanes::HeldLane;
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed};
 use super::{Inbox, Settled, Status};
-use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent};
+use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
 use crate::postgres::error::{self, FailureClass};
 use crate::sync::{self, ApplyError, Outcome, Patience};
@@ -44,6 +44,11 @@ enum AttemptError {
     /// What the event contains can't be applied.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// Recorded events are in the lane of their organization, so somebody else put it there.
+    #[error(
+        "the event is about {0}, which is not what the column organization_id says: set it, then retry"
+    )]
+    WrongLane(WorkosId),
     #[error("another writer changed the row between fetch and write")]
     Conflict,
     /// Its body is longer than the transaction takes.
@@ -68,7 +73,9 @@ impl From<ApplyError> for AttemptError {
 impl AttemptError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_) | Self::Decode(_) | Self::TooLong => FailureClass::Permanent,
+            Self::Envelope(_) | Self::Decode(_) | Self::WrongLane(_) | Self::TooLong => {
+                FailureClass::Permanent
+            }
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
             // It waits for the version that mends it.
@@ -425,8 +432,13 @@ pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String
 fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
     let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
     let event = Event::parse(payload.as_bytes())?;
-    Ok(match event.organization_event_type() {
-        Some(_) => Some(event.organization()?),
-        None => None,
-    })
+    if event.organization_event_type().is_none() {
+        return Ok(None);
+    }
+    let event = event.organization()?;
+    // What is held are the mutex and the lock of the lane (R18).
+    if event.workos_id.as_str() != claimed.lane {
+        return Err(AttemptError::WrongLane(event.workos_id));
+    }
+    Ok(Some(event))
 }

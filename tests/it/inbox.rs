@@ -552,6 +552,39 @@ async fn a_row_inserted_by_hand_is_processed() {
     assert!(row.last_error.unwrap().contains("missing field `id`"));
 }
 
+/// R18: a row that somebody filed under no organization, or under another than its event is about, has neither the
+/// mutex nor the lock of that organization: it is not applied, and says what is to be mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_in_a_wrong_lane_is_a_dead_letter() {
+    let app = TestApp::new().await;
+    put(&app, &created(1, ACME, "Acme")).await;
+    put(&app, &created(2, ACME, "Acme")).await;
+    put(&app, &created(3, OTHER, "Other")).await;
+    for (n, filed) in [(1, None), (2, Some("org_x"))] {
+        sqlx::query("update webhook_events set organization_id = $2 where event_id = $1")
+            .bind(event_id(n))
+            .bind(filed)
+            .execute(&app.db.pool)
+            .await
+            .unwrap();
+    }
+    app.settle().await;
+    for n in [1, 2] {
+        let row = app.inbox_row(&event_id(n)).await;
+        assert_eq!((row.status.as_str(), row.attempts), ("dead", 1));
+        let reason = row.last_error.unwrap();
+        assert!(reason.contains("organization_id") && reason.contains(ACME));
+    }
+    assert_eq!(app.organization().await.name, "Other");
+
+    app.execute("update webhook_events set organization_id = 'org_01EHWNCE74X7JSDV0X3SZ3KJNY' where status = 'dead'")
+        .await;
+    retry_by_hand(&app, &event_id(1)).await;
+    app.settle().await;
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!(row.outcome.as_deref(), Some("created"));
+}
+
 /// R26: an attempt that failed is repeated when its time has come, not before; the pauses grow.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_attempt_comes_at_its_time() {
