@@ -24,7 +24,7 @@ mod store;
 mod sweeper;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -161,6 +161,8 @@ struct Inner {
     recorder: Recorder,
     lanes: Lanes,
     position: sweeper::Position,
+    /// How many events were settled or put off.
+    steps: AtomicU64,
     /// Tells those who wait for an outcome; nobody has to listen.
     settled: broadcast::Sender<Settled>,
     /// No event is begun after this.
@@ -192,6 +194,7 @@ impl Inbox {
                 recorder: Recorder::default(),
                 lanes: Lanes::new(lanes),
                 position: sweeper::Position::default(),
+                steps: AtomicU64::new(0),
                 settled: broadcast::Sender::new(1_024),
                 shutdown,
                 outage: AtomicBool::new(false),
@@ -235,17 +238,33 @@ impl Inbox {
     }
 
     /// Processes everything that is due, and returns when nothing is, or on shutdown, when the events in hand
-    /// are done: for `replay` and for tests.
+    /// are done: for `replay` and for tests. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
     /// The database doesn't answer.
     pub async fn settle(&self) -> Result<(), sqlx::Error> {
+        let Inner {
+            lanes,
+            steps,
+            shutdown,
+            ..
+        } = &*self.inner;
+        let mut before = steps.load(Ordering::Relaxed);
         while self.sweep().await? > 0 {
-            self.inner.lanes.idle().await;
+            lanes.idle().await;
             // From then on lanes begin nothing, so what is due stays due.
-            if self.inner.shutdown.is_cancelled() {
+            if shutdown.is_cancelled() {
                 break;
             }
+            let now = steps.load(Ordering::Relaxed);
+            if now == before {
+                // Both arms only wait.
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = tokio::time::sleep(sweeper::SWEEP_INTERVAL) => {}
+                }
+            }
+            before = now;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -289,6 +290,8 @@ impl Inbox {
         if applied.push_recorded {
             inner.outbox.wake();
         }
+        let steps = u64::try_from(settled.len()).unwrap_or(u64::MAX);
+        inner.steps.fetch_add(steps, Ordering::Relaxed);
         let mut counts = HashMap::<&str, i64>::new();
         for (claimed, outcome) in settled {
             self.tell(claimed, outcome);
@@ -329,6 +332,7 @@ impl Inbox {
             // Settled after all: the answer to our COMMIT got lost, or another replica was quicker.
             return Ok(());
         }
+        inner.steps.fetch_add(1, Ordering::Relaxed);
         let Claimed {
             event_id,
             event_type,

@@ -12,7 +12,7 @@ use super::{Inbox, store};
 use crate::postgres;
 
 /// How often the inbox is looked through. A look costs an index probe when nothing is due.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many lanes a look names.
 const PAGE: i64 = 1_000;

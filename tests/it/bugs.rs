@@ -18,7 +18,7 @@ use workos_sync::telemetry::Metrics;
 
 use crate::support::app::Options;
 use crate::support::event::event_id;
-use crate::support::{EventBuilder, NOW, TestApp, created, eventually, updated};
+use crate::support::{EventBuilder, NOW, TestApp, created, eventually, logs, updated};
 
 /// Nobody works on anything, and nothing waits.
 fn is_idle(inbox: &Inbox) -> bool {
@@ -67,7 +67,7 @@ async fn a_panic_puts_off_the_event_that_it_is_about() {
     app.apply(&created(1, "org_a", "Acme").external_id("shared"))
         .await;
     let log = PanicAtRelink::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+    let _guard = logs::set_default(tracing_subscriber::registry().with(log.clone()));
     let replica = TestApp::on(Arc::clone(&app.db), Options::default());
     let mut events: Vec<EventBuilder> = (10..30)
         .map(|n| created(n, &format!("org_{n}"), "Name"))

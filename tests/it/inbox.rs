@@ -752,6 +752,29 @@ async fn a_row_that_somebody_holds_is_passed_over() {
     );
 }
 
+/// R24: who waits for the inbox to settle, while somebody holds what is due, looks again at the sweeper's pace, and is
+/// done when that is.
+// On one thread, where the log is.
+#[tokio::test]
+async fn settling_waits_for_what_somebody_holds() {
+    let app = TestApp::new().await;
+    put(&app, &created(1, ACME, "One")).await;
+    let operator = hold(&app, "select from webhook_events for update").await;
+    let logs = Logs::capture();
+    let begun = tokio::time::Instant::now();
+    let looks_thrice_then_let_go = async {
+        eventually("it looks three times", async || {
+            logs.text().matches("summary=\"with recursive due").count() >= 3
+        })
+        .await;
+        assert!(begun.elapsed() > Duration::from_millis(1_900));
+        release(operator).await;
+    };
+    tokio::join!(app.settle(), looks_thrice_then_let_go);
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!(row.outcome.as_deref(), Some("created"));
+}
+
 /// R18, R22, R24: several replicas drain one inbox together; each event is applied once, none out of order.
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_share_the_work() {
@@ -861,6 +884,11 @@ async fn nothing_is_begun_after_shutdown() {
     let app = TestApp::new().await;
     let lock = hold(&app, "lock table workos_organization_syncs").await;
     app.record(&created(1, ACME, "Acme")).await;
+    // Where it waits for as long as it takes: a batch would give up, and the lane not be begun again.
+    eventually("the lane is processed alone", async || {
+        format!("{:?}", app.inbox).contains("permits: 2")
+    })
+    .await;
     blocked(&app, 1).await;
     app.record(&updated(2, ACME, "Acme 2")).await;
     app.shutdown.cancel();
