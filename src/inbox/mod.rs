@@ -3,8 +3,8 @@
 //!
 //! | status | how a row gets there | what becomes of it |
 //! | --- | --- | --- |
-//! | `pending` | recorded | a lane takes it at once; the sweeper, if that process died |
-//! | `failed` | an attempt failed, for a reason that may pass | tried again at `next_attempt_at` |
+//! | `pending` | recorded, or due again | a lane takes it at once; the sweeper wakes the lane, if that process died |
+//! | `failed` | an attempt failed, for a reason that may pass | the sweeper makes it pending at `next_attempt_at` |
 //! | `processed` | applied; `outcome` says how | removed by retention |
 //! | `ignored` | its type is not handled | removed by retention |
 //! | `dead` | it can't be applied, or was refused too often; `last_error` says why | an operator retries or discards it |

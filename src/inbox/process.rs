@@ -246,7 +246,7 @@ impl Inbox {
             longest_payload,
             ..
         } = terms;
-        *claimed = store::claim(&mut tx, &locked, events, longest_payload, now).await?;
+        *claimed = store::claim(&mut tx, &locked, events, longest_payload).await?;
         let mut attempt = Attempt {
             quiet: locked.into_iter().collect(),
             ..Attempt::default()

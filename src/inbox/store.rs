@@ -79,15 +79,14 @@ pub(super) struct Claimed {
     pub(super) received_at: DateTime<Utc>,
 }
 
-/// Claims due events of lanes, at most `limit` of each, in the order of event ids (R24). A row that another
-/// transaction holds is passed over; so is one that waits for its next attempt, which never holds back the later
-/// ones (R26).
+/// Claims pending events of lanes, at most `limit` of each, in the order of event ids (R24). A row that another
+/// transaction holds is passed over; one that waits for its next attempt isn't pending, and never holds back the
+/// later ones (R26).
 pub(super) async fn claim(
     connection: &mut PgConnection,
     lanes: &[String],
     limit: i64,
     longest_payload: i32,
-    now: DateTime<Utc>,
 ) -> Result<Vec<Claimed>, sqlx::Error> {
     // By webhook_events_lane_idx, in its order, lane by lane: a flood in one of them isn't read to its end.
     query_as!(
@@ -113,9 +112,8 @@ pub(super) async fn claim(
                    received_at,
                    event_order
             from webhook_events
-            where status in ('pending', 'failed')
+            where status = 'pending'
               and webhook_events.lane = lanes.lane
-              and (next_attempt_at is null or next_attempt_at <= $4)
             order by event_order
             limit $2 for update skip locked
             ) as event
@@ -124,7 +122,6 @@ pub(super) async fn claim(
         lanes,
         limit,
         longest_payload,
-        now,
     )
     .fetch_all(connection)
     .await
@@ -198,12 +195,58 @@ pub(super) async fn fail(
     Ok(result.rows_affected() == 1)
 }
 
-/// The lanes behind `after`, in order, that have a due event; at most `limit`.
+/// Whether there is a failed event whose next attempt is due.
+pub(super) async fn has_failed_due(
+    executor: impl PgExecutor<'_>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    // By webhook_events_next_attempt_at_idx: what isn't due isn't read.
+    query_scalar!(
+        r#"
+        select exists (select
+                       from webhook_events
+                       where status = 'failed'
+                         and next_attempt_at <= $1) as "due!"
+        "#,
+        now,
+    )
+    .fetch_one(executor)
+    .await
+}
+
+/// Makes failed events pending whose next attempt is due, the longest overdue first, at most `limit`. A row that another
+/// transaction holds is passed over.
+pub(super) async fn take_up_failed(
+    executor: impl PgExecutor<'_>,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, sqlx::Error> {
+    // By webhook_events_next_attempt_at_idx: what isn't due isn't read.
+    let result = query!(
+        r#"
+        update webhook_events
+        set status          = 'pending',
+            next_attempt_at = null
+        where event_id = any (array(select event_id
+                                    from webhook_events
+                                    where status = 'failed'
+                                      and next_attempt_at <= $1
+                                    order by next_attempt_at
+                                    limit $2 for update skip locked))
+        "#,
+        now,
+        limit,
+    )
+    .execute(executor)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// The lanes behind `after`, in order, that have a pending event; at most `limit`.
 pub(super) async fn due_lanes(
     executor: impl PgExecutor<'_>,
     after: &str,
     limit: i64,
-    now: DateTime<Utc>,
 ) -> Result<Vec<String>, sqlx::Error> {
     // A loose index scan of webhook_events_lane_idx: from lane to lane, however many events wait in each. A
     // plain `distinct` would read all the events of a flood to name a handful of lanes.
@@ -212,17 +255,15 @@ pub(super) async fn due_lanes(
         with recursive due as (
             (select lane
              from webhook_events
-             where status in ('pending', 'failed')
+             where status = 'pending'
                and lane > $1
-               and (next_attempt_at is null or next_attempt_at <= $2)
              order by lane
              limit 1)
             union all
             select (select lane
                     from webhook_events
-                    where status in ('pending', 'failed')
+                    where status = 'pending'
                       and lane > due.lane
-                      and (next_attempt_at is null or next_attempt_at <= $2)
                     order by lane
                     limit 1)
             from due
@@ -231,10 +272,9 @@ pub(super) async fn due_lanes(
         select lane as "lane!"
         from due
         where lane is not null
-        limit $3
+        limit $2
         "#,
         after,
-        now,
         limit,
     )
     .fetch_all(executor)

@@ -14,7 +14,7 @@ use crate::postgres;
 /// How often the inbox is looked through. A look costs an index probe when nothing is due.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many lanes a look names.
+/// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
 
 /// How often the dead letters are counted.
@@ -49,7 +49,8 @@ impl Inbox {
         self.inner.lanes.idle().await;
     }
 
-    /// Wakes the lanes that have due events; says how many those are, at most a page.
+    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process; says how many
+    /// lanes those are, at most a page.
     ///
     /// # Errors
     /// The database doesn't answer.
@@ -57,16 +58,24 @@ impl Inbox {
         let inner = &self.inner;
         let now = inner.clock.now();
         let after = inner.position.take();
-        let lanes = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
-            let lanes = store::due_lanes(&mut *connection, &after, PAGE, now).await?;
-            if lanes.is_empty() && !after.is_empty() {
-                return store::due_lanes(connection, "", PAGE, now).await;
-            }
-            Ok(lanes)
-        })
-        .await?;
+        let (taken_up, lanes) =
+            postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+                // Asked first: a look that finds nothing writes nothing.
+                let taken_up = if store::has_failed_due(&mut *connection, now).await? {
+                    store::take_up_failed(&mut *connection, PAGE, now).await?
+                } else {
+                    0
+                };
+                let mut lanes = store::due_lanes(&mut *connection, &after, PAGE).await?;
+                if lanes.is_empty() && !after.is_empty() {
+                    lanes = store::due_lanes(connection, "", PAGE).await?;
+                }
+                Ok((taken_up, lanes))
+            })
+            .await?;
         let found = lanes.len();
-        let page_is_full = i64::try_from(found).is_ok_and(|found| found == PAGE);
+        let is_full = |found: u64| found == PAGE.unsigned_abs();
+        let page_is_full = u64::try_from(found).is_ok_and(is_full);
         let mut position = after;
         for lane in lanes {
             if !self.wake(lane.clone()) {
@@ -78,6 +87,8 @@ impl Inbox {
         }
         if page_is_full {
             inner.position.set(position);
+        }
+        if page_is_full || is_full(taken_up) {
             // There may be more: look again at once.
             inner.lanes.room.notify_one();
         }

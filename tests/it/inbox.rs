@@ -934,9 +934,10 @@ async fn retention_removes_what_is_settled_and_old() {
          create trigger batch after delete on webhook_events
              referencing old table as gone for each statement execute function batch();
 
-         insert into webhook_events (event_id, status, outcome, event_type, processed_at, received_at, payload)
+         insert into webhook_events
+             (event_id, status, outcome, event_type, processed_at, next_attempt_at, received_at, payload)
          select status || n, status, case status when 'processed' then 'stale' end, 'x', processed_at,
-                to_timestamp(1500000000), '{}'
+                case status when 'failed' then to_timestamp(1900000000) end, to_timestamp(1500000000), '{}'
          from (values ('processed', to_timestamp(1800000000)), ('ignored', to_timestamp(1800000000)),
                       ('dead', null), ('failed', null), ('pending', null)) s (status, processed_at),
               generate_series(1, 1250) n;
@@ -1040,6 +1041,48 @@ async fn a_refused_commit_applies_nothing() {
         app.organization().await.workos_last_event_id,
         Some(event_id(1))
     );
+}
+
+/// R24: a look into the inbox reads what is due, however many events wait for their time.
+#[tokio::test]
+async fn a_look_reads_only_what_is_due() {
+    let db = TestDatabase::new().await;
+    sqlx::raw_sql(
+        "insert into webhook_events (event_id, status, event_type, organization_id, attempts, next_attempt_at, payload)
+           select 'e' || n, 'failed', 'user.created', 'org_' || n, 1,
+                  to_timestamp(case when n % 1000 = 0 then 1800000000 else 1800000001 end),
+                  json_build_object('id', 'e' || n, 'event', 'user.created')
+           from generate_series(1, 5000) n;
+         insert into webhook_events (event_id, event_type, organization_id, payload)
+           select 'p' || n, 'user.created', 'org_p' || n,
+                  json_build_object('id', 'p' || n, 'event', 'user.created')
+           from generate_series(1, 3) n;
+         analyze;
+         do $$ begin
+             execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
+             execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
+             execute format('alter database %I set auto_explain.log_analyze = on', current_database());
+             execute format('alter database %I set auto_explain.log_level = notice', current_database());
+         end $$",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let logs = Logs::capture();
+    let app = TestApp::on(Arc::new(db), Options::default());
+    assert_eq!(app.inbox.sweep().await.unwrap(), 8);
+    app.settle().await;
+    assert_eq!(count(&app, "status = 'ignored'").await, 8);
+    let text = logs.text();
+    let plans: Vec<_> = text.split("Query Text:").skip(1).collect();
+    assert!(plans.len() > 5, "{} plans", plans.len());
+    for plan in plans {
+        let removed = plan.split("Rows Removed by Filter: ").skip(1);
+        for rows in removed {
+            let rows: String = rows.chars().take_while(char::is_ascii_digit).collect();
+            assert!(rows.parse::<u32>().unwrap() < 100, "{plan}");
+        }
+    }
 }
 
 /// R9, R24, R28: on full tables, every statement of an event's way goes by an index; none reads a table through.
