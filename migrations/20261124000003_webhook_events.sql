@@ -9,10 +9,13 @@ create table webhook_events
     -- The WorkOS organization id; null where the event names none.
     organization_id text,
     attempts        integer     not null default 0,
+    -- Of the attempts, those that a rule of the application refused; of a dead letter, 0: retried, it has as many
+    -- tries as a new event.
+    refusals        integer     not null default 0,
     last_error      text,
     received_at     timestamptz not null default now(),
     processed_at    timestamptz,
-    -- Null: due since it was received.
+    -- When a failed event is pending again.
     next_attempt_at timestamptz,
     source          text        not null default 'webhook',
     -- json keeps the text as it came. jsonb would refuse "\u0000", and refuse it at the door, where the
@@ -38,12 +41,18 @@ create table webhook_events
     constraint webhook_events_outcome_check
         check (outcome in ('created', 'updated', 'linked', 'disabled', 'stale', 'tombstoned')),
     constraint webhook_events_processed_check
-        check (status <> 'processed' or (outcome is not null and processed_at is not null))
+        check (status <> 'processed' or (outcome is not null and processed_at is not null)),
+    constraint webhook_events_failed_check
+        check (status <> 'failed' or next_attempt_at is not null)
 );
 
--- The next event of a lane, and the lanes that have one: only what waits is in it.
+-- The next event of a lane, and the lanes that have one: only what is due is in it.
 create index webhook_events_lane_idx on webhook_events (lane, event_order)
-    where status in ('pending', 'failed');
+    where status = 'pending';
+
+-- The events that wait for their next attempt.
+create index webhook_events_next_attempt_at_idx on webhook_events (next_attempt_at)
+    where status = 'failed';
 
 -- Retention.
 create index webhook_events_processed_at_idx on webhook_events (processed_at)

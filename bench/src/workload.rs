@@ -466,7 +466,8 @@ async fn drained(pool: &PgPool) -> anyhow::Result<()> {
     let deadline = Instant::now() + DRAIN_TIMEOUT;
     loop {
         let waiting: bool = sqlx::query_scalar(
-            "select exists (select from webhook_events where status in ('pending', 'failed'))",
+            "select exists (select from webhook_events where status = 'pending')
+                 or exists (select from webhook_events where status = 'failed')",
         )
         .fetch_one(pool)
         .await?;

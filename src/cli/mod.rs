@@ -7,18 +7,28 @@ mod sign;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+use tokio::time::{Instant, timeout};
+use tracing::error;
 
 use crate::config::{Config, ConfigError, Settings};
 use crate::postgres;
 use crate::postgres::embedded::{self, EmbeddedOptions, Joined};
 use crate::postgres::migrate::SchemaError;
+
+/// How long a database that can't be reached is waited for at the start.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause between two tries.
+const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// Keeps a Postgres table of organizations in step with `WorkOS`.
 #[derive(Parser)]
@@ -110,8 +120,8 @@ fn embedded_options(config: &Config) -> EmbeddedOptions {
     }
 }
 
-/// The database of a command that runs beside `serve`: the configured one, else the private one, which is
-/// started if nobody runs it.
+/// The database of a command that runs beside `serve`: the configured one, which may start beside us, as in an init
+/// container, else the private one, which is started if nobody runs it.
 struct Database {
     options: PgConnectOptions,
     joined: Option<Joined>,
@@ -120,8 +130,10 @@ struct Database {
 impl Database {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         if let Some(url) = &config.database_url {
+            let options = connect_options(url)?;
+            wait_for(&options).await?;
             return Ok(Self {
-                options: connect_options(url)?,
+                options,
                 joined: None,
             });
         }
@@ -138,6 +150,39 @@ impl Database {
             joined.stop().await?;
         }
         Ok(())
+    }
+}
+
+/// Waits for a database that can't be reached yet, because it starts beside us.
+async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
+    let give_up = Instant::now() + START_TIMEOUT;
+    let place = place(database);
+    let mut said = false;
+    loop {
+        let cause = match timeout(START_TIMEOUT / 6, PgConnection::connect_with(database)).await {
+            Ok(Ok(connection)) => return Ok(connection.close().await?),
+            Ok(Err(error)) => {
+                // Not a matter of time: a wrong password, or a database that isn't there.
+                if postgres::error::is_about_the_connection_string(&error) {
+                    return Err(unreachable_database(database, &error));
+                }
+                postgres::error::describe(&error)
+            }
+            Err(_elapsed) => "no answer".to_owned(),
+        };
+        if Instant::now() >= give_up {
+            let seconds = START_TIMEOUT.as_secs();
+            bail!(
+                "DATABASE_URL: the database at {place} could not be reached for {seconds} s: {cause}"
+            );
+        }
+        if !std::mem::replace(&mut said, true) {
+            error!(
+                cause,
+                "the database at {place} can't be reached, trying again: {cause}"
+            );
+        }
+        tokio::time::sleep(START_PAUSE).await;
     }
 }
 

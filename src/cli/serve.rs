@@ -17,14 +17,12 @@ use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
-use tracing::{error, info, warn};
+use tokio::time::timeout;
+use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{
-    bring_schema_up_to_date, connect_options, embedded_options, place, unreachable_database,
-};
+use super::{bring_schema_up_to_date, connect_options, embedded_options, wait_for};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
@@ -36,12 +34,6 @@ use crate::shutdown::Shutdown;
 use crate::signature;
 use crate::telemetry::{self, Metrics};
 use crate::workos::WorkosClient;
-
-/// How long a database that can't be reached is waited for at the start.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The pause between two tries.
-const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long the last connections may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -170,38 +162,6 @@ async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result
     }
     connection.close().await?;
     Ok(())
-}
-
-async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
-    let give_up = Instant::now() + START_TIMEOUT;
-    let place = place(database);
-    let mut said = false;
-    loop {
-        let cause = match timeout(START_TIMEOUT / 6, PgConnection::connect_with(database)).await {
-            Ok(Ok(connection)) => return Ok(connection.close().await?),
-            Ok(Err(error)) => {
-                // Not a matter of time: a wrong password, or a database that isn't there.
-                if postgres::error::is_about_the_connection_string(&error) {
-                    return Err(unreachable_database(database, &error));
-                }
-                postgres::error::describe(&error)
-            }
-            Err(_elapsed) => "no answer".to_owned(),
-        };
-        if Instant::now() >= give_up {
-            let seconds = START_TIMEOUT.as_secs();
-            bail!(
-                "DATABASE_URL: the database at {place} could not be reached for {seconds} s: {cause}"
-            );
-        }
-        if !std::mem::replace(&mut said, true) {
-            error!(
-                cause,
-                "the database at {place} can't be reached, trying again: {cause}"
-            );
-        }
-        tokio::time::sleep(START_PAUSE).await;
-    }
 }
 
 /// An address that can be connected to: a wildcard address is one to listen on only.

@@ -22,9 +22,10 @@ use chrono::TimeDelta;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
+use tracing::error;
 
 use super::Inbox;
-use super::process::{Done, Step};
+use super::process::{Done, Step, caught};
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 
 /// How many lanes may wait; some hundred bytes each.
@@ -61,6 +62,17 @@ const MAX_ALONE: usize = 1_000;
 pub(super) struct HeldLane {
     pub(super) name: String,
     guard: KeyedMutexGuard<String>,
+}
+
+/// What became of a wake-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// The lane waits now.
+    Woken,
+    /// It did before.
+    Awake,
+    /// Too many lanes wait; the sweeper will find it.
+    NoRoom,
 }
 
 #[derive(Default)]
@@ -168,21 +180,21 @@ impl Lanes {
 }
 
 impl Inbox {
-    /// Has a lane look for due events. Says whether there was room for it.
-    pub(super) fn wake(&self, lane: String) -> bool {
+    /// Has a lane look for due events.
+    pub(super) fn wake(&self, lane: String) -> Wake {
         let lanes = &self.inner.lanes;
         let mut queue = lanes.queue();
         if queue.waiting.contains(&lane) {
-            return true;
+            return Wake::Awake;
         }
         if queue.waiting.len() >= MAX_WAITING {
             queue.overflowed = true;
-            return false;
+            return Wake::NoRoom;
         }
         queue.waiting.insert(lane.clone());
         queue.ready.push_back(lane);
         self.start_worker(queue);
-        true
+        Wake::Woken
     }
 
     /// Releases lanes, and has those look again that were woken meanwhile, or have more.
@@ -267,7 +279,16 @@ impl Inbox {
         }
         let inbox = self.clone();
         self.inner.lanes.spawn(async move {
-            let more = inbox.run_alone(&lane.name).await;
+            let done = caught(Box::pin(inbox.run_alone(&lane.name))).await;
+            let more = done.unwrap_or_else(|panic| {
+                let name = &lane.name;
+                error!(
+                    lane = name,
+                    panic,
+                    "a bug in workos-sync, please report it: {panic}: the events of {name} wait",
+                );
+                false
+            });
             inbox.inner.lanes.queue().alone -= 1;
             inbox.release(vec![lane], more);
         });

@@ -3,8 +3,8 @@
 //!
 //! | status | how a row gets there | what becomes of it |
 //! | --- | --- | --- |
-//! | `pending` | recorded | a lane takes it at once; the sweeper, if that process died |
-//! | `failed` | an attempt failed, for a reason that may pass | tried again at `next_attempt_at` |
+//! | `pending` | recorded, or due again | a lane takes it at once; the sweeper wakes the lane, if that process died |
+//! | `failed` | an attempt failed, for a reason that may pass | the sweeper makes it pending at `next_attempt_at` |
 //! | `processed` | applied; `outcome` says how | removed by retention |
 //! | `ignored` | its type is not handled | removed by retention |
 //! | `dead` | it can't be applied, or was refused too often; `last_error` says why | an operator retries or discards it |
@@ -24,7 +24,7 @@ mod store;
 mod sweeper;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -169,6 +169,8 @@ struct Inner {
     recorder: Recorder,
     lanes: Lanes,
     position: sweeper::Position,
+    /// How many events were settled or put off.
+    steps: AtomicU64,
     /// Tells those who wait for an outcome; nobody has to listen.
     settled: broadcast::Sender<Settled>,
     /// No event is begun after this.
@@ -200,6 +202,7 @@ impl Inbox {
                 recorder: Recorder::default(),
                 lanes: Lanes::new(lanes),
                 position: sweeper::Position::default(),
+                steps: AtomicU64::new(0),
                 settled: broadcast::Sender::new(1_024),
                 shutdown,
                 outage: AtomicBool::new(false),
@@ -260,17 +263,33 @@ impl Inbox {
     }
 
     /// Processes everything that is due, and returns when nothing is, or on shutdown, when the events in hand
-    /// are done: for `replay` and for tests.
+    /// are done: for `replay` and for tests. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
     /// The database doesn't answer.
     pub async fn settle(&self) -> Result<(), sqlx::Error> {
+        let Inner {
+            lanes,
+            steps,
+            shutdown,
+            ..
+        } = &*self.inner;
+        let mut before = steps.load(Ordering::Relaxed);
         while self.sweep().await? > 0 {
-            self.inner.lanes.idle().await;
+            lanes.idle().await;
             // From then on lanes begin nothing, so what is due stays due.
-            if self.inner.shutdown.is_cancelled() {
+            if shutdown.is_cancelled() {
                 break;
             }
+            let now = steps.load(Ordering::Relaxed);
+            if now == before {
+                // Both arms only wait.
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = tokio::time::sleep(sweeper::SWEEP_INTERVAL) => {}
+                }
+            }
+            before = now;
         }
         Ok(())
     }

@@ -1,6 +1,11 @@
 //! Processes events: one transaction for a batch, or for one; retries, dead letters (R24–R26).
 
 use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -11,7 +16,7 @@ use super::lanes::HeldLane;
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed};
 use super::{Inbox, Settled, Status};
-use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent};
+use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
 use crate::postgres::error::{self, FailureClass};
 use crate::sync::{self, ApplyError, Outcome, Patience};
@@ -41,6 +46,11 @@ enum AttemptError {
     /// What the event contains can't be applied.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// Recorded events are in the lane of their organization, so somebody else put it there.
+    #[error(
+        "the event is about {0}, which is not what the column organization_id says: set it, then retry"
+    )]
+    WrongLane(WorkosId),
     #[error("another writer changed the row between fetch and write")]
     Conflict,
     /// Its body is longer than the transaction takes.
@@ -48,6 +58,9 @@ enum AttemptError {
     TooLong,
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
+    /// We panicked.
+    #[error("a bug in workos-sync, please report it: {0}")]
+    Bug(String),
 }
 
 impl From<ApplyError> for AttemptError {
@@ -62,9 +75,13 @@ impl From<ApplyError> for AttemptError {
 impl AttemptError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_) | Self::Decode(_) | Self::TooLong => FailureClass::Permanent,
+            Self::Envelope(_) | Self::Decode(_) | Self::WrongLane(_) | Self::TooLong => {
+                FailureClass::Permanent
+            }
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
+            // It waits for the version that mends it.
+            Self::Bug(_) => FailureClass::Transient,
         }
     }
 
@@ -125,6 +142,8 @@ struct Attempt {
     quiet: HashSet<String>,
     /// The lanes that had as many events as were taken.
     full: HashSet<String>,
+    /// How long the event that waited longest had waited.
+    lag: TimeDelta,
 }
 
 impl Inbox {
@@ -139,13 +158,10 @@ impl Inbox {
         };
         let mut claimed = Vec::new();
         let result = self.ask(&names, terms, &mut claimed).await;
-        let oldest = claimed.iter().map(|claimed| claimed.received_at).min();
-        let mut done = Done {
-            lag: oldest.map_or(TimeDelta::zero(), |oldest| self.inner.clock.now() - oldest),
-            ..Done::default()
-        };
+        let mut done = Done::default();
         match result {
             Ok(attempt) => {
+                done.lag = attempt.lag;
                 for lane in lanes {
                     let place = if attempt.full.contains(&lane.name) {
                         &mut done.unfinished
@@ -201,7 +217,7 @@ impl Inbox {
                     Ok(Step::Idle)
                 }
                 (Err(AttemptError::Database(error)), None) => Err(error),
-                // Nothing else can be wrong before there is an event.
+                // A bug, before there is an event to put off.
                 (Err(error), None) => Err(sqlx::Error::Protocol(error.to_string())),
             };
         }
@@ -217,7 +233,10 @@ impl Inbox {
             // An attempt that failed leaves a connection that is as good as before.
             Ok(self.attempt(connection, lanes, terms, claimed).await)
         });
-        attempt.await.unwrap_or_else(|error| Err(error.into()))
+        match caught(attempt).await {
+            Ok(attempt) => attempt.unwrap_or_else(|error| Err(error.into())),
+            Err(panic) => Err(AttemptError::Bug(panic)),
+        }
     }
 
     /// Claims, applies and settles events in one transaction (R25). An error rolls it back.
@@ -237,9 +256,11 @@ impl Inbox {
             longest_payload,
             ..
         } = terms;
-        *claimed = store::claim(&mut tx, &locked, events, longest_payload, now).await?;
+        *claimed = store::claim(&mut tx, &locked, events, longest_payload).await?;
+        let oldest = claimed.iter().map(|claimed| claimed.received_at).min();
         let mut attempt = Attempt {
             quiet: locked.into_iter().collect(),
+            lag: oldest.map_or(TimeDelta::zero(), |oldest| now - oldest),
             ..Attempt::default()
         };
         if claimed.is_empty() {
@@ -281,6 +302,8 @@ impl Inbox {
         if applied.push_recorded {
             inner.outbox.wake();
         }
+        let steps = u64::try_from(settled.len()).unwrap_or(u64::MAX);
+        inner.steps.fetch_add(steps, Ordering::Relaxed);
         let mut counts = HashMap::<&str, i64>::new();
         for (claimed, outcome) in settled {
             self.tell(claimed, outcome);
@@ -297,32 +320,44 @@ impl Inbox {
     /// Records that an attempt failed, and when the next one is, if there is one.
     async fn put_off(&self, claimed: &Claimed, cause: &AttemptError) -> Result<(), sqlx::Error> {
         let inner = &self.inner;
+        let class = cause.lasting_class();
         let attempts = claimed.attempts.saturating_add(1);
+        let refused = class == FailureClass::Refused;
+        let refusals = claimed.refusals.saturating_add(refused.into());
         let verdict = judge(
-            cause.lasting_class(),
+            class,
             attempts,
+            refusals,
             inner.clock.now(),
             fastrand::f64(),
         );
-        let retry_at = match verdict {
-            Verdict::RetryAt(at) => Some(at),
-            Verdict::Dead => None,
+        let (retry_at, refusals) = match verdict {
+            Verdict::RetryAt(at) => (Some(at), refusals),
+            // Retried by an operator, it has as many tries as a new one.
+            Verdict::Dead => (None, 0),
         };
         let reason = cause.to_string();
         let failed = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
-            store::fail(connection, &claimed.event_id, retry_at, &reason).await
+            store::fail(connection, &claimed.event_id, retry_at, refusals, &reason).await
         });
         if !failed.await? {
             // Settled after all: the answer to our COMMIT got lost, or another replica was quicker.
             return Ok(());
         }
+        inner.steps.fetch_add(1, Ordering::Relaxed);
         let Claimed {
             event_id,
             event_type,
             source,
             ..
         } = claimed;
-        if let Some(retry_at) = retry_at {
+        if let (Some(retry_at), AttemptError::Bug(_)) = (retry_at, cause) {
+            inner.metrics.failure();
+            error!(
+                event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
+                "{event_type} {event_id} will be tried again: {reason}",
+            );
+        } else if let Some(retry_at) = retry_at {
             inner.metrics.failure();
             warn!(
                 event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
@@ -389,12 +424,39 @@ impl Inbox {
     }
 }
 
+/// Does some work; a panic in it is an error, and says what the panic said. It costs the work what it holds, among that
+/// its connection to the database.
+pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        // Work that panicked is dropped, and never polled again.
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("a panic without a message");
+                // It may quote an event, and no column holds a NUL.
+                Poll::Ready(Err(text.replace('\0', "\u{fffd}")))
+            }
+        }
+    })
+    .await
+}
+
 /// Reads a claimed event; nothing is to be applied of a type that is not handled.
 fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
     let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
     let event = Event::parse(payload.as_bytes())?;
-    Ok(match event.organization_event_type() {
-        Some(_) => Some(event.organization()?),
-        None => None,
-    })
+    if event.organization_event_type().is_none() {
+        return Ok(None);
+    }
+    let event = event.organization()?;
+    // What is held are the mutex and the lock of the lane (R18).
+    if event.workos_id.as_str() != claimed.lane {
+        return Err(AttemptError::WrongLane(event.workos_id));
+    }
+    Ok(Some(event))
 }

@@ -22,17 +22,19 @@ pub(super) enum Verdict {
     Dead,
 }
 
-/// Judges a failure. `attempts` counts this one; `jitter` is between 0 and 1.
+/// Judges a failure. `attempts` counts this one, and so does `refusals`, if it is one: what else held the event up
+/// says nothing about the rule. `jitter` is between 0 and 1.
 #[must_use]
 pub(super) fn judge(
     class: FailureClass,
     attempts: i32,
+    refusals: i32,
     now: DateTime<Utc>,
     jitter: f64,
 ) -> Verdict {
     match class {
         FailureClass::Permanent => Verdict::Dead,
-        FailureClass::Refused if attempts >= REFUSALS => Verdict::Dead,
+        FailureClass::Refused if refusals >= REFUSALS => Verdict::Dead,
         FailureClass::Refused | FailureClass::Conflict | FailureClass::Transient => {
             let pause = backoff(attempts.unsigned_abs(), LONGEST_PAUSE, jitter);
             Verdict::RetryAt(now + TimeDelta::from_std(pause).expect("at most LONGEST_PAUSE"))
@@ -50,13 +52,16 @@ mod tests {
     #[test]
     fn dead_letters_come_from_content_and_from_lasting_refusals() {
         let now = DateTime::UNIX_EPOCH;
-        assert_eq!(judge(FailureClass::Permanent, 1, now, 0.5), Verdict::Dead);
         assert_eq!(
-            judge(FailureClass::Refused, REFUSALS, now, 0.5),
+            judge(FailureClass::Permanent, 1, 0, now, 0.5),
+            Verdict::Dead
+        );
+        assert_eq!(
+            judge(FailureClass::Refused, REFUSALS, REFUSALS, now, 0.5),
             Verdict::Dead
         );
         assert!(matches!(
-            judge(FailureClass::Refused, REFUSALS - 1, now, 0.5),
+            judge(FailureClass::Refused, 99, REFUSALS - 1, now, 0.5),
             Verdict::RetryAt(_)
         ));
     }
@@ -66,12 +71,12 @@ mod tests {
         #[test]
         fn transient_failures_are_retried_for_ever(attempts in 1_i32.., jitter in 0.0..=1.0) {
             for class in [FailureClass::Transient, FailureClass::Conflict] {
-                let Verdict::RetryAt(at) = judge(class, attempts, DateTime::UNIX_EPOCH, jitter) else {
+                let Verdict::RetryAt(at) = judge(class, attempts, 0, DateTime::UNIX_EPOCH, jitter) else {
                     panic!("dead after {attempts}");
                 };
                 let pause = (at - DateTime::UNIX_EPOCH).to_std().unwrap();
                 prop_assert!(pause <= LONGEST_PAUSE, "{pause:?}");
-                let later = judge(class, attempts.saturating_add(1), DateTime::UNIX_EPOCH, jitter);
+                let later = judge(class, attempts.saturating_add(1), 0, DateTime::UNIX_EPOCH, jitter);
                 prop_assert!(matches!(later, Verdict::RetryAt(later) if later >= at));
             }
         }

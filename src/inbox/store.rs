@@ -74,18 +74,19 @@ pub(super) struct Claimed {
     pub(super) source: String,
     /// Earlier attempts that failed.
     pub(super) attempts: i32,
+    /// Those of them that a rule of the application refused.
+    pub(super) refusals: i32,
     pub(super) received_at: DateTime<Utc>,
 }
 
-/// Claims due events of lanes, at most `limit` of each, in the order of event ids (R24). A row that another
-/// transaction holds is passed over; so is one that waits for its next attempt, which never holds back the later
-/// ones (R26).
+/// Claims pending events of lanes, at most `limit` of each, in the order of event ids (R24). A row that another
+/// transaction holds is passed over; one that waits for its next attempt isn't pending, and never holds back the
+/// later ones (R26).
 pub(super) async fn claim(
     connection: &mut PgConnection,
     lanes: &[String],
     limit: i64,
     longest_payload: i32,
-    now: DateTime<Utc>,
 ) -> Result<Vec<Claimed>, sqlx::Error> {
     // By webhook_events_lane_idx, in its order, lane by lane: a flood in one of them isn't read to its end.
     query_as!(
@@ -97,6 +98,7 @@ pub(super) async fn claim(
                event.payload,
                event.source          as "source!",
                event.attempts        as "attempts!",
+               event.refusals        as "refusals!",
                event.received_at     as "received_at!"
         from unnest($1::text[]) with ordinality as lanes (lane, place)
                  cross join lateral (
@@ -106,12 +108,12 @@ pub(super) async fn claim(
                    case when octet_length(payload::text) <= $3 then payload::text end as payload,
                    source,
                    attempts,
+                   refusals,
                    received_at,
                    event_order
             from webhook_events
-            where status in ('pending', 'failed')
+            where status = 'pending'
               and webhook_events.lane = lanes.lane
-              and (next_attempt_at is null or next_attempt_at <= $4)
             order by event_order
             limit $2 for update skip locked
             ) as event
@@ -120,7 +122,6 @@ pub(super) async fn claim(
         lanes,
         limit,
         longest_payload,
-        now,
     )
     .fetch_all(connection)
     .await
@@ -164,6 +165,7 @@ pub(super) async fn fail(
     executor: impl PgExecutor<'_>,
     event_id: &str,
     retry_at: Option<DateTime<Utc>>,
+    refusals: i32,
     error: &str,
 ) -> Result<bool, sqlx::Error> {
     let status = if retry_at.is_some() {
@@ -176,6 +178,7 @@ pub(super) async fn fail(
         update webhook_events
         set status          = $2,
             attempts        = attempts + 1,
+            refusals        = $5,
             last_error      = $3,
             next_attempt_at = $4
         where event_id = $1
@@ -185,18 +188,65 @@ pub(super) async fn fail(
         status.as_str(),
         error,
         retry_at,
+        refusals,
     )
     .execute(executor)
     .await?;
     Ok(result.rows_affected() == 1)
 }
 
-/// The lanes behind `after`, in order, that have a due event; at most `limit`.
+/// Whether there is a failed event whose next attempt is due.
+pub(super) async fn has_failed_due(
+    executor: impl PgExecutor<'_>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    // By webhook_events_next_attempt_at_idx: what isn't due isn't read.
+    query_scalar!(
+        r#"
+        select exists (select
+                       from webhook_events
+                       where status = 'failed'
+                         and next_attempt_at <= $1) as "due!"
+        "#,
+        now,
+    )
+    .fetch_one(executor)
+    .await
+}
+
+/// Makes failed events pending whose next attempt is due, the longest overdue first, at most `limit`. A row that another
+/// transaction holds is passed over.
+pub(super) async fn take_up_failed(
+    executor: impl PgExecutor<'_>,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, sqlx::Error> {
+    // By webhook_events_next_attempt_at_idx: what isn't due isn't read.
+    let result = query!(
+        r#"
+        update webhook_events
+        set status          = 'pending',
+            next_attempt_at = null
+        where event_id = any (array(select event_id
+                                    from webhook_events
+                                    where status = 'failed'
+                                      and next_attempt_at <= $1
+                                    order by next_attempt_at
+                                    limit $2 for update skip locked))
+        "#,
+        now,
+        limit,
+    )
+    .execute(executor)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// The lanes behind `after`, in order, that have a pending event; at most `limit`.
 pub(super) async fn due_lanes(
     executor: impl PgExecutor<'_>,
     after: &str,
     limit: i64,
-    now: DateTime<Utc>,
 ) -> Result<Vec<String>, sqlx::Error> {
     // A loose index scan of webhook_events_lane_idx: from lane to lane, however many events wait in each. A
     // plain `distinct` would read all the events of a flood to name a handful of lanes.
@@ -205,17 +255,15 @@ pub(super) async fn due_lanes(
         with recursive due as (
             (select lane
              from webhook_events
-             where status in ('pending', 'failed')
+             where status = 'pending'
                and lane > $1
-               and (next_attempt_at is null or next_attempt_at <= $2)
              order by lane
              limit 1)
             union all
             select (select lane
                     from webhook_events
-                    where status in ('pending', 'failed')
+                    where status = 'pending'
                       and lane > due.lane
-                      and (next_attempt_at is null or next_attempt_at <= $2)
                     order by lane
                     limit 1)
             from due
@@ -224,10 +272,9 @@ pub(super) async fn due_lanes(
         select lane as "lane!"
         from due
         where lane is not null
-        limit $3
+        limit $2
         "#,
         after,
-        now,
         limit,
     )
     .fetch_all(executor)

@@ -8,13 +8,14 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tracing::info;
 
+use super::lanes::Wake;
 use super::{Inbox, store};
 use crate::postgres;
 
 /// How often the inbox is looked through. A look costs an index probe when nothing is due.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many lanes a look names.
+/// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
 
 /// How often the dead letters are counted.
@@ -49,7 +50,8 @@ impl Inbox {
         self.inner.lanes.idle().await;
     }
 
-    /// Wakes the lanes that have due events; says how many those are, at most a page.
+    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process; says how many
+    /// lanes those are, at most a page.
     ///
     /// # Errors
     /// The database doesn't answer.
@@ -57,28 +59,43 @@ impl Inbox {
         let inner = &self.inner;
         let now = inner.clock.now();
         let after = inner.position.take();
-        let lanes = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
-            let lanes = store::due_lanes(&mut *connection, &after, PAGE, now).await?;
-            if lanes.is_empty() && !after.is_empty() {
-                return store::due_lanes(connection, "", PAGE, now).await;
-            }
-            Ok(lanes)
-        })
-        .await?;
+        let (taken_up, lanes) =
+            postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+                // Asked first: a look that finds nothing writes nothing.
+                let taken_up = if store::has_failed_due(&mut *connection, now).await? {
+                    store::take_up_failed(&mut *connection, PAGE, now).await?
+                } else {
+                    0
+                };
+                let mut lanes = store::due_lanes(&mut *connection, &after, PAGE).await?;
+                if lanes.is_empty() && !after.is_empty() {
+                    lanes = store::due_lanes(connection, "", PAGE).await?;
+                }
+                Ok((taken_up, lanes))
+            })
+            .await?;
         let found = lanes.len();
-        let page_is_full = i64::try_from(found).is_ok_and(|found| found == PAGE);
+        let is_full = |found: u64| found == PAGE.unsigned_abs();
+        let page_is_full = u64::try_from(found).is_ok_and(is_full);
         let mut position = after;
+        let mut woken = false;
         for lane in lanes {
-            if !self.wake(lane.clone()) {
-                // No room: the lanes tell when there is, and the next look goes on here.
-                inner.position.set(position);
-                return Ok(found);
+            match self.wake(lane.clone()) {
+                Wake::Woken => woken = true,
+                Wake::Awake => {}
+                Wake::NoRoom => {
+                    // The lanes tell when there is room, and the next look goes on here.
+                    inner.position.set(position);
+                    return Ok(found);
+                }
             }
             position = lane;
         }
         if page_is_full {
             inner.position.set(position);
-            // There may be more: look again at once.
+        }
+        if (page_is_full && woken) || is_full(taken_up) {
+            // There may be more that nobody has in hand: look again at once.
             inner.lanes.room.notify_one();
         }
         Ok(found)

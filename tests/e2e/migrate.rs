@@ -1,7 +1,9 @@
 //! `workos-sync migrate`, and what `serve` does about the schema.
 
 use crate::support::process::{Process, program};
-use crate::support::{Folder, SECRET, Service, TestDatabase, run};
+use crate::support::{
+    Folder, Kind, LateDatabase, SECRET, Service, TestDatabase, event, run, run_with_input,
+};
 
 /// Section 8: the first run says what it applied, the second that there is nothing to do.
 #[tokio::test]
@@ -15,6 +17,44 @@ async fn a_second_run_finds_the_schema_current() {
     }
     let second = run(&folder, &variables, &["migrate"]).await.assert(0);
     assert_eq!(second.stdout, "the schema is current\n");
+}
+
+/// Section 8: in an init container, beside a database that starts too, it waits; so does `replay`.
+#[tokio::test]
+async fn a_late_database_is_waited_for() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let late = LateDatabase::before(&database, 3).await;
+    let variables = [("DATABASE_URL", late.url.as_str())];
+    let migrated = run(&folder, &variables, &["migrate"]).await.assert(0);
+    assert!(migrated.stdout.contains("applied 20"), "{migrated:?}");
+    assert_eq!(migrated.stderr.matches("can't be reached").count(), 1);
+
+    let late = LateDatabase::before(&database, 3).await;
+    let variables = [("DATABASE_URL", late.url.as_str())];
+    let body = event(1, Kind::Created, "org_a", "Acme");
+    let replayed = run_with_input(&folder, &variables, &["replay", "-"], &body)
+        .await
+        .assert(0);
+    assert!(replayed.stdout.ends_with("1 created\n"), "{replayed:?}");
+}
+
+/// Section 8: it doesn't wait for ever, and its last word is one line that names the place.
+#[tokio::test]
+async fn a_database_that_does_not_come_is_given_up() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let away = LateDatabase::before(&database, usize::MAX).await;
+    let variables = [("DATABASE_URL", away.url.as_str())];
+    let refused = run(&folder, &variables, &["migrate"]).await.assert(1);
+    let lines: Vec<&str> = refused.stderr.lines().collect();
+    let [said, given_up] = lines[..] else {
+        panic!("{refused:?}")
+    };
+    assert!(said.contains("trying again"), "{said}");
+    let place = away.url.split(['@', '/']).nth(3).unwrap();
+    let expected = format!(
+        "workos-sync: DATABASE_URL: the database at {place} could not be reached for 30 s: "
+    );
+    assert!(given_up.starts_with(&expected), "{given_up}");
 }
 
 /// R22: replicas that start at once migrate once, and wait for each other.

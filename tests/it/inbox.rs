@@ -50,6 +50,20 @@ async fn put(app: &TestApp, event: &EventBuilder) {
     .unwrap();
 }
 
+/// Retries a dead letter as the README tells an operator to.
+async fn retry_by_hand(app: &TestApp, event_id: &str) {
+    let statement = include_str!("../../README.md")
+        .lines()
+        .find(|line| line.starts_with("update webhook_events set status = 'pending'"))
+        .unwrap()
+        .replace("event_…", event_id);
+    let result = sqlx::query(AssertSqlSafe(statement))
+        .execute(&app.db.pool)
+        .await
+        .unwrap();
+    assert_eq!(result.rows_affected(), 1);
+}
+
 /// How many rows of the inbox meet a condition.
 async fn count(app: &TestApp, condition: &str) -> i64 {
     let sql = format!("select count(*) from webhook_events where {condition}");
@@ -465,14 +479,58 @@ async fn a_lasting_refusal_of_the_host_is_a_dead_letter() {
         assert_eq!(app.inbox_row(&event_id(1)).await.attempts, 5);
 
         app.execute(mended).await;
-        app.execute("update webhook_events set status = 'pending', next_attempt_at = null where status = 'dead'")
-            .await;
+        retry_by_hand(&app, &event_id(1)).await;
         app.settle().await;
         let row = app.inbox_row(&event_id(1)).await;
         assert_eq!(row.outcome.as_deref(), Some("created"), "{named}");
-        assert_eq!((row.attempts, row.last_error), (6, None));
+        assert_eq!((row.attempts, row.last_error), (1, None));
         assert_eq!(app.organization().await.name, "Evil");
     }
+}
+
+/// R26: the few tries of a dead letter are tries that were refused: what held the event up before doesn't count. Put
+/// back by an operator, it has as many again.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_refusals_make_a_dead_letter() {
+    let app = TestApp::new().await;
+    app.execute(
+        "create function gate() returns trigger language plpgsql as $$
+         begin raise exception 'too late' using errcode = 'lock_not_available'; end $$;
+         create trigger gate before insert on organization_metadata
+             for each row execute function gate()",
+    )
+    .await;
+    app.apply(&created(1, ACME, "Evil")).await;
+    for _ in 0..5 {
+        try_again(&app).await;
+    }
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("failed", 6));
+
+    app.execute(
+        "drop trigger gate on organization_metadata;
+         alter table organization_metadata add constraint no_evil check (name <> 'Evil')",
+    )
+    .await;
+    for attempts in 7..=10 {
+        try_again(&app).await;
+        let row = app.inbox_row(&event_id(1)).await;
+        assert_eq!((row.status.as_str(), row.attempts), ("failed", attempts));
+    }
+    try_again(&app).await;
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("dead", 11));
+    assert!(row.last_error.unwrap().contains("constraint no_evil"));
+
+    retry_by_hand(&app, &event_id(1)).await;
+    app.settle().await;
+    for attempts in 1..5 {
+        let row = app.inbox_row(&event_id(1)).await;
+        assert_eq!((row.status.as_str(), row.attempts), ("failed", attempts));
+        try_again(&app).await;
+    }
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("dead", 5));
 }
 
 /// R24: a row that somebody put there by hand is processed like any other.
@@ -492,6 +550,39 @@ async fn a_row_inserted_by_hand_is_processed() {
     let row = app.inbox_row("by-hand").await;
     assert_eq!(row.status, "dead");
     assert!(row.last_error.unwrap().contains("missing field `id`"));
+}
+
+/// R18: a row that somebody filed under no organization, or under another than its event is about, has neither the
+/// mutex nor the lock of that organization: it is not applied, and says what is to be mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_in_a_wrong_lane_is_a_dead_letter() {
+    let app = TestApp::new().await;
+    put(&app, &created(1, ACME, "Acme")).await;
+    put(&app, &created(2, ACME, "Acme")).await;
+    put(&app, &created(3, OTHER, "Other")).await;
+    for (n, filed) in [(1, None), (2, Some("org_x"))] {
+        sqlx::query("update webhook_events set organization_id = $2 where event_id = $1")
+            .bind(event_id(n))
+            .bind(filed)
+            .execute(&app.db.pool)
+            .await
+            .unwrap();
+    }
+    app.settle().await;
+    for n in [1, 2] {
+        let row = app.inbox_row(&event_id(n)).await;
+        assert_eq!((row.status.as_str(), row.attempts), ("dead", 1));
+        let reason = row.last_error.unwrap();
+        assert!(reason.contains("organization_id") && reason.contains(ACME));
+    }
+    assert_eq!(app.organization().await.name, "Other");
+
+    app.execute("update webhook_events set organization_id = 'org_01EHWNCE74X7JSDV0X3SZ3KJNY' where status = 'dead'")
+        .await;
+    retry_by_hand(&app, &event_id(1)).await;
+    app.settle().await;
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!(row.outcome.as_deref(), Some("created"));
 }
 
 /// R26: an attempt that failed is repeated when its time has come, not before; the pauses grow.
@@ -661,6 +752,29 @@ async fn a_row_that_somebody_holds_is_passed_over() {
     );
 }
 
+/// R24: who waits for the inbox to settle, while somebody holds what is due, looks again at the sweeper's pace, and is
+/// done when that is.
+// On one thread, where the log is.
+#[tokio::test]
+async fn settling_waits_for_what_somebody_holds() {
+    let app = TestApp::new().await;
+    put(&app, &created(1, ACME, "One")).await;
+    let operator = hold(&app, "select from webhook_events for update").await;
+    let logs = Logs::capture();
+    let begun = tokio::time::Instant::now();
+    let looks_thrice_then_let_go = async {
+        eventually("it looks three times", async || {
+            logs.text().matches("summary=\"with recursive due").count() >= 3
+        })
+        .await;
+        assert!(begun.elapsed() > Duration::from_millis(1_900));
+        release(operator).await;
+    };
+    tokio::join!(app.settle(), looks_thrice_then_let_go);
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!(row.outcome.as_deref(), Some("created"));
+}
+
 /// R18, R22, R24: several replicas drain one inbox together; each event is applied once, none out of order.
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_share_the_work() {
@@ -770,6 +884,11 @@ async fn nothing_is_begun_after_shutdown() {
     let app = TestApp::new().await;
     let lock = hold(&app, "lock table workos_organization_syncs").await;
     app.record(&created(1, ACME, "Acme")).await;
+    // Where it waits for as long as it takes: a batch would give up, and the lane not be begun again.
+    eventually("the lane is processed alone", async || {
+        format!("{:?}", app.inbox).contains("permits: 2")
+    })
+    .await;
     blocked(&app, 1).await;
     app.record(&updated(2, ACME, "Acme 2")).await;
     app.shutdown.cancel();
@@ -815,9 +934,10 @@ async fn retention_removes_what_is_settled_and_old() {
          create trigger batch after delete on webhook_events
              referencing old table as gone for each statement execute function batch();
 
-         insert into webhook_events (event_id, status, outcome, event_type, processed_at, received_at, payload)
+         insert into webhook_events
+             (event_id, status, outcome, event_type, processed_at, next_attempt_at, received_at, payload)
          select status || n, status, case status when 'processed' then 'stale' end, 'x', processed_at,
-                to_timestamp(1500000000), '{}'
+                case status when 'failed' then to_timestamp(1900000000) end, to_timestamp(1500000000), '{}'
          from (values ('processed', to_timestamp(1800000000)), ('ignored', to_timestamp(1800000000)),
                       ('dead', null), ('failed', null), ('pending', null)) s (status, processed_at),
               generate_series(1, 1250) n;
@@ -921,6 +1041,48 @@ async fn a_refused_commit_applies_nothing() {
         app.organization().await.workos_last_event_id,
         Some(event_id(1))
     );
+}
+
+/// R24: a look into the inbox reads what is due, however many events wait for their time.
+#[tokio::test]
+async fn a_look_reads_only_what_is_due() {
+    let db = TestDatabase::new().await;
+    sqlx::raw_sql(
+        "insert into webhook_events (event_id, status, event_type, organization_id, attempts, next_attempt_at, payload)
+           select 'e' || n, 'failed', 'user.created', 'org_' || n, 1,
+                  to_timestamp(case when n % 1000 = 0 then 1800000000 else 1800000001 end),
+                  json_build_object('id', 'e' || n, 'event', 'user.created')
+           from generate_series(1, 5000) n;
+         insert into webhook_events (event_id, event_type, organization_id, payload)
+           select 'p' || n, 'user.created', 'org_p' || n,
+                  json_build_object('id', 'p' || n, 'event', 'user.created')
+           from generate_series(1, 3) n;
+         analyze;
+         do $$ begin
+             execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
+             execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
+             execute format('alter database %I set auto_explain.log_analyze = on', current_database());
+             execute format('alter database %I set auto_explain.log_level = notice', current_database());
+         end $$",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let logs = Logs::capture();
+    let app = TestApp::on(Arc::new(db), Options::default());
+    assert_eq!(app.inbox.sweep().await.unwrap(), 8);
+    app.settle().await;
+    assert_eq!(count(&app, "status = 'ignored'").await, 8);
+    let text = logs.text();
+    let plans: Vec<_> = text.split("Query Text:").skip(1).collect();
+    assert!(plans.len() > 5, "{} plans", plans.len());
+    for plan in plans {
+        let removed = plan.split("Rows Removed by Filter: ").skip(1);
+        for rows in removed {
+            let rows: String = rows.chars().take_while(char::is_ascii_digit).collect();
+            assert!(rows.parse::<u32>().unwrap() < 100, "{plan}");
+        }
+    }
 }
 
 /// R9, R24, R28: on full tables, every statement of an event's way goes by an index; none reads a table through.

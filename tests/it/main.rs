@@ -7,6 +7,7 @@
 
 mod architecture;
 mod batches;
+mod bugs;
 mod convergence;
 mod health;
 mod inbox;

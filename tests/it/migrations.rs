@@ -31,6 +31,7 @@ async fn names_are_explicit() {
             "webhook_events",
             "webhook_events_dead_idx",
             "webhook_events_lane_idx",
+            "webhook_events_next_attempt_at_idx",
             "webhook_events_pkey",
             "webhook_events_processed_at_idx",
             "workos_organization_syncs",

@@ -1,9 +1,10 @@
 //! Reads what the code under test logs.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::subscriber::DefaultGuard;
+use tracing::subscriber::{DefaultGuard, NoSubscriber};
+use tracing::{Dispatch, Subscriber};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// The log of this thread, at every level, while it lives. A `#[tokio::test]` has one thread, so that is the log
@@ -11,6 +12,16 @@ use tracing_subscriber::fmt::MakeWriter;
 pub(crate) struct Logs {
     lines: Lines,
     _guard: DefaultGuard,
+}
+
+/// Makes a subscriber that of this thread.
+///
+/// While there is one subscriber in the process, whichever thread comes first to a line of the code decides whether it
+/// is ever logged, and most have none. Beside a second one, each thread decides for itself.
+pub(crate) fn set_default(subscriber: impl Subscriber + Send + Sync + 'static) -> DefaultGuard {
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
+    LazyLock::force(&SECOND);
+    tracing::subscriber::set_default(subscriber)
 }
 
 #[derive(Clone, Default)]
@@ -27,7 +38,7 @@ impl Logs {
             .finish();
         Self {
             lines,
-            _guard: tracing::subscriber::set_default(subscriber),
+            _guard: set_default(subscriber),
         }
     }
 
