@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BINARY := target/debug/workos-sync
+# The benchmark is a package of its own, with a lock file of its own, in the same target folder.
+IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 
 .PHONY: help run test e2e lint fmt bench bench-quick sqlx-prepare packages
 
@@ -18,6 +20,7 @@ run: packages ## Build, and serve on 127.0.0.1:8080 with a private Postgres in .
 
 test: packages ## Unit, property and integration tests, on a throw-away Postgres unless DATABASE_URL is set
 	cargo test --locked --lib --bins --test it --benches
+	cargo test --locked $(IN_BENCH)
 
 e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
 	@scripts/require-node
@@ -27,6 +30,8 @@ e2e: packages ## Drive the built binary, with the official WorkOS emulator as cl
 lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wants clean
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --check --manifest-path bench/Cargo.toml
+	cargo clippy --locked $(IN_BENCH) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	scripts/check-versions
 	scripts/check-queries
@@ -34,6 +39,7 @@ lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wa
 
 fmt: ## Format the code
 	cargo fmt
+	cargo fmt --manifest-path bench/Cargo.toml
 
 bench: packages ## Benchmark the functions on an event's way, then the service; writes docs/benchmarks.md (needs Node.js 20.20)
 	cargo bench --locked --bench functions

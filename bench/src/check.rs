@@ -45,7 +45,7 @@ async fn count_organizations(pool: &PgPool) -> anyhow::Result<i64> {
 pub(crate) async fn inbox(pool: &PgPool, before: &Before, events: &[Event]) -> anyhow::Result<()> {
     let ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
     let wrong: Vec<String> = sqlx::query_scalar(
-        "select format('%s: %s, %s attempts, %s', sent.id, coalesce(status, 'lost'), attempts,
+        "select format('%s: %s, %s attempts, %s', sent.id, coalesce(status, 'lost'), coalesce(attempts, 0),
                        coalesce(last_error, 'no error'))
          from unnest($1::text[]) as sent (id)
                   left join webhook_events on event_id = sent.id
@@ -115,4 +115,116 @@ fn differences(what: &str, wrong: &[String]) -> anyhow::Result<()> {
     }
     let shown = wrong.iter().take(SHOWN).cloned().collect::<Vec<_>>();
     bail!("{} {what}:\n{}", wrong.len(), shown.join("\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Kind;
+    use crate::postgres::Postgres;
+
+    async fn migrated(postgres: &Postgres) -> PgPool {
+        postgres.create_database("damaged").await.unwrap();
+        let pool = postgres.connect("damaged").await.unwrap();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations");
+        let mut files: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
+            .collect();
+        files.sort();
+        for file in files {
+            run(&pool, &std::fs::read_to_string(file).unwrap()).await;
+        }
+        pool
+    }
+
+    /// The tables as two updates of two organizations leave them, and what they were.
+    async fn two_updates(pool: &PgPool) -> (Before, Vec<Event>) {
+        run(
+            pool,
+            "truncate organization_metadata, workos_organization_syncs, webhook_events;
+             insert into organization_metadata (id, name, slug, workos_id)
+             values ('1', 'One', 'one', 'org_1'), ('2', 'Two', 'two', 'org_2')",
+        )
+        .await;
+        let before = Before::read(pool).await.unwrap();
+        let event = |number, workos_id: &str| {
+            Event::new(number, Kind::Updated, workos_id.into(), "New".into(), None)
+        };
+        let events = vec![event(1, "org_1"), event(2, "org_2")];
+        for Event { id, workos_id, .. } in &events {
+            run(
+                pool,
+                &format!(
+                    "insert into webhook_events
+                         (event_id, status, outcome, event_type, attempts, processed_at, payload)
+                     values ('{id}', 'processed', 'updated', 'organization.updated', 1, now(), '{{}}');
+                     update organization_metadata set name = 'New', workos_last_event_id = '{id}'
+                     where workos_id = '{workos_id}';
+                     insert into workos_organization_syncs (workos_id, last_event_id, updated_at)
+                     values ('{workos_id}', '{id}', now())"
+                ),
+            )
+            .await;
+        }
+        (before, events)
+    }
+
+    async fn run(pool: &PgPool, statements: &str) {
+        let statements = sqlx::AssertSqlSafe(statements.to_owned());
+        sqlx::raw_sql(statements).execute(pool).await.unwrap();
+    }
+
+    async fn all(pool: &PgPool, before: &Before, events: &[Event]) -> anyhow::Result<()> {
+        inbox(pool, before, events).await?;
+        organizations(pool, before, events, 0).await
+    }
+
+    #[tokio::test]
+    async fn whatever_isnt_as_sent_is_told() {
+        let postgres = Postgres::start(&std::env::temp_dir()).unwrap();
+        let pool = migrated(&postgres).await;
+        for (damage, expected) in [
+            (
+                "delete from webhook_events where event_id = (select min(event_id) from webhook_events)",
+                ": lost, ",
+            ),
+            (
+                "update webhook_events set attempts = 2 where event_id = (select min(event_id) from webhook_events)",
+                ": processed, 2 attempts, no error",
+            ),
+            (
+                "update webhook_events set status = 'pending', outcome = null, processed_at = null",
+                "2 events were lost, not settled, or settled twice",
+            ),
+            (
+                "update webhook_events set status = 'dead', last_error = 'poison'",
+                ": dead, 1 attempts, poison",
+            ),
+            (
+                "insert into webhook_events (event_id, event_type, payload)
+                 select event_id || 'again', event_type, payload from webhook_events limit 1",
+                "2 events were sent, 3 are in the inbox",
+            ),
+            (
+                "update organization_metadata set name = 'One' where workos_id = 'org_1'",
+                "org_1: is 'One' as of ",
+            ),
+            (
+                "update workos_organization_syncs set last_event_id = 'event_0' where workos_id = 'org_2'",
+                "the cursor is at event_0",
+            ),
+            (
+                "insert into organization_metadata (id, name, slug) values ('3', 'Three', 'three')",
+                "0 organizations were to be made, 1 were",
+            ),
+        ] {
+            let (before, events) = two_updates(&pool).await;
+            all(&pool, &before, &events).await.unwrap();
+            run(&pool, damage).await;
+            let error = all(&pool, &before, &events).await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{damage}: {error}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-use crate::measure::{Measurement, Metric};
+use crate::measure::{Measurement, Metric, quantile};
 use crate::workload::Bench;
 
 const CLIENTS: [u32; 3] = [8, 16, 32];
@@ -134,14 +134,15 @@ impl Bench {
         Ok(best)
     }
 
-    /// At a given rate, for its latency.
+    /// At a given rate, for its latency; with as many clients as the generator has connections.
     pub(crate) async fn run_limit_at(
         &self,
         limit: Limit,
         seconds: u32,
         rate: f64,
     ) -> anyhow::Result<Measurement> {
-        self.pgbench(limit, CLIENTS[1], seconds, Some(rate)).await
+        let clients = u32::try_from(self.sizes.connections)?;
+        self.pgbench(limit, clients, seconds, Some(rate)).await
     }
 
     async fn pgbench(
@@ -182,16 +183,12 @@ impl Bench {
             .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
             .context("pgbench told no rate")?;
         let latencies = latencies(folder.path())?;
-        let quantile = |quantile: f64| {
-            let place = (latencies.len() as f64 * quantile) as usize;
-            latencies.get(place).copied()
-        };
         let mut measured = Measurement::default();
         measured.set(Metric::AppliedPerSecond, tps);
         measured.set(Metric::Clients, f64::from(clients));
-        measured.set_some(Metric::AckP50, quantile(0.5));
-        measured.set_some(Metric::AckP99, quantile(0.99));
-        measured.set_some(Metric::AckP999, quantile(0.999));
+        measured.set_some(Metric::AckP50, quantile(&latencies, 0.5));
+        measured.set_some(Metric::AckP99, quantile(&latencies, 0.99));
+        measured.set_some(Metric::AckP999, quantile(&latencies, 0.999));
         Ok(measured)
     }
 }

@@ -1,27 +1,30 @@
 //! The load generator: keep-alive connections, each of which sends the next event as soon as the last one is
 //! answered (or when it is due, at a given rate).
 //!
-//! The HTTP/1.1 client is written by hand, because it shares the machine with what it measures: one write and
-//! one read a request, nothing allocated but the body.
+//! It shares the machine with what it measures, so it is as cheap as it can be: requests are built and signed
+//! beforehand, the HTTP/1.1 client is written by hand, with one write and one read a request, and all of it runs
+//! on one thread.
 
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::events::{Event, PATH, sign};
+use crate::process;
 
-/// The service promises an answer within 4 seconds; this is a hung one.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The service promises an answer within 4 seconds. When nothing at all is answered for so long, it hangs.
+const SILENCE: Duration = Duration::from_secs(30);
 /// So many refusals are told in full.
 const REFUSALS_SHOWN: usize = 3;
+/// Longer than every answer here.
+const ANSWER_BYTES: usize = 4_096;
 
 /// What the receiver answered, and when.
 #[derive(Debug)]
@@ -29,115 +32,188 @@ pub(crate) struct Answers {
     pub(crate) started: Instant,
     /// From the first send to the last answer.
     pub(crate) elapsed: Duration,
-    /// Microseconds.
-    pub(crate) latency: Histogram<u64>,
+    /// Of each delivery, in ascending order.
+    pub(crate) latencies: Vec<Duration>,
     pub(crate) duplicates: usize,
+    /// What the generator itself has used of the processor meanwhile.
+    pub(crate) cpu_seconds: f64,
 }
 
-/// Sends each event once. Any answer that isn't a 2xx fails the whole.
+/// Sends `count` deliveries: the events in turn, and from the first again when there are no more. Any answer
+/// that isn't a 2xx fails the whole.
 pub(crate) async fn send(
     address: SocketAddr,
-    events: &Arc<Vec<Event>>,
+    events: &[Event],
+    count: usize,
     connections: usize,
     rate: Option<f64>,
 ) -> anyhow::Result<Answers> {
-    // Connected beforehand: what is measured is deliveries, not handshakes.
-    let mut clients = Vec::new();
+    // Signed beforehand, just now: a signature is good for three minutes.
+    let requests = events
+        .iter()
+        .map(|event| Request::new(address, event))
+        .collect();
+    // Connected beforehand too: what is measured is deliveries, not handshakes. After the signing, for a connection
+    // that stays idle is closed.
+    let mut clients = Vec::with_capacity(connections);
     for _ in 0..connections {
         clients.push(Client::connect(address).await?);
     }
-    let next = Arc::new(AtomicUsize::new(0));
-    let started = Instant::now();
-    let mut senders = JoinSet::new();
-    for client in clients {
-        senders.spawn(sender(
-            client,
-            Arc::clone(events),
-            Arc::clone(&next),
-            started,
-            rate,
-        ));
-    }
+    let cpu_before = process::usage(std::process::id())?.cpu_seconds;
+    let load = Rc::new(Load {
+        requests,
+        count,
+        rate,
+        started: Instant::now(),
+        next: Cell::new(0),
+        seen: RefCell::new(Seen::of(count)),
+    });
+    LocalSet::new()
+        .run_until(async {
+            let mut senders = JoinSet::new();
+            for client in clients {
+                senders.spawn_local(sender(client, Rc::clone(&load)));
+            }
+            let all = async {
+                while let Some(sent) = senders.join_next().await {
+                    sent??;
+                }
+                Ok(())
+            };
+            tokio::select! {
+                result = all => result,
+                answered = silence(&load) => {
+                    bail!("no answer in {SILENCE:?}; {answered} of {count} deliveries were answered before")
+                }
+            }
+        })
+        .await?;
+    let elapsed = load.started.elapsed();
+    let cpu_seconds = process::usage(std::process::id())?.cpu_seconds - cpu_before;
 
-    let mut latency = Histogram::new(3)?;
-    let (mut duplicates, mut refusals, mut refused) = (0, Vec::new(), 0);
-    while let Some(sent) = senders.join_next().await {
-        let sent = sent??;
-        latency.add(sent.latency)?;
-        duplicates += sent.duplicates;
-        refused += sent.refusals.len();
-        refusals.extend(sent.refusals.into_iter().take(REFUSALS_SHOWN));
-    }
-    let elapsed = started.elapsed();
-    if refused > 0 {
-        refusals.truncate(REFUSALS_SHOWN);
+    let mut seen = load.seen.take();
+    if seen.refused > 0 {
         bail!(
-            "{refused} deliveries were refused:\n{}",
-            refusals.join("\n")
+            "{} deliveries were refused:\n{}",
+            seen.refused,
+            seen.refusals.join("\n")
         );
     }
     ensure!(
-        latency.len() == events.len() as u64,
-        "{} events were sent, {} answered",
-        events.len(),
-        latency.len()
+        seen.latencies.len() == count,
+        "{count} deliveries were to be sent, {} were answered",
+        seen.latencies.len()
     );
+    seen.latencies.sort_unstable();
     Ok(Answers {
-        started,
+        started: load.started,
         elapsed,
-        latency,
-        duplicates,
+        latencies: seen.latencies,
+        duplicates: seen.duplicates,
+        cpu_seconds,
     })
 }
 
-/// What one connection saw.
-struct Sent {
-    latency: Histogram<u64>,
+/// What the connections share, all on one thread.
+struct Load {
+    requests: Vec<Request>,
+    count: usize,
+    rate: Option<f64>,
+    started: Instant,
+    /// The next delivery.
+    next: Cell<usize>,
+    seen: RefCell<Seen>,
+}
+
+/// What was answered so far.
+#[derive(Default)]
+struct Seen {
+    latencies: Vec<Duration>,
     duplicates: usize,
+    refused: usize,
     refusals: Vec<String>,
 }
 
-async fn sender(
-    mut client: Client,
-    events: Arc<Vec<Event>>,
-    next: Arc<AtomicUsize>,
-    started: Instant,
-    rate: Option<f64>,
-) -> anyhow::Result<Sent> {
-    let mut sent = Sent {
-        latency: Histogram::new(3)?,
-        duplicates: 0,
-        refusals: Vec::new(),
-    };
+impl Seen {
+    fn of(count: usize) -> Self {
+        Self {
+            latencies: Vec::with_capacity(count),
+            ..Self::default()
+        }
+    }
+}
+
+/// Returns how many were answered, when no more are.
+async fn silence(load: &Load) -> usize {
+    let mut before = None;
     loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        let Some(event) = events.get(number) else {
-            return Ok(sent);
-        };
+        let answered = load.seen.borrow().latencies.len();
+        if before == Some(answered) {
+            return answered;
+        }
+        before = Some(answered);
+        sleep(SILENCE).await;
+    }
+}
+
+async fn sender(mut client: Client, load: Rc<Load>) -> anyhow::Result<()> {
+    loop {
+        let number = load.next.get();
+        if number == load.count {
+            return Ok(());
+        }
+        load.next.set(number + 1);
+        let request = &load.requests[number % load.requests.len()];
         // With a rate, an event that found no free connection in time has waited since it was due: a receiver
         // that stalls can't hide it by being asked less often. A timer that fires late is our own doing.
-        let due = rate.map(|rate| started + Duration::from_secs_f64(number as f64 / rate));
+        let due = load
+            .rate
+            .map(|rate| load.started + Duration::from_secs_f64(number as f64 / rate));
         let since = match due {
             Some(due) if due > Instant::now() => {
                 sleep_until(due).await;
-                None
+                Instant::now()
             }
-            due => due,
+            Some(due) => due,
+            None => Instant::now(),
         };
-        let body = event.body();
-        let signature = sign(&body);
-        let since = since.unwrap_or_else(Instant::now);
-        let answer = timeout(ANSWER_TIMEOUT, client.post(&signature, &body))
+        let answer = client
+            .post(&request.bytes)
             .await
-            .with_context(|| format!("event {}: no answer", event.id))?
-            .with_context(|| format!("event {}", event.id))?;
-        sent.latency
-            .record(u64::try_from(since.elapsed().as_micros())?)?;
+            .with_context(|| format!("event {}", request.event_id))?;
+        let mut seen = load.seen.borrow_mut();
+        seen.latencies.push(since.elapsed());
         if !(200..300).contains(&answer.status) {
-            sent.refusals
-                .push(format!("{}: {} {}", event.id, answer.status, answer.body));
+            seen.refused += 1;
+            if seen.refusals.len() < REFUSALS_SHOWN {
+                let Answer { status, body } = answer;
+                seen.refusals
+                    .push(format!("{}: {status} {body}", request.event_id));
+            }
+        } else if answer.body.contains(r#""duplicate""#) {
+            seen.duplicates += 1;
         }
-        sent.duplicates += usize::from(answer.body.contains(r#""duplicate""#));
+    }
+}
+
+/// A delivery as it goes over the wire.
+struct Request {
+    event_id: String,
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    fn new(address: SocketAddr, event: &Event) -> Self {
+        let body = event.body();
+        let bytes = format!(
+            "POST {PATH} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nWorkOS-Signature: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            sign(&body),
+            body.len()
+        );
+        Self {
+            event_id: event.id.clone(),
+            bytes: bytes.into_bytes(),
+        }
     }
 }
 
@@ -148,8 +224,6 @@ struct Answer<'a> {
 
 struct Client {
     stream: TcpStream,
-    address: SocketAddr,
-    request: Vec<u8>,
     response: Vec<u8>,
 }
 
@@ -159,25 +233,12 @@ impl Client {
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
-            address,
-            request: Vec::new(),
-            response: Vec::new(),
+            response: Vec::with_capacity(ANSWER_BYTES),
         })
     }
 
-    async fn post(&mut self, signature: &str, body: &str) -> anyhow::Result<Answer<'_>> {
-        self.request.clear();
-        self.request.extend_from_slice(
-            format!(
-                "POST {PATH} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nWorkOS-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",
-                self.address,
-                body.len()
-            )
-            .as_bytes(),
-        );
-        self.request.extend_from_slice(body.as_bytes());
-        self.stream.write_all(&self.request).await?;
-
+    async fn post(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
+        self.stream.write_all(request).await?;
         self.response.clear();
         loop {
             let read = self.stream.read_buf(&mut self.response).await?;
@@ -215,7 +276,10 @@ fn head(response: &[u8]) -> anyhow::Result<Option<(u16, usize, usize)>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::events::Kind;
 
     #[test]
     fn an_answer_is_read_when_its_head_is_complete() {
@@ -223,5 +287,42 @@ mod tests {
         assert_eq!(head(&answer[..30]).unwrap(), None);
         assert_eq!(head(answer).unwrap(), Some((200, 38, 2)));
         assert!(head(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+    }
+
+    /// Answers every request the same, on one connection.
+    async fn send_to(answer: &'static str) -> anyhow::Result<Answers> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let events: Vec<_> = (1..=3)
+            .map(|number| Event::new(number, Kind::Updated, "org_1".into(), "Acme".into(), None))
+            .collect();
+        let receiver = async {
+            let (mut stream, _) = listener.accept().await?;
+            let mut request = [0; 8_192];
+            // Each request fits, and the next one comes after the answer.
+            while stream.read(&mut request).await? > 0 {
+                stream.write_all(answer.as_bytes()).await?;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            answers = send(address, &events, events.len(), 1, None) => answers,
+            failed = receiver => failed,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_fails_the_run() {
+        let refused = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nfull";
+        let error = send_to(refused).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("3 deliveries were refused:\nevent_"),
+            "{error}"
+        );
+        assert!(error.contains(": 503 full"), "{error}");
+
+        let taken = "HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{\"status\":\"duplicate\"}";
+        let answers = send_to(taken).await.unwrap();
+        assert_eq!((answers.latencies.len(), answers.duplicates), (3, 3));
     }
 }

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::measure::{Metric, Results};
@@ -49,7 +50,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Fewer events, one repetition, and without `update-1m`: under three minutes
+    /// Fewer events, one repetition, and without the long workloads: under three minutes
     #[arg(long)]
     quick: bool,
     /// The binary to measure
@@ -70,15 +71,27 @@ struct Run {
     /// How often everything is repeated [default: 3, or 1 if quick]
     #[arg(long)]
     repeats: Option<u32>,
-    /// Events a workload [default: 10,000, or 4,000 if quick]
+    /// Events a workload [default: 50,000, or 10,000 if quick]
     #[arg(long)]
     events: Option<usize>,
+    /// Events of `same-name-100k`
+    #[arg(long, default_value_t = 100_000)]
+    same_name: usize,
+    /// Events of `replay` [default: 100,000, or 10,000 if quick]
+    #[arg(long)]
+    replay: Option<usize>,
     /// Events of `burst`
     #[arg(long, default_value_t = 20_000)]
     burst: usize,
+    /// Events for the peer, which needs more time for each [default: 10,000, or 4,000 if quick]
+    #[arg(long)]
+    peer_events: Option<usize>,
     /// Connections of the generator
     #[arg(long, default_value_t = 64)]
     connections: usize,
+    /// Connections of the generator in `burst`
+    #[arg(long, default_value_t = 2_000)]
+    burst_connections: usize,
     /// Seconds for each run of pgbench [default: 5, or 2 if quick]
     #[arg(long)]
     pgbench_seconds: Option<u32>,
@@ -93,15 +106,16 @@ struct Run {
     data_parent: Option<PathBuf>,
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(run) => tokio::select! {
-            result = measure(&run) => result,
-            // What runs is ended as it is dropped with the branch above.
-            () = interrupted() => Err(anyhow::anyhow!("interrupted")),
-        },
-        Command::VerifyServer => verify_server::run().await,
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    // The generator is to take as little from what it measures as it can: one thread, nothing to hand over.
+    let mut runtime = match command {
+        Command::Run(_) => Builder::new_current_thread(),
+        Command::VerifyServer => Builder::new_multi_thread(),
+    };
+    let result = match runtime.enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(command)),
+        Err(error) => Err(error.into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -109,6 +123,17 @@ async fn main() -> ExitCode {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(run) => tokio::select! {
+            result = measure(&run) => result,
+            // What runs is ended as it is dropped with the branch above.
+            () = interrupted() => bail!("interrupted"),
+        },
+        Command::VerifyServer => verify_server::run().await,
     }
 }
 
@@ -129,10 +154,16 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
     let quick = |quick, long| if run.quick { quick } else { long };
     let repeats = run.repeats.unwrap_or(quick(1, 3));
     let seconds = run.pgbench_seconds.unwrap_or(quick(2, 5));
+    let or =
+        |given: Option<usize>, quick, long| given.unwrap_or(if run.quick { quick } else { long });
     let sizes = Sizes {
-        events: run.events.unwrap_or(if run.quick { 4_000 } else { 10_000 }),
+        events: or(run.events, 10_000, 50_000),
+        same_name: run.same_name,
+        replay: or(run.replay, 10_000, 100_000),
         burst: run.burst,
+        peer: or(run.peer_events, 4_000, 10_000),
         connections: run.connections,
+        burst_connections: run.burst_connections,
         million_organizations: run.million_organizations,
         million_inbox: run.million_inbox,
     };
@@ -140,7 +171,7 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
         .iter()
         .copied()
         .filter(|workload| match run.only.as_slice() {
-            [] => !run.quick || *workload != Workload::UpdateMillion,
+            [] => !run.quick || !workload.is_long(),
             only => only.contains(workload),
         })
         .collect();

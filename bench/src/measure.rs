@@ -20,8 +20,11 @@ pub(crate) enum Metric {
     /// Seconds.
     CpuService,
     CpuPostgres,
+    CpuGenerator,
     LastToFirst,
-    /// Concurrent clients of the best run.
+    /// How many were sent, or replayed.
+    Deliveries,
+    /// Concurrent clients, or connections; of the best run where there were several.
     Clients,
 }
 
@@ -75,6 +78,12 @@ impl Results {
             pairs.map(|(over, under)| Some(over.get(over_metric)? / under.get(under_metric)?));
         Figure::of(ratios.collect::<Option<_>>()?)
     }
+}
+
+/// The value that so large a share of the others, in ascending order, doesn't exceed.
+pub(crate) fn quantile<T: Copy>(ascending: &[T], share: f64) -> Option<T> {
+    let place = (ascending.len() as f64 * share) as usize;
+    ascending.get(place).copied()
 }
 
 /// A median with its spread.

@@ -17,6 +17,8 @@ use crate::events::SECRET;
 use crate::postgres::free_port;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lines of a log that are shown when something failed.
+const LOG_SHOWN: usize = 10;
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 /// Linux tells user space 100 to the second, on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -75,9 +77,11 @@ impl Receiver {
         usage(self.child.id().context("it has ended")?)
     }
 
-    /// What it logged: warnings and errors only.
+    /// The end of what it logged: warnings and errors only.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_SHOWN)..].join("\n")
     }
 
     /// Ends it as an orchestrator does, and wants a clean end.

@@ -66,16 +66,15 @@ pub(crate) fn markdown(
         "# Benchmarks\n\n\
          Written by `scripts/bench`; figures are of one run, on one machine, which generator, service and Postgres share.\n\n\
          {}; {} cores ({}), {:.0} GiB of memory; {}.\n\
-         Postgres has its own defaults: `fsync` and `synchronous_commit` are on. {} events a workload, {} in `burst`; {} connections; \
+         Postgres has its own defaults: `fsync` and `synchronous_commit` are on. {} events a workload; {} connections of the generator; \
          {repeats} {}, of which the median is shown, with the least and the greatest where there are several.\n\n",
         chrono::Utc::now().format("%Y-%m-%d"),
         machine.cores,
         machine.cpu,
         machine.memory_gib,
         machine.versions.join(", "),
-        sizes.events,
-        sizes.burst,
-        sizes.connections,
+        grouped(sizes.events),
+        grouped(sizes.connections),
         if repeats == 1 { "run" } else { "runs" },
     );
     if let Some(chart) = chart {
@@ -88,31 +87,42 @@ pub(crate) fn markdown(
     page.push_str(
         "\n## Ratios\n\nEach from the figures of one repetition.\n\n| | ratio |\n| --- | ---: |\n",
     );
-    for (label, figure) in ratios(results) {
-        let _ = writeln!(page, "| {label} | {} |", cell(Some(figure), 2));
+    for Ratio { label, figure, .. } in ratios(results) {
+        let _ = writeln!(
+            page,
+            "| {label} | {} |",
+            cell(Some(figure), digits(&figure))
+        );
     }
     page.push_str(NOTES);
+    goals(&mut page, results);
     page
 }
 
 const NOTES: &str = "
 ## How it is measured
 
-- Each workload has a database of its own, filled beforehand, vacuumed and checkpointed, and a service of its own, started anew.
-- A connection sends its next event when the last one is answered, signed at that moment; *acknowledged/s* and the latencies of acknowledgement are seen from there.
+- Each workload has a database of its own, filled beforehand, vacuumed and checkpointed, and a service of its own, started anew. The repetitions of `update-1m` share one database, whose inbox was filled with rows as the service leaves them, with bodies as long as those that are sent.
+- Deliveries are built and signed just before, and connections are made: what the generator does meanwhile is to write, to read and to look at the clock, on one thread. A connection sends its next event when the last one is answered; *acknowledged/s* and the latencies of acknowledgement are seen from there.
 - *applied/s* is events by the time from the first send until nothing in the inbox waits. *received→applied* is `processed_at - received_at` in the inbox.
 - Afterwards the database is compared with what was sent: each event once, settled by one attempt; each organization as its newest event says. Anything else, or any answer but 2xx, fails the run.
-- *RSS* is the kernel's own peak. CPU seconds are those of the service's process, and of all of Postgres.
-- `same-name`'s last thousand are applied when nothing is being received any more, its first thousand while much is.
-- `half-rate` measures from the moment an event was due, if no connection was free for it. pgbench's `-R` counts in the same way.
-- The limits' transactions do for one event what the service does, but have no inbox and take no locks of organizations or slugs: the least that one transaction an event costs.
+- *RSS* is the kernel's own peak. CPU seconds are those of the service's process, of all of Postgres, and of the generator. `replay`'s are without the process's last moments.
+- `same-name` compares the last events that were applied while deliveries still came in with the second thousand: what is applied when nothing is received any more has the processor for itself, and the first thousand pay for what is prepared but once. At 100,000 a window is 5,000 events, and not 1,000: a tenth of a second says nothing.
+- `half-rate` measures from the moment an event was due, if no connection was free for it. pgbench's `-R` counts in the same way, with as many clients.
+- The limits' transactions do for one event what the service does, but have no inbox and take no locks of organizations or slugs: the least that one transaction an event costs. Each is the best of 8, 16 and 32 clients, as `ack` is the best of 64, 256 and 512 connections.
 - The peer is one Node.js process with 20 connections, as many as the service has. It has no inbox, so its answer is its commit. It doesn't record the write-back.
 ";
 
+const CPU: [Metric; 3] = [
+    Metric::CpuService,
+    Metric::CpuPostgres,
+    Metric::CpuGenerator,
+];
+
 fn workloads(page: &mut String, results: &Results) {
     page.push_str(
-        "| workload | acknowledged/s | applied/s | ack p50 / p99 / p99.9, ms | received→applied p50 / p99, ms | drained after, s | RSS, MiB | CPU, service / Postgres, s |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        "| workload | events | connections | acknowledged/s | applied/s | ack p50 / p99 / p99.9, ms | received→applied p50 / p99, ms | drained after, s | RSS, MiB | CPU, service / Postgres / generator, s |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
     let present = Workload::value_variants()
         .iter()
@@ -122,7 +132,9 @@ fn workloads(page: &mut String, results: &Results) {
         let figure = |metric| results.figure(name, metric);
         let _ = writeln!(
             page,
-            "| `{name}` | {} | {} | {} | {} | {} | {} | {} |",
+            "| `{name}` | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            medians(results, name, &[Metric::Deliveries], 0),
+            medians(results, name, &[Metric::Clients], 0),
             cell(figure(Metric::AcknowledgedPerSecond), 0),
             cell(figure(Metric::AppliedPerSecond), 0),
             medians(
@@ -134,7 +146,7 @@ fn workloads(page: &mut String, results: &Results) {
             medians(results, name, &[Metric::LagP50, Metric::LagP99], 1),
             medians(results, name, &[Metric::DrainedAfter], 2),
             medians(results, name, &[Metric::MaxRss], 0),
-            medians(results, name, &[Metric::CpuService, Metric::CpuPostgres], 1),
+            medians(results, name, &CPU, 1),
         );
     }
     page.push('\n');
@@ -145,7 +157,7 @@ fn workloads(page: &mut String, results: &Results) {
 
 fn limits(page: &mut String, results: &Results) {
     page.push_str(
-        "| | per second | clients | p50 / p99 / p99.9, ms | RSS, MiB | CPU, process / Postgres, s |\n\
+        "| | per second | clients | p50 / p99 / p99.9, ms | RSS, MiB | CPU, process / Postgres / generator, s |\n\
          | --- | ---: | ---: | ---: | ---: | ---: |\n",
     );
     let mut row = |name: &str, label: &str, metric| {
@@ -164,7 +176,7 @@ fn limits(page: &mut String, results: &Results) {
                 1
             ),
             medians(results, name, &[Metric::MaxRss], 0),
-            medians(results, name, &[Metric::CpuService, Metric::CpuPostgres], 1),
+            medians(results, name, &CPU, 1),
         );
     };
     for limit in limits::ALL {
@@ -196,90 +208,175 @@ pub(crate) fn peer(workload: Workload) -> String {
     format!("peer {}", workload.name())
 }
 
-fn ratios(results: &Results) -> Vec<(&'static str, Figure)> {
-    use Metric::{AckP99, AcknowledgedPerSecond, AppliedPerSecond};
+/// A ratio, and what it is to be.
+struct Ratio {
+    label: &'static str,
+    figure: Figure,
+    goal: Option<Goal>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Goal {
+    AtLeast(f64),
+    Below(f64),
+}
+
+fn ratios(results: &Results) -> Vec<Ratio> {
+    use Goal::{AtLeast, Below};
+    use Metric::{AckP99, AcknowledgedPerSecond, AppliedPerSecond, LastToFirst, MaxRss};
     let applied = |name| (name, AppliedPerSecond);
     let acknowledged = |name| (name, AcknowledgedPerSecond);
     let (update, create, insert) = (
-        limits::UPDATE.name,
-        limits::CREATE.name,
-        limits::INSERT.name,
+        applied(limits::UPDATE.name),
+        applied(limits::CREATE.name),
+        applied(limits::INSERT.name),
     );
+    let over = |label, goal, over, under| {
+        let figure = results.ratio(over, under)?;
+        Some(Ratio {
+            label,
+            figure,
+            goal,
+        })
+    };
+    let plain = |label, goal, name, metric| {
+        let figure = results.figure(name, metric)?;
+        Some(Ratio {
+            label,
+            figure,
+            goal,
+        })
+    };
     [
-        (
+        over(
             "`update` applied ÷ pgbench update",
+            Some(AtLeast(1.5)),
             applied("update"),
-            applied(update),
+            update,
         ),
-        (
+        over(
             "`create` applied ÷ pgbench create",
+            Some(AtLeast(1.5)),
             applied("create"),
-            applied(create),
+            create,
         ),
-        (
+        over(
             "`update` applied ÷ peer",
+            Some(AtLeast(8.0)),
             applied("update"),
             applied("peer update"),
         ),
-        (
+        over(
             "`create` applied ÷ peer",
+            Some(AtLeast(8.0)),
             applied("create"),
             applied("peer create"),
         ),
-        (
+        over(
+            "`ack` acknowledged ÷ pgbench insert",
+            Some(AtLeast(2.0)),
+            acknowledged("ack"),
+            insert,
+        ),
+        over(
             "`update` acknowledged ÷ pgbench insert",
+            None,
             acknowledged("update"),
-            applied(insert),
+            insert,
         ),
-        (
-            "`create` acknowledged ÷ pgbench insert",
-            acknowledged("create"),
-            applied(insert),
-        ),
-        (
+        over(
             "`burst` acknowledged ÷ pgbench insert",
+            None,
             acknowledged("burst"),
-            applied(insert),
+            insert,
         ),
-        (
-            "`update` acknowledged ÷ no database",
-            acknowledged("update"),
+        over(
+            "`ack` acknowledged ÷ no database",
+            None,
+            acknowledged("ack"),
             acknowledged(WITHOUT_DATABASE),
         ),
-        (
+        over(
             "`hot` applied ÷ `update` applied",
+            Some(AtLeast(1.0)),
             applied("hot"),
             applied("update"),
         ),
-        (
-            "`replay` applied ÷ pgbench update",
-            applied("replay"),
-            applied(update),
-        ),
-        (
+        over(
             "`update-1m` applied ÷ `update` applied",
+            Some(AtLeast(0.9)),
             applied("update-1m"),
             applied("update"),
         ),
-        (
-            "`half-rate` p99 of acknowledgement ÷ p99 of pgbench insert at that rate",
+        plain(
+            "`same-name`: the last applied ÷ the first, per second",
+            Some(AtLeast(0.8)),
+            "same-name",
+            LastToFirst,
+        ),
+        plain(
+            "`same-name-100k`: the last applied ÷ the first, per second",
+            Some(AtLeast(0.8)),
+            "same-name-100k",
+            LastToFirst,
+        ),
+        over(
+            "`replay` applied ÷ pgbench update",
+            Some(AtLeast(3.0)),
+            applied("replay"),
+            update,
+        ),
+        over(
+            "`half-rate` p99 of acknowledgement ÷ p99 of pgbench insert at that rate, with as many clients",
+            Some(Below(2.0)),
             ("half-rate", AckP99),
             (INSERT_AT_RATE, AckP99),
         ),
+        plain(
+            "`burst` resident memory, MiB",
+            Some(Below(150.0)),
+            "burst",
+            MaxRss,
+        ),
     ]
     .into_iter()
-    .filter_map(|(label, over, under)| Some((label, results.ratio(over, under)?)))
-    .chain(
-        results
-            .figure("same-name", Metric::LastToFirst)
-            .map(|figure| {
-                (
-                    "`same-name`: last 1,000 applied ÷ first 1,000, per second",
-                    figure,
-                )
-            }),
-    )
+    .flatten()
     .collect()
+}
+
+/// Which goals are reached, by the median; and by how much one isn't.
+fn goals(page: &mut String, results: &Results) {
+    page.push_str(
+        "\n## Goals\n\nBy the median.\n\n| | goal | measured | |\n| --- | ---: | ---: | --- |\n",
+    );
+    for Ratio {
+        label,
+        figure,
+        goal,
+    } in ratios(results)
+    {
+        let Some(goal) = goal else { continue };
+        let (text, reached, goal) = match goal {
+            Goal::AtLeast(goal) => (format!("≥ {goal}"), figure.median >= goal, goal),
+            Goal::Below(goal) => (format!("< {goal}"), figure.median < goal, goal),
+        };
+        let verdict = if reached {
+            "reached".to_owned()
+        } else {
+            format!("**not reached**: {:.2} × the goal", figure.median / goal)
+        };
+        let digits = digits(&figure);
+        let _ = writeln!(
+            page,
+            "| {label} | {text} | {} | {verdict} |",
+            cell(Some(figure), digits)
+        );
+    }
+}
+
+/// A ratio has two, memory needs none.
+fn digits(figure: &Figure) -> usize {
+    if figure.median < 30.0 { 2 } else { 0 }
 }
 
 /// A median, and the spread where there is one.
@@ -308,6 +405,10 @@ fn medians(results: &Results, name: &str, metrics: &[Metric], digits: usize) -> 
     }
 }
 
+fn grouped(count: usize) -> String {
+    number(count as f64, 0)
+}
+
 /// With a comma between thousands.
 fn number(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
@@ -322,99 +423,193 @@ fn number(value: f64, digits: usize) -> String {
     grouped + rest
 }
 
-/// Horizontal bars of the rates, longest first within what belongs together.
-pub(crate) fn svg(results: &Results) -> String {
-    const OURS: &str = "#2563eb";
-    const LIMIT: &str = "#94a3b8";
-    const PEER: &str = "#f59e0b";
-    const LEFT: f64 = 210.0;
-    const WIDTH: f64 = 420.0;
-    const ROW: f64 = 24.0;
+/// What a bar is of; the names are classes of the chart's style.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Party {
+    Service,
+    Limit,
+    Peer,
+}
 
-    let mut bars: Vec<(String, f64, &str)> = Vec::new();
-    let mut add = |label: String, name: &str, metric, colour| {
-        if let Some(figure) = results.figure(name, metric) {
-            bars.push((label, figure.median, colour));
+impl Party {
+    const fn class(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Limit => "limit",
+            Self::Peer => "peer",
         }
-    };
-    for (workload, limit) in [
-        (Workload::Update, limits::UPDATE),
-        (Workload::Create, limits::CREATE),
-    ] {
-        let name = workload.name();
-        add(
-            format!("{name}, applied/s"),
-            name,
-            Metric::AppliedPerSecond,
-            OURS,
-        );
-        add(
-            format!("{}, one a tx/s", limit.name),
-            limit.name,
-            Metric::AppliedPerSecond,
-            LIMIT,
-        );
-        add(
-            format!("{name}, peer/s"),
-            &peer(workload),
-            Metric::AppliedPerSecond,
-            PEER,
-        );
     }
-    for workload in [
-        Workload::Hot,
-        Workload::SameName,
-        Workload::Replay,
-        Workload::UpdateMillion,
-    ] {
-        let name = workload.name();
-        add(
-            format!("{name}, applied/s"),
-            name,
-            Metric::AppliedPerSecond,
-            OURS,
-        );
-    }
-    add(
-        "update, acknowledged/s".to_owned(),
-        "update",
-        Metric::AcknowledgedPerSecond,
-        OURS,
-    );
-    add(
-        "pgbench insert, one a tx/s".to_owned(),
-        limits::INSERT.name,
-        Metric::AppliedPerSecond,
-        LIMIT,
-    );
+}
 
-    let longest = bars.iter().map(|bar| bar.1).fold(1.0, f64::max);
-    let height = ROW * bars.len() as f64 + 16.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 {height:.0}\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
-         <rect width=\"720\" height=\"{height:.0}\" fill=\"#ffffff\"/>\n"
-    );
-    for (row, (label, value, colour)) in bars.iter().enumerate() {
-        let top = 8.0 + ROW * row as f64;
-        let (text, length) = (top + 16.0, WIDTH * value / longest);
+struct Bar {
+    label: String,
+    rate: f64,
+    party: Party,
+}
+
+/// Bars that are compared with each other. The ratios beside them are of the first to each.
+struct Group {
+    title: &'static str,
+    bars: Vec<Bar>,
+}
+
+fn groups(results: &Results) -> Vec<Group> {
+    use Metric::{AcknowledgedPerSecond, AppliedPerSecond};
+    let bar = |label: &str, name: &str, metric, party| {
+        Some(Bar {
+            label: label.to_owned(),
+            rate: results.figure(name, metric)?.median,
+            party,
+        })
+    };
+    let service = |workload: Workload| {
+        let name = workload.name();
+        bar(name, name, AppliedPerSecond, Party::Service)
+    };
+    let against = |workload: Workload, limit: limits::Limit| {
+        vec![
+            bar(
+                "workos-sync",
+                workload.name(),
+                AppliedPerSecond,
+                Party::Service,
+            ),
+            bar(
+                "pgbench, one a transaction",
+                limit.name,
+                AppliedPerSecond,
+                Party::Limit,
+            ),
+            bar(
+                "Express, the SDK, pg",
+                &peer(workload),
+                AppliedPerSecond,
+                Party::Peer,
+            ),
+        ]
+    };
+    [
+        (
+            "Updates applied per second",
+            against(Workload::Update, limits::UPDATE),
+        ),
+        (
+            "Creations applied per second",
+            against(Workload::Create, limits::CREATE),
+        ),
+        (
+            "Deliveries acknowledged per second, each durable",
+            vec![
+                bar(
+                    "workos-sync",
+                    Workload::Ack.name(),
+                    AcknowledgedPerSecond,
+                    Party::Service,
+                ),
+                bar(
+                    "pgbench, one a transaction",
+                    limits::INSERT.name,
+                    AppliedPerSecond,
+                    Party::Limit,
+                ),
+            ],
+        ),
+        (
+            "Applied per second, whatever comes",
+            [
+                Workload::Update,
+                Workload::UpdateMillion,
+                Workload::Hot,
+                Workload::SameNameLong,
+                Workload::Burst,
+                Workload::Replay,
+            ]
+            .map(service)
+            .into(),
+        ),
+    ]
+    .into_iter()
+    .map(|(title, bars)| Group {
+        title,
+        bars: bars.into_iter().flatten().collect(),
+    })
+    .filter(|group| !group.bars.is_empty())
+    .collect()
+}
+
+/// Opaque, so that it can be read on every page; dark where the reader prefers that.
+const STYLE: &str = "<style>
+.page{fill:#fff;stroke:#d1d9e0}.title{fill:#1f2328;font-weight:600}.label{fill:#1f2328}.ratio{fill:#59636e}
+.service{fill:#2563eb}.limit{fill:#94a3b8}.peer{fill:#f59e0b}
+@media(prefers-color-scheme:dark){
+.page{fill:#0d1117;stroke:#3d444d}.title{fill:#f0f6fc}.label{fill:#f0f6fc}.ratio{fill:#9198a1}
+.service{fill:#4c8dff}.limit{fill:#6e7681}.peer{fill:#d29922}}
+</style>
+";
+
+/// Horizontal bars of the rates, in groups of what belongs together, all of one scale.
+pub(crate) fn svg(results: &Results) -> String {
+    const PAGE: f64 = 760.0;
+    const LEFT: f64 = 220.0;
+    const LONGEST: f64 = 360.0;
+    const ROW: f64 = 24.0;
+    const TITLE: f64 = 36.0;
+
+    let groups = groups(results);
+    let rates = groups
+        .iter()
+        .flat_map(|group| &group.bars)
+        .map(|bar| bar.rate);
+    let greatest = rates.fold(1.0, f64::max);
+    let mut body = String::new();
+    let mut y = 4.0;
+    for Group { title, bars } in &groups {
+        y += TITLE;
         let _ = writeln!(
-            svg,
-            "<text x=\"{:.0}\" y=\"{text:.0}\" text-anchor=\"end\" fill=\"#0f172a\">{label}</text>\
-             <rect x=\"{LEFT:.0}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"16\" rx=\"2\" fill=\"{colour}\"/>\
-             <text x=\"{:.1}\" y=\"{text:.0}\" fill=\"#0f172a\">{}</text>",
-            LEFT - 8.0,
-            top + 4.0,
-            LEFT + length + 6.0,
-            number(*value, 0),
+            body,
+            "<text x=\"20\" y=\"{:.0}\" class=\"title\">{title}</text>",
+            y - 10.0
         );
+        for (place, bar) in bars.iter().enumerate() {
+            let length = LONGEST * bar.rate / greatest;
+            let ratio = match place {
+                0 => String::new(),
+                // Shapes of load as a share of the first; others as what the first makes of them.
+                _ if bar.party == Party::Service => {
+                    format!("{:.2} × {}", bar.rate / bars[0].rate, bars[0].label)
+                }
+                _ => format!("workos-sync is {:.1} × as fast", bars[0].rate / bar.rate),
+            };
+            let _ = writeln!(
+                body,
+                "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\" class=\"label\">{}</text>\
+                 <rect x=\"{LEFT:.0}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"16\" rx=\"2\" class=\"{}\"/>\
+                 <text x=\"{:.1}\" y=\"{:.0}\" class=\"label\">{}<tspan dx=\"8\" class=\"ratio\">{ratio}</tspan></text>",
+                LEFT - 10.0,
+                y + 12.0,
+                bar.label,
+                y,
+                bar.party.class(),
+                LEFT + length + 8.0,
+                y + 12.0,
+                number(bar.rate, 0),
+            );
+            y += ROW;
+        }
     }
-    svg.push_str("</svg>\n");
-    svg
+    let height = y + 12.0;
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {PAGE:.0} {height:.0}\" font-family=\"system-ui, -apple-system, 'Segoe UI', sans-serif\" font-size=\"13\">\n\
+         {STYLE}<rect x=\"0.5\" y=\"0.5\" width=\"{:.0}\" height=\"{:.0}\" rx=\"6\" class=\"page\"/>\n{body}</svg>\n",
+        PAGE - 1.0,
+        height - 1.0
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::Measurement;
 
     #[test]
     fn thousands_are_grouped() {
@@ -422,5 +617,51 @@ mod tests {
         assert_eq!(number(999.4, 0), "999");
         assert_eq!(number(1_234_567.0, 0), "1,234,567");
         assert_eq!(number(12_345.67, 1), "12,345.7");
+    }
+
+    fn results() -> Results {
+        let mut results = Results::default();
+        let mut add = |name: &str, metric, value| {
+            let mut measurement = Measurement::default();
+            measurement.set(metric, value);
+            results.add(name, measurement);
+        };
+        for (name, rate) in [
+            ("update", 9_000.0),
+            (limits::UPDATE.name, 8_000.0),
+            ("peer update", 1_000.0),
+            ("create", 9_600.0),
+            (limits::CREATE.name, 5_000.0),
+            ("peer create", 750.0),
+            ("hot", 11_500.0),
+            ("update-1m", 8_400.0),
+            ("same-name-100k", 8_700.0),
+            ("burst", 12_000.0),
+            ("replay", 30_000.0),
+            (limits::INSERT.name, 19_000.0),
+        ] {
+            add(name, Metric::AppliedPerSecond, rate);
+        }
+        add("ack", Metric::AcknowledgedPerSecond, 40_000.0);
+        results
+    }
+
+    #[test]
+    fn a_goal_says_by_how_much_it_is_missed() {
+        let mut page = String::new();
+        goals(&mut page, &results());
+        for line in [
+            "| `update` applied ÷ pgbench update | ≥ 1.5 | 1.12 | **not reached**: 0.75 × the goal |",
+            "| `update` applied ÷ peer | ≥ 8 | 9.00 | reached |",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
+    }
+
+    #[test]
+    fn the_chart_has_a_bar_for_each_rate() {
+        let chart = svg(&results());
+        assert_eq!(chart.matches("class=\"service\"").count(), 9);
+        assert!(chart.contains("workos-sync is 9.0 × as fast"), "{chart}");
     }
 }
