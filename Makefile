@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 BINARY := target/debug/workos-sync
 
-.PHONY: help run test e2e lint fmt bench bench-quick sqlx-prepare packages
+.PHONY: help run test loom e2e lint fmt bench bench-quick sqlx-prepare packages
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -18,6 +18,9 @@ run: packages ## Build, and serve on 127.0.0.1:8080 with a private Postgres in .
 
 test: packages ## Unit, property and integration tests, on a throw-away Postgres unless DATABASE_URL is set
 	cargo test --locked --lib --bins --test it --benches
+
+loom: ## Run the keyed mutex through the interleavings of its threads
+	cargo test --locked --manifest-path loom/Cargo.toml
 
 e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
 	@scripts/require-node
