@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 BINARY := target/debug/workos-sync
 
-.PHONY: help run test loom e2e lint fmt bench bench-quick sqlx-prepare packages
+.PHONY: help run test loom fuzz e2e lint fmt bench bench-quick sqlx-prepare packages
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -22,6 +22,9 @@ test: packages ## Unit, property and integration tests, on a throw-away Postgres
 loom: ## Run the keyed mutex through the interleavings of its threads
 	cargo test --locked --manifest-path loom/Cargo.toml
 
+fuzz: ## Fuzz a target for a minute: make fuzz TARGET=signature (or envelope, slugify)
+	scripts/fuzz $(TARGET)
+
 e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
 	@scripts/require-node
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
@@ -31,6 +34,7 @@ lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wa
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 	scripts/check-versions
 	scripts/check-queries
 	scripts/check-dependencies
