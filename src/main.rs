@@ -6,6 +6,9 @@ use workos_sync::cli::Cli;
 use workos_sync::config::{self, ConfigError};
 use workos_sync::postgres::embedded::EmbeddedError;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Wrong usage or configuration, as clap has it.
 const USAGE: u8 = 2;
 

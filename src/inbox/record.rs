@@ -4,14 +4,15 @@
 //! Nobody waits for company: the first delivery goes at once, alone. The next ones wait for a writer to be free,
 //! which takes as long as a commit, and all that came meanwhile goes together.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::store::{self, NewEvent};
-use super::{Inbox, RecordError};
+use super::{Inbox, RecordError, Source};
 use crate::postgres::{self, error};
 
 /// How many inserts are on their way at once: while one waits for the disk, the other is worked on.
@@ -26,10 +27,13 @@ const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
 /// How many events may wait. Beyond it the database is behind for good, and senders should come back.
 const MAX_WAITING: usize = 4_096;
 
-/// An event that waits to be stored, and who waits for it: told whether it was new.
+/// Whether an event is new.
+type Answer = Result<bool, RecordError>;
+
+/// An event that waits to be stored, and who waits for the answer.
 struct Waiting {
     event: NewEvent,
-    answer: oneshot::Sender<Result<bool, RecordError>>,
+    answer: oneshot::Sender<Answer>,
 }
 
 #[derive(Default)]
@@ -41,7 +45,11 @@ struct State {
 
 /// The queue before the inbox. A `std` mutex: it is held for a look, never across an `.await`.
 #[derive(Default)]
-pub(super) struct Recorder(Mutex<State>);
+pub(super) struct Recorder {
+    state: Mutex<State>,
+    /// How many events came, ever.
+    entered: AtomicU64,
+}
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,7 +64,12 @@ impl fmt::Debug for Recorder {
 impl Recorder {
     /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many events came, ever: what two looks differ by came in between.
+    pub(super) fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
     }
 
     /// Enters an event; says whether a writer is to be started for it.
@@ -71,6 +84,7 @@ impl Recorder {
             return Err(RecordError::Unavailable { reason });
         }
         state.queue.push_back(waiting);
+        self.entered.fetch_add(1, Ordering::Relaxed);
         let start = state.writers < WRITERS;
         if start {
             state.writers += 1;
@@ -101,7 +115,26 @@ impl Recorder {
 
 impl Inbox {
     /// Stores an event, with whichever others wait; says whether it is new.
-    pub(super) async fn store(&self, event: NewEvent) -> Result<bool, RecordError> {
+    pub(super) async fn store(&self, event: NewEvent) -> Answer {
+        let answer = self.submit(event)?;
+        Self::answer(answer).await
+    }
+
+    /// Stores events together, as many as may wait; says of each whether it is new.
+    pub(super) async fn store_all(&self, events: Vec<NewEvent>) -> Vec<Answer> {
+        let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
+        let mut answers = Vec::with_capacity(submitted.len());
+        for answer in submitted {
+            answers.push(match answer {
+                Ok(answer) => Self::answer(answer).await,
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+
+    /// Has an event stored.
+    fn submit(&self, event: NewEvent) -> Result<oneshot::Receiver<Answer>, RecordError> {
         let (answer, answered) = oneshot::channel();
         if self.inner.recorder.enter(Waiting { event, answer })? {
             let inbox = self.clone();
@@ -112,6 +145,10 @@ impl Inbox {
                 }
             });
         }
+        Ok(answered)
+    }
+
+    async fn answer(answered: oneshot::Receiver<Answer>) -> Answer {
         answered.await.unwrap_or_else(|_| {
             Err(RecordError::Unavailable {
                 reason: "the writer of the inbox ended".to_owned(),
@@ -130,12 +167,13 @@ impl Inbox {
             )
             .await
         {
-            Ok(mut new) => {
+            Ok(new) => {
+                let mut new: HashSet<_> = new.into_iter().collect();
                 for Waiting { event, answer } in batch {
                     // The first of an id that came twice is the new one.
-                    let place = new.iter().position(|id| *id == event.event_id);
-                    let is_new = place.map(|place| new.swap_remove(place)).is_some();
-                    if is_new && !event.ignored {
+                    let is_new = new.remove(&event.event_id);
+                    // A replay is settled when all of it is stored: then a lane's events share a batch.
+                    if is_new && !event.ignored && event.source != Source::Replay {
                         self.wake(event.organization_id.unwrap_or(event.event_id));
                     }
                     // Who has gone will find a duplicate.

@@ -1,6 +1,7 @@
 //! Commits that are shared: by deliveries that come together, and by lanes that are awake together.
 
 use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 use tokio::task::JoinSet;
 
@@ -131,6 +132,59 @@ async fn organizations_that_share_a_row_take_turns_within_a_batch() {
     for (n, workos_id) in [(1, "org_a"), (2, "org_b"), (3, "org_c")] {
         assert_eq!(app.cursor(workos_id).await, Some(event_id(n)));
     }
+}
+
+/// R18: a batch that a trigger of the host application holds up, whatever the lock timeout says, holds up no
+/// other organization.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_held_up_holds_up_nobody() {
+    let app = TestApp::new().await;
+    app.execute(
+        "create function hold_up() returns trigger language plpgsql as
+             $$ begin
+                 if new.name = 'Slow' then
+                     perform set_config('lock_timeout', '0', true);
+                     perform pg_advisory_xact_lock(42);
+                 end if;
+                 return new;
+             end $$;
+         create trigger hold_up before insert on organization_metadata
+             for each row execute function hold_up()",
+    )
+    .await;
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("select pg_advisory_xact_lock(42)")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    app.record(&created(1, "org_slow", "Slow")).await;
+    eventually("the batch is held up", async || {
+        app.db.blocked_sessions().await == 1
+    })
+    .await;
+    let blocked_since = async || -> DateTime<Utc> {
+        sqlx::query_scalar(
+            "select xact_start from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock'",
+        )
+        .fetch_one(&app.db.pool)
+        .await
+        .unwrap()
+    };
+    let held_up = blocked_since().await;
+    app.record(&created(2, "org_b", "B")).await;
+    let status = async |n| app.inbox_row(&event_id(n)).await.status;
+    eventually("the other organization is there", async || {
+        status(2).await == "processed"
+    })
+    .await;
+    // Still the same transaction: no timeout has ended the batch.
+    assert_eq!(blocked_since().await, held_up);
+    holder.rollback().await.unwrap();
+    eventually("the one that was held up is there", async || {
+        status(1).await == "processed"
+    })
+    .await;
 }
 
 /// R9, R20: creations of one name in one batch get slugs of their own, beside those that are taken.
