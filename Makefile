@@ -9,7 +9,7 @@ BINARY := target/debug/workos-sync
 # The benchmark is a package of its own, with a lock file of its own, in the same target folder.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 
-.PHONY: help run test e2e lint fmt bench bench-quick sqlx-prepare packages
+.PHONY: help run test loom fuzz e2e lint fmt bench bench-quick sqlx-prepare packages
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -22,6 +22,12 @@ test: packages ## Unit, property and integration tests, on a throw-away Postgres
 	cargo test --locked --lib --bins --test it --benches
 	cargo test --locked $(IN_BENCH)
 
+loom: ## Run the keyed mutex through the interleavings of its threads
+	cargo test --locked --manifest-path loom/Cargo.toml
+
+fuzz: ## Fuzz a target for a minute: make fuzz TARGET=signature (or envelope, slugify)
+	scripts/fuzz $(TARGET)
+
 e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
 	@scripts/require-node
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
@@ -33,6 +39,7 @@ lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wa
 	cargo fmt --check --manifest-path bench/Cargo.toml
 	cargo clippy --locked $(IN_BENCH) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 	scripts/check-versions
 	scripts/check-queries
 	scripts/check-dependencies

@@ -48,8 +48,7 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     }
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let shutdown = Shutdown::on_signals()?;
-    let listener = TcpListener::bind(config.listen_addr)
-        .await
+    let listener = listener::bind(config.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
     let Some(url) = &config.database_url else {
@@ -131,8 +130,9 @@ async fn serve(
     let stop = shutdown.soft().clone();
     let tracker = shutdown.tracker().clone();
     let router = router(app, &config.webhook_path);
+    let limits = listener::Limits::within_open_files(config.database_max_connections);
     shutdown.spawn("listener", async move {
-        listener::serve(tcp, router, listener::Limits::default(), stop, tracker).await;
+        listener::serve(tcp, router, limits, stop, tracker).await;
     });
 
     let exit = shutdown.finish(config.shutdown_grace).await;

@@ -4,21 +4,28 @@
 //! empty 400 to what is no HTTP/1, and an empty 431 to a head that is too large or has more than 100 headers. A
 //! head that doesn't arrive in time, or breaks off, gets no answer: the connection is closed.
 
+use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::{Instant, sleep};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
+use super::slots::Slots;
 use super::socket::Socket;
 
 /// The most that hyper buffers of a connection in each direction; its own default, 400 KiB, is too much for
@@ -28,17 +35,19 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// How long to rest after an error that only time or an operator cures, such as too many open files.
 const ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How often to say that all connections are taken.
-const FULL_WARNING_INTERVAL: Duration = Duration::from_mins(1);
+/// How many connections the kernel keeps until they are accepted; it takes `somaxconn` if that is less. With the 128
+/// of `TcpListener::bind`, a burst of deliveries on a busy machine loses its later ones for a second, until their
+/// senders' kernels knock again.
+const BACKLOG: u32 = 4_096;
 
 /// What one client, and all of them together, may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// How many connections are served at once. More wait in the kernel's queue until one ends.
+    /// How many connections are served at once. One more takes the place of the one that has waited longest for
+    /// a request; if all have one in hand, it waits in the kernel's queue.
     pub max_connections: usize,
     /// How long the head of a request may take, counted from the connection's start or the end of the request
-    /// before. So it bounds an idle connection too, and connections that do nothing can lock nobody out for
-    /// longer. It is also how long a client may leave its answers unread.
+    /// before. So it bounds an idle connection too. It is also how long a client may leave its answers unread.
     pub header_read_timeout: Duration,
     /// How long the head of a request may be: request line and headers together.
     pub max_header_bytes: usize,
@@ -50,6 +59,72 @@ impl Default for Limits {
             max_connections: 2_048,
             header_read_timeout: Duration::from_secs(10),
             max_header_bytes: 16 * 1024,
+        }
+    }
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// It is taken, not ours, or not allowed.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // As `TcpListener::bind`: a restart doesn't wait for the connections of the process before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Files that are open beside connections: what the runtime, the log, probes and the WorkOS client need.
+const RESERVED_FILES: u64 = 64;
+
+impl Limits {
+    /// The defaults, with fewer connections where this process may not open as many files: at that limit, it is
+    /// the database's connections that would fail. Raises the soft limit, which is often 1,024, as far as is
+    /// needed and allowed.
+    #[must_use]
+    pub fn within_open_files(database_connections: u32) -> Self {
+        let limits = Self::default();
+        let wanted = limits.max_connections as u64;
+        let reserved = RESERVED_FILES + u64::from(database_connections);
+        let limit = getrlimit(Resource::Nofile);
+        // None is unlimited.
+        let enough = |limit: Option<u64>| limit.is_none_or(|files| files >= wanted + reserved);
+        if enough(limit.current) {
+            return limits;
+        }
+        let raised = if enough(limit.maximum) {
+            Some(wanted + reserved)
+        } else {
+            limit.maximum
+        };
+        let result = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: raised,
+                ..limit
+            },
+        );
+        let allowed = if result.is_ok() {
+            raised
+        } else {
+            limit.current
+        };
+        let max_connections = allowed
+            .map_or(wanted, |files| files.saturating_sub(reserved))
+            .clamp(1, wanted);
+        if max_connections < wanted {
+            tracing::warn!(
+                max_connections,
+                "few files may be open (ulimit -n): at most {max_connections} connections instead of {wanted}"
+            );
+        }
+        Self {
+            max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
+            ..limits
         }
     }
 }
@@ -77,11 +152,11 @@ pub async fn serve(
 
     let mut slots = Slots::new(limits.max_connections);
     loop {
-        // Both arms are cancel-safe: a permit or a connection is either taken or not. The permit comes first, so
-        // that a connection that can't be served yet isn't accepted yet.
+        // Cancel-safe: a connection that is accepted and has no slot yet ends with `listener`. There is one such
+        // at most; the connection comes first, so that nobody is evicted for nobody.
         let accepted = async {
-            let slot = slots.take().await;
-            (slot, accept(&listener).await)
+            let tcp = accept(&listener).await;
+            (slots.take().await, tcp)
         };
         let (slot, tcp) = tokio::select! {
             biased;
@@ -89,7 +164,14 @@ pub async fn serve(
             accepted = accepted => accepted,
         };
         let socket = Socket::new(tcp, limits.header_read_timeout);
-        let service = TowerToHyperService::new(router.clone());
+        let service = service_fn({
+            let (router, slot) = (router.clone(), Arc::clone(&slot));
+            move |request: Request<Incoming>| {
+                let busy = slot.busy();
+                let answer = router.clone().oneshot(request.map(Body::new));
+                async move { Ok::<_, Infallible>(answer.await?.map(|body| busy.until_written(body))) }
+            }
+        });
         let connection = builder.serve_connection(TokioIo::new(socket), service);
         let stop = stop.clone();
         tracker.spawn(async move {
@@ -98,6 +180,8 @@ pub async fn serve(
                 biased;
                 // First, so that a request that has already arrived is in flight when `stop` is seen.
                 result = connection.as_mut() => result,
+                // Somebody else has something to say. Ends as the head's timeout does: without a word.
+                () = slot.evicted() => return,
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
@@ -110,45 +194,7 @@ pub async fn serve(
                     "a connection ended early"
                 );
             }
-            drop(slot);
         });
-    }
-}
-
-/// The permits for connections; each moves into its connection's task, and ends with it even in a panic.
-struct Slots {
-    free: Arc<Semaphore>,
-    max: usize,
-    warned_at: Option<Instant>,
-}
-
-impl Slots {
-    fn new(max: usize) -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(max)),
-            max,
-            warned_at: None,
-        }
-    }
-
-    async fn take(&mut self) -> OwnedSemaphorePermit {
-        if let Err(TryAcquireError::NoPermits) = self.free.try_acquire().map(drop) {
-            let now = Instant::now();
-            if self
-                .warned_at
-                .is_none_or(|at| now - at >= FULL_WARNING_INTERVAL)
-            {
-                self.warned_at = Some(now);
-                tracing::warn!(
-                    max_connections = self.max,
-                    "all connections are taken: new ones wait"
-                );
-            }
-        }
-        Arc::clone(&self.free)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed")
     }
 }
 

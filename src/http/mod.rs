@@ -4,6 +4,7 @@ pub mod body;
 pub mod health;
 pub mod listener;
 pub mod problem;
+mod slots;
 mod socket;
 mod webhook;
 
@@ -37,6 +38,9 @@ use problem::Problem;
 const BODIES_AT_ONCE: usize = 256;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id of a sender's that is taken.
+const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// What the handlers need. Cloning is cheap.
 #[derive(Clone)]
@@ -94,6 +98,7 @@ impl App {
 pub fn router(app: App, webhook_path: &str) -> Router {
     // From outside in: the id first, so that the span has it; the span next, so that a panic is logged in it.
     let layers = ServiceBuilder::new()
+        .map_request(without_odd_id)
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(
             TraceLayer::new_for_http()
@@ -115,6 +120,20 @@ pub fn router(app: App, webhook_path: &str) -> Router {
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(app)
         .layer(layers)
+}
+
+/// A sender's id goes to the log and back to the sender: only what is short and printable is taken, else the
+/// request gets one of ours.
+fn without_odd_id<B>(mut request: Request<B>) -> Request<B> {
+    let ids = request.headers().get_all(REQUEST_ID);
+    let sane = |id: &HeaderValue| {
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+            && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    if !ids.iter().all(sane) {
+        request.headers_mut().remove(REQUEST_ID);
+    }
+    request
 }
 
 fn span<B>(request: &Request<B>) -> Span {

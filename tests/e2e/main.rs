@@ -10,6 +10,7 @@
 
 mod configuration;
 mod emulator;
+mod hardening;
 mod lifecycle;
 mod migrate;
 mod private_database;

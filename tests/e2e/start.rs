@@ -120,16 +120,6 @@ async fn an_idle_service_takes_less_than_50_mb() {
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
     let service = Service::on(&folder, &database).await;
     assert_eq!(service.get("/readyz").await, Some(200));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
-    let resident: u64 = status
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .strip_suffix("kB")?
-                .trim()
-                .parse()
-                .ok()
-        })
-        .unwrap();
+    let resident = service.resident_kb();
     assert!(resident < 50 * 1024, "{resident} kB");
 }

@@ -64,6 +64,26 @@ fn arrows_go_one_way() {
     }
 }
 
+/// The image runs as nobody in particular, and compose gives it a file system that it can't write to and no
+/// capabilities.
+#[test]
+fn the_image_asks_for_little() {
+    let read =
+        |file| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let image = read("Dockerfile");
+    let last_stage = image.rsplit("\nFROM ").next().unwrap();
+    assert!(last_stage.contains("\nUSER 10001:10001\n"), "{last_stage}");
+    let compose = read("compose.yaml");
+    let service = compose.split("\n  postgres:\n").next().unwrap();
+    for line in [
+        "read_only: true",
+        "cap_drop: [ALL]",
+        "security_opt: [\"no-new-privileges:true\"]",
+    ] {
+        assert!(service.lines().any(|found| found.trim() == line), "{line}");
+    }
+}
+
 fn source(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use workos_sync::http::body::read_body;
 use workos_sync::http::health::healthz;
-use workos_sync::http::listener::{Limits, serve};
+use workos_sync::http::listener::{Limits, bind, serve};
 use workos_sync::http::problem::Problem;
 
 /// What never takes so long; where it passes, the test fails.
@@ -383,6 +383,8 @@ async fn bad_chunks_are_answered_400() {
         "zz\r\nbody\r\n0\r\n\r\n",
         "4\r\nbody!\r\n0\r\n\r\n",
         "-1\r\n",
+        "10000000000000000\r\n",
+        "4;\0\r\nbody\r\n\0\r\n",
     ] {
         let mut client = server.connect().await;
         client
@@ -420,6 +422,14 @@ async fn a_head_that_is_none_or_too_large_is_refused() {
         ),
         ("GET / HTTP/9.9\r\n\r\n".to_owned(), "400 Bad Request"),
         (
+            "GET /\0 HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
+            "400 Bad Request",
+        ),
+        (
+            "GET / HTTP/1.1\r\nhost: \0\r\n\r\n".to_owned(),
+            "400 Bad Request",
+        ),
+        (
             "GET / HTTP/1.1\r\nno header\r\n\r\n".to_owned(),
             "400 Bad Request",
         ),
@@ -445,15 +455,149 @@ async fn a_head_that_is_none_or_too_large_is_refused() {
     server.drained().await;
 }
 
-/// R30: connections that do nothing lock nobody out for longer than a head may take.
+/// R30: a client that sends a little now and then, but never the end, isn't waited for either.
 #[tokio::test]
-async fn connections_over_the_limit_wait_for_idle_ones_to_end() {
+async fn a_client_that_drips_is_not_waited_for() {
+    let server = Server::start_with(short_header_timeout(), SHORT).await;
+    for (start, drop, answered) in [
+        ("GET /healthz HTTP/1.1\r\nx: ", "x", None),
+        ("GET /healthz HTTP/1.1\r\n", "x: y\r\n", None),
+        (
+            "POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 64\r\n\r\n",
+            "x",
+            Some("body_too_slow"),
+        ),
+        (
+            "POST /body HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n",
+            "1\r\nx\r\n",
+            Some("body_too_slow"),
+        ),
+    ] {
+        let mut client = server.connect().await;
+        client.send(start).await;
+        let mut answer = Vec::new();
+        let (mut reader, mut writer) = client.0.split();
+        timeout(SOON, async {
+            let dripping = async {
+                // Until the server has closed.
+                while writer.write_all(drop.as_bytes()).await.is_ok() {
+                    tokio::time::sleep(SHORT / 8).await;
+                }
+            };
+            tokio::join!(dripping, async {
+                // A reset, if a drop arrives after the end.
+                let _ = reader.read_to_end(&mut answer).await;
+            });
+        })
+        .await
+        .expect("the server closes the connection, soon");
+        let answer = String::from_utf8(answer).unwrap();
+        match answered {
+            None => assert_eq!(answer, "", "{start:?}"),
+            Some(code) => assert_problem(&answer, 408, code),
+        }
+    }
+    server.drained().await;
+}
+
+/// R30: requests that are sent without waiting are answered in their order; what follows a body that isn't read is
+/// no request.
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let post = "POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: ";
+    client
+        .send(format!(
+            "{HEALTHZ}{post}4\r\n\r\nbodyGET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n{post}65\r\n\r\n{HEALTHZ}"
+        ))
+        .await;
+    client.0.shutdown().await.unwrap();
+    let answers = client.rest().await;
+    let statuses: Vec<&str> = answers
+        .split("HTTP/1.1 ")
+        .skip(1)
+        .map(|answer| &answer[..3])
+        .collect();
+    assert_eq!(statuses, ["200", "200", "404", "413"], "{answers}");
+    server.drained().await;
+}
+
+/// R30: the old version is answered, and its connection ends with the answer.
+#[tokio::test]
+async fn http_1_0_is_answered() {
+    let server = Server::start().await;
+    for request in [
+        "GET /healthz HTTP/1.0\r\n\r\n",
+        "POST /body HTTP/1.0\r\ncontent-length: 4\r\n\r\nbody",
+    ] {
+        let mut client = server.connect().await;
+        client.send(request).await;
+        let answer = client.rest().await;
+        assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+    }
+    server.drained().await;
+}
+
+/// R30: a body whose end is told in two ways, or in one that is unknown, is never read in one of them and the rest
+/// taken for a request: the connection ends with the answer.
+#[tokio::test]
+async fn an_ambiguous_body_ends_the_connection() {
+    let server = Server::start().await;
+    for headers in [
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        "transfer-encoding: gzip\r\n",
+        "transfer-encoding: chunked, gzip\r\n",
+        "content-length: 5\r\ncontent-length: 64\r\n",
+        "content-length: 5, 64\r\n",
+        "content-length: +5\r\n",
+        "content-length: 5\0\r\n",
+        "content-length: 18446744073709551616\r\n",
+        "content-length : 5\r\n",
+    ] {
+        let mut client = server.connect().await;
+        client
+            .send(format!(
+                "POST /body HTTP/1.1\r\nhost: x\r\n{headers}\r\n0\r\n\r\n{HEALTHZ}"
+            ))
+            .await;
+        let answers = client.rest().await;
+        assert_eq!(
+            answers.matches("HTTP/1.1 ").count(),
+            1,
+            "{headers:?}: {answers}"
+        );
+    }
+    server.drained().await;
+}
+
+/// R23: a burst of connections waits to be accepted; the kernel drops none, which would come back a second later.
+#[tokio::test]
+async fn a_burst_waits_to_be_accepted() {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut burst = Vec::new();
+    timeout(SOON, async {
+        for _ in 0..1_000 {
+            burst.push(TcpStream::connect(address).await.unwrap());
+        }
+    })
+    .await
+    .expect("nobody has to knock twice");
+}
+
+/// R30: connections over the limit take the place of those that have waited longest for a request; who has one in
+/// hand keeps its place.
+#[tokio::test]
+async fn connections_over_the_limit_replace_idle_ones() {
     let limits = Limits {
         max_connections: 2,
-        ..short_header_timeout()
+        // Too long for it to be what ends them.
+        header_read_timeout: LONG,
+        ..Limits::default()
     };
     let server = Server::start_with(limits, LONG).await;
-    // In flight: the timeout spares it.
     let mut first = server.connect().await;
     first.send(HELD).await;
     server.entered().await;
@@ -461,22 +605,32 @@ async fn connections_over_the_limit_wait_for_idle_ones_to_end() {
     second.send(HELD).await;
     server.entered().await;
 
-    // Both places are taken: the third is not served until one of them is free.
+    // Both have a request in hand: the third is not served until one of them has its answer.
     let mut third = server.connect().await;
     third.send(HEALTHZ).await;
     assert!(timeout(SHORT * 2, third.0.readable()).await.is_err());
     server.release();
-    server.release();
     assert_ok(&third.answer().await);
+    let answer = first.rest().await;
+    assert!(answer.ends_with("released"), "whole: {answer}");
 
-    assert_ok(&first.answer().await);
+    server.release();
     assert_ok(&second.answer().await);
-    assert_eq!(first.rest().await, "");
-    drop((second, third));
-
-    // Idle from the start.
-    let _idle = [server.connect().await, server.connect().await];
+    // The third has been idle for longer than the second.
     assert_ok(&server.ask(HEALTHZ).await);
+    assert_eq!(third.rest().await, "");
+    second.send(HEALTHZ).await;
+    assert_ok(&second.answer().await);
+
+    // Idle from the start, or in the middle of a head.
+    let mut idle = Vec::new();
+    for start in ["", "GET /hea", "GET /healthz HTTP/1.1\r\nx:"].repeat(10) {
+        let mut client = server.connect().await;
+        client.send(start).await;
+        idle.push(client);
+    }
+    assert_ok(&server.ask(HEALTHZ).await);
+    drop(idle);
     server.drained().await;
 }
 

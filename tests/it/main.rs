@@ -15,6 +15,7 @@ mod listener;
 mod migrations;
 mod organizations;
 mod outbox;
+mod properties;
 mod races;
 mod support;
 mod webhook;

@@ -626,7 +626,7 @@ async fn unusual_json_is_no_reason_to_fail() {
         "-1e-400".to_owned(),
         "9".repeat(5_000),
         r#""\u0000\ud800""#.to_owned(),
-        format!("{}{}", "[".repeat(200), "]".repeat(200)),
+        format!("{}{}", "[".repeat(1_000), "]".repeat(1_000)),
         format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200)),
         format!("[{}]", vec!["null"; 100_000].join(",")),
     ]
@@ -644,11 +644,24 @@ async fn unusual_json_is_no_reason_to_fail() {
             Some("created")
         );
     }
-    for depth in [1_000, 5_000, 20_000, 50_000] {
+    for depth in [1_000, 5_000, 20_000, 50_000, 100_000, 500_000] {
         let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        let body = format!(r#"{{"id":"{depth}","event":"x","data":{nested}}}"#);
-        let status = app.deliver(&body).await.status.as_u16();
-        assert!([200, 400].contains(&status), "{status} at {depth}");
+        let other = format!(r#"{{"id":"{depth}","event":"x","data":{nested}}}"#);
+        let organization = format!(
+            r#"{{"id":"o_{depth}","event":"organization.created","data":{{"x":{nested},"id":"{depth}","name":"x"}}}}"#
+        );
+        for (body, id) in [
+            (other, format!("{depth}")),
+            (organization, format!("o_{depth}")),
+        ] {
+            let status = app.deliver(&body).await.status.as_u16();
+            assert!([200, 400].contains(&status), "{status} at {depth}");
+            app.settle().await;
+            if status == 200 {
+                let row = app.inbox_row(&id).await;
+                assert!(["processed", "ignored"].contains(&&*row.status), "{row:?}");
+            }
+        }
     }
 }
 
@@ -703,22 +716,49 @@ async fn other_requests_are_problems() {
     }
 }
 
-/// A request's id is the sender's where it sends one, else ours; every answer carries it.
-#[tokio::test(flavor = "multi_thread")]
+/// A request's id is the sender's where it sends a sane one, else ours; every answer carries it, and every line of
+/// the log that is about it.
+#[tokio::test]
 async fn a_request_has_an_id() {
     let app = TestApp::new().await;
-    for (path, status) in [("/healthz", 200), ("/nowhere", 404)] {
-        let request = Request::get(path).header("x-request-id", "abc-1");
-        let answer = app
-            .send(request.body(Body::empty()).unwrap())
-            .await
-            .assert(status);
-        assert_eq!(answer.headers["x-request-id"], "abc-1");
-        let request = Request::get(path).body(Body::empty()).unwrap();
-        let answer = app.send(request).await.assert(status);
-        let id = answer.headers["x-request-id"].to_str().unwrap();
-        assert!(uuid::Uuid::parse_str(id).is_ok(), "{id}");
+    let logs = Logs::capture();
+    let ask = async |path, id: Option<&[u8]>, status| {
+        let mut request = Request::post(path);
+        if let Some(id) = id {
+            request = request.header("x-request-id", HeaderValue::from_bytes(id).unwrap());
+        }
+        let answer = app.send(request.body(Body::empty()).unwrap()).await;
+        let id = answer.assert(status).headers["x-request-id"].clone();
+        id.to_str().unwrap().to_owned()
+    };
+    let longest = "x".repeat(128);
+    for (path, status) in [("/webhooks/workos", 401), ("/nowhere", 404)] {
+        for sane in ["abc-1", &longest] {
+            assert_eq!(ask(path, Some(sane.as_bytes()), status).await, sane);
+        }
+        let too_long = "x".repeat(129);
+        for odd in [
+            None,
+            Some(&b""[..]),
+            Some(b"a b"),
+            Some(b"tab\there"),
+            Some(b"caf\xc3\xa9"),
+            Some(too_long.as_bytes()),
+        ] {
+            let id = ask(path, odd, status).await;
+            assert!(uuid::Uuid::parse_str(&id).is_ok(), "{id}");
+        }
     }
+    let text = logs.text();
+    let refused: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains(" WARN "))
+        .collect();
+    assert_eq!(refused.len(), 8, "{text}");
+    for line in refused {
+        assert!(line.contains("request_id="), "{line}");
+    }
+    assert!(!text.contains(&"x".repeat(129)), "{text}");
 }
 
 /// Delivers while the database is away: 503 in time, and says when to come again.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use workos_sync::clock::{Clock, SystemClock};
 use workos_sync::signature;
 
-use super::process::{Process, program};
+use super::process::{Process, isolated, program};
 use super::{Finished, Folder, PATIENCE, POLL, TestDatabase, eventually, http, signal};
 
 /// The webhook's secret where a test gives one.
@@ -22,21 +22,37 @@ pub(crate) struct Service {
     http: reqwest::Client,
 }
 
-/// Signs a body, now.
-fn sign(secret: &str, body: &str) -> String {
-    signature::sign(&secret.into(), body.as_bytes(), SystemClock.now())
-}
-
 impl Service {
     /// Starts `serve` on a free port, and waits until it says that it listens.
     pub(crate) async fn start(folder: &Folder, variables: &[(&str, &str)]) -> Self {
-        let mut process = Self::launch(folder, variables);
+        let process = Self::launch(folder, variables);
+        Self::listening(process, folder, variables).await
+    }
+
+    /// The same, where no more files may be open than this (`ulimit -n`).
+    pub(crate) async fn start_with_open_files(
+        folder: &Folder,
+        variables: &[(&str, &str)],
+        open_files: u32,
+    ) -> Self {
+        let script = r#"ulimit -n "$1" && exec "$2""#;
+        let mut command = isolated("sh", folder);
+        command
+            .args(["-c", script, "sh", &open_files.to_string()])
+            .arg(env!("CARGO_BIN_EXE_workos-sync"))
+            .env("LISTEN_ADDR", "127.0.0.1:0")
+            .envs(variables.iter().copied());
+        Self::listening(Process::spawn(&mut command), folder, variables).await
+    }
+
+    async fn listening(mut process: Process, folder: &Folder, variables: &[(&str, &str)]) -> Self {
         let give_up = Instant::now() + PATIENCE;
         let address = loop {
             let listening = process.stderr.lines().iter().find_map(|line| {
-                let entry: Value = serde_json::from_str(line).ok()?;
-                entry["message"].as_str()?.strip_prefix("listening on ")?;
-                entry["address"].as_str()?.parse().ok()
+                // In either form of the log.
+                let (_, address) = line.split_once("listening on ")?;
+                let end = address.find(|c: char| !c.is_ascii_digit() && !".:".contains(c));
+                address[..end.unwrap_or(address.len())].parse().ok()
             });
             if let Some(address) = listening {
                 break address;
@@ -53,7 +69,8 @@ impl Service {
             .iter()
             .find(|(name, _)| *name == "WORKOS_WEBHOOK_SECRET");
         let secret = match given {
-            Some((_, secret)) => (*secret).to_owned(),
+            // Of several, any is good.
+            Some((_, secrets)) => secrets.split(',').next().unwrap().to_owned(),
             None => std::fs::read_to_string(folder.data("webhook_secret"))
                 .unwrap()
                 .trim()
@@ -108,12 +125,18 @@ impl Service {
         find().unwrap()
     }
 
+    /// A good signature of a body, now: the value of the header.
+    pub(crate) fn sign(&self, body: &str) -> String {
+        signature::sign(
+            &self.secret.as_str().into(),
+            body.as_bytes(),
+            SystemClock.now(),
+        )
+    }
+
     /// A delivery, signed.
     pub(crate) fn delivery(&self, body: &str) -> RequestBuilder {
-        self.delivery_with(
-            body,
-            &format!("WorkOS-Signature: {}", sign(&self.secret, body)),
-        )
+        self.delivery_with(body, &format!("WorkOS-Signature: {}", self.sign(body)))
     }
 
     /// A delivery with a header line that somebody else has made.
@@ -134,6 +157,17 @@ impl Service {
     pub(crate) async fn get(&self, path: &str) -> Option<u16> {
         let answer = self.http.get(self.url(path)).send().await.ok()?;
         Some(answer.status().as_u16())
+    }
+
+    /// How much memory it has in use, in kB.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn resident_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let resident = status.lines().find_map(|line| {
+            let resident = line.strip_prefix("VmRSS:")?.strip_suffix("kB")?;
+            resident.trim().parse().ok()
+        });
+        resident.unwrap()
     }
 
     /// Asks it to end, without waiting.

@@ -1,0 +1,7 @@
+#![no_main]
+
+#[path = "../properties.rs"]
+#[expect(dead_code, reason = "a target has one property")]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::envelope(input));
