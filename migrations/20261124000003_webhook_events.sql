@@ -25,11 +25,14 @@ create table webhook_events
     -- its own.
     lane            text collate "C" generated always as
         (coalesce(nullif(organization_id, ''), event_id)) stored,
-    -- Sorts as event ids are compared: by the ULID behind the last underscore, else by the whole id.
+    -- Sorts as event ids are compared: by the ULID behind the last underscore, else by the whole id. Without a
+    -- regular expression, which would be a quarter of what an insert costs.
     event_order     text collate "C" generated always as (
         case
-            when substring(event_id from '[^_]*$') ~ '^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$'
-                then upper(substring(event_id from '[^_]*$') collate "C")
+            when (length(event_id) = 26 or substr(event_id, length(event_id) - 26, 1) = '_')
+                and right(event_id, 26) collate "C" < '8'
+                and ltrim(upper(right(event_id, 26) collate "C"), '0123456789ABCDEFGHJKMNPQRSTVWXYZ') = ''
+                then upper(right(event_id, 26) collate "C")
             else event_id
             end) stored,
     constraint webhook_events_pkey primary key (event_id),

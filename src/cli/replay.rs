@@ -1,5 +1,6 @@
 //! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,10 +15,13 @@ use super::{Database, bring_schema_up_to_date, sign};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Event;
-use crate::inbox::{Inbox, RecordError, Recorded, Source};
+use crate::inbox::{Inbox, RecordError, Recorded};
 use crate::outbox::Outbox;
 use crate::postgres;
 use crate::telemetry::{self, Metrics};
+
+/// How many events are read and stored before the next ones are: it bounds the memory beyond the file's own.
+const CHUNK: usize = 2_000;
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
@@ -64,31 +68,32 @@ async fn replay(
                 continue;
             }
         };
-        for (place, event) in events(&text) {
-            let recorded = match Event::parse(event.as_bytes()) {
-                Ok(event) => match inbox.record(&event, Source::Replay).await {
-                    Ok(Recorded::Accepted) => {
-                        accepted.push(event.id.to_string());
-                        Ok(())
-                    }
-                    Ok(Recorded::Duplicate) => {
-                        duplicates += 1;
-                        Ok(())
-                    }
-                    Ok(Recorded::Ignored) => {
-                        ignored += 1;
-                        Ok(())
-                    }
-                    Err(error @ RecordError::Unavailable { .. }) => {
-                        return Err(error).with_context(|| at(file, place));
-                    }
-                    Err(error) => Err(error.to_string()),
-                },
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(reason) = recorded {
+        for chunk in events(&text).chunks(CHUNK) {
+            let mut refuse = |line, reason: &dyn Display| {
                 refused += 1;
-                eprintln!("{}: {reason}", at(file, place));
+                eprintln!("{}: {reason}", at(file, line));
+            };
+            let (mut lines, mut read) = (Vec::new(), Vec::new());
+            for &(line, event) in chunk {
+                match Event::parse(event.as_bytes()) {
+                    Ok(event) => {
+                        lines.push(line);
+                        read.push(event);
+                    }
+                    Err(error) => refuse(line, &error),
+                }
+            }
+            let recorded = inbox.record_all(&read).await;
+            for ((line, event), recorded) in lines.into_iter().zip(read).zip(recorded) {
+                match recorded {
+                    Ok(Recorded::Accepted) => accepted.push(event.id.to_string()),
+                    Ok(Recorded::Duplicate) => duplicates += 1,
+                    Ok(Recorded::Ignored) => ignored += 1,
+                    Err(error @ RecordError::Unavailable { .. }) => {
+                        return Err(error).with_context(|| at(file, line));
+                    }
+                    Err(error) => refuse(line, &error),
+                }
             }
         }
     }

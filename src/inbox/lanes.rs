@@ -14,25 +14,42 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use super::Inbox;
-use super::process::{Step, caught};
+use super::process::{Done, Step, caught};
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 
 /// How many lanes may wait; some hundred bytes each.
 const MAX_WAITING: usize = 10_000;
 
-/// How many batches are on their way at once, if there are connections: while one waits for the disk, the other
-/// is worked on.
-const WORKERS: usize = 2;
+/// When a batch counts as held up, by the database or by somebody's lock: then another one is begun beside it.
+const HELD_UP: Duration = Duration::from_millis(100);
+
+/// How many batches that are held up there may be beside the one that is worked on, if there are connections.
+const MAX_HELD_UP: usize = 3;
 
 /// The most lanes of a batch.
-const BATCH_LANES: usize = 128;
+const BATCH_LANES: usize = 256;
+
+/// The longest time that deliveries go first between two batches. They do for as long as the batch took: an
+/// application that is a moment late costs nobody anything, and makes fuller batches; a sender that isn't answered
+/// comes again.
+const DELIVERIES_FIRST: Duration = Duration::from_millis(100);
+
+/// Fewer deliveries during a batch don't ask for a rest.
+const FEW_DELIVERIES: u64 = 8;
+
+/// Events that waited longer wait for no delivery.
+const LONGEST_LAG: TimeDelta = TimeDelta::milliseconds(1_000);
 
 /// How many events a lane that is processed alone may have processed before it queues up again.
 const SLICE: usize = 64;
@@ -55,7 +72,10 @@ struct Queue {
     aside: HashSet<String>,
     /// `ready` and `aside`.
     waiting: HashSet<String>,
-    workers: usize,
+    /// A worker is there.
+    working: bool,
+    /// How many batches are held up.
+    held_up: usize,
     /// How many lanes are processed alone, or wait for a permit.
     alone: usize,
     /// A wake-up was dropped.
@@ -66,7 +86,7 @@ pub(super) struct Lanes {
     mutex: KeyedMutex<String>,
     /// A `std` mutex: never held across an `.await`.
     queue: Mutex<Queue>,
-    workers: usize,
+    max_held_up: usize,
     /// One a lane that is processed alone.
     permits: Semaphore,
     /// Everything that the lanes and the recorder do. Closed from the start, which only means that it can be
@@ -91,11 +111,15 @@ impl Lanes {
     pub(super) fn new(connections: usize) -> Self {
         let tracker = TaskTracker::new();
         tracker.close();
+        let max_held_up = std::cmp::min(MAX_HELD_UP, connections / 2);
         Self {
             mutex: KeyedMutex::default(),
             queue: Mutex::default(),
-            workers: std::cmp::min(WORKERS, connections),
-            permits: Semaphore::new(std::cmp::max(connections.saturating_sub(WORKERS), 1)),
+            max_held_up,
+            permits: Semaphore::new(std::cmp::max(
+                connections.saturating_sub(1 + max_held_up),
+                1,
+            )),
             tracker,
             room: Notify::new(),
         }
@@ -135,7 +159,7 @@ impl Lanes {
             self.room.notify_one();
         }
         if batch.is_empty() {
-            queue.workers -= 1;
+            queue.working = false;
             return None;
         }
         // The order of every lock that a batch takes.
@@ -177,8 +201,8 @@ impl Inbox {
     }
 
     fn start_worker(&self, mut queue: MutexGuard<'_, Queue>) {
-        if queue.workers < self.inner.lanes.workers {
-            queue.workers += 1;
+        if !queue.working && queue.held_up <= self.inner.lanes.max_held_up {
+            queue.working = true;
             drop(queue);
             self.inner.lanes.spawn(self.clone().work());
         }
@@ -192,16 +216,43 @@ impl Inbox {
                 self.release(batch, false);
                 continue;
             }
-            let done = self.process(batch).await;
-            self.release(done.finished, false);
-            self.release(done.unfinished, true);
-            for lane in done.alone {
-                self.process_alone(lane);
+            let started = Instant::now();
+            let entered = self.inner.recorder.entered();
+            let mut processing = pin!(self.process(batch));
+            let Ok(done) = timeout(HELD_UP, &mut processing).await else {
+                self.step_aside();
+                let done = processing.await;
+                self.inner.lanes.queue().held_up -= 1;
+                self.finish(done);
+                return;
+            };
+            let late = done.lag > LONGEST_LAG;
+            self.finish(done);
+            if !late && self.inner.recorder.entered() - entered >= FEW_DELIVERIES {
+                sleep(std::cmp::min(started.elapsed(), DELIVERIES_FIRST)).await;
             }
-            match done.error {
-                None => self.database_answered(),
-                Some(error) => self.database_failed(&error),
-            }
+        }
+    }
+
+    /// Leaves the queue to another worker, for as long as a batch is held up and for good.
+    fn step_aside(&self) {
+        let mut queue = self.inner.lanes.queue();
+        queue.working = false;
+        queue.held_up += 1;
+        if !queue.ready.is_empty() {
+            self.start_worker(queue);
+        }
+    }
+
+    fn finish(&self, done: Done) {
+        self.release(done.finished, false);
+        self.release(done.unfinished, true);
+        for lane in done.alone {
+            self.process_alone(lane);
+        }
+        match done.error {
+            None => self.database_answered(),
+            Some(error) => self.database_failed(&error),
         }
     }
 

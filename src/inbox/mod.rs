@@ -106,6 +106,14 @@ pub enum Recorded {
 }
 
 impl Recorded {
+    const fn new(is_new: bool, ignored: bool) -> Self {
+        match (is_new, ignored) {
+            (false, _) => Self::Duplicate,
+            (true, false) => Self::Accepted,
+            (true, true) => Self::Ignored,
+        }
+    }
+
     /// The word for it in the API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -208,23 +216,40 @@ impl Inbox {
     /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
     /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
     pub async fn record(&self, event: &Event<'_>, source: Source) -> Result<Recorded, RecordError> {
-        let ignored = event.organization_event_type().is_none();
-        let is_new = self
-            .store(NewEvent {
-                event_id: event.id.to_string(),
-                event_type: event.event_type.clone(),
-                organization_id: event.workos_id.as_ref().map(ToString::to_string),
-                ignored,
-                received_at: self.inner.clock.now(),
-                source,
-                body: event.body.to_owned(),
-            })
-            .await?;
-        Ok(match (is_new, ignored) {
-            (false, _) => Recorded::Duplicate,
-            (true, false) => Recorded::Accepted,
-            (true, true) => Recorded::Ignored,
-        })
+        let event = self.new_event(event, source);
+        let ignored = event.ignored;
+        let is_new = self.store(event).await?;
+        Ok(Recorded::new(is_new, ignored))
+    }
+
+    /// Makes saved events durable, a few hundred at once; [`settle`](Self::settle) has them processed.
+    ///
+    /// # Errors
+    /// For each event, those of [`record`](Self::record).
+    pub async fn record_all(&self, events: &[Event<'_>]) -> Vec<Result<Recorded, RecordError>> {
+        let events: Vec<_> = events
+            .iter()
+            .map(|event| self.new_event(event, Source::Replay))
+            .collect();
+        let ignored: Vec<_> = events.iter().map(|event| event.ignored).collect();
+        self.store_all(events)
+            .await
+            .into_iter()
+            .zip(ignored)
+            .map(|(is_new, ignored)| Ok(Recorded::new(is_new?, ignored)))
+            .collect()
+    }
+
+    fn new_event(&self, event: &Event<'_>, source: Source) -> NewEvent {
+        NewEvent {
+            event_id: event.id.to_string(),
+            event_type: event.event_type.clone(),
+            organization_id: event.workos_id.as_ref().map(ToString::to_string),
+            ignored: event.organization_event_type().is_none(),
+            received_at: self.inner.clock.now(),
+            source,
+            body: event.body.to_owned(),
+        }
     }
 
     /// Begins to listen for outcomes; to be called before the event is recorded.

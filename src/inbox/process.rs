@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use sqlx::{Connection, PgConnection};
 use tracing::{debug, error, info, warn};
 
@@ -104,6 +105,8 @@ pub(super) struct Done {
     pub(super) alone: Vec<HeldLane>,
     /// The database didn't answer.
     pub(super) error: Option<sqlx::Error>,
+    /// How long the event that waited longest had waited.
+    pub(super) lag: TimeDelta,
 }
 
 /// How a transaction takes events.
@@ -126,8 +129,11 @@ const ALONE: Terms = Terms {
 /// About how many events a batch takes; of a single lane, no more than that.
 const BATCH_EVENTS: usize = 1_024;
 
+/// Of a lane it takes so many in any case: more events of one organization are less work each.
+const LANE_EVENTS: usize = 16;
+
 /// The longest body that is processed in a batch, in bytes: with the number of events it bounds the memory.
-const BATCH_PAYLOAD: i32 = 32 * 1_024;
+const BATCH_PAYLOAD: i32 = 8 * 1_024;
 
 /// What a transaction did.
 #[derive(Debug, Default)]
@@ -142,15 +148,20 @@ impl Inbox {
     /// Processes what is due in a batch of lanes, in one transaction.
     pub(super) async fn process(&self, lanes: Vec<HeldLane>) -> Done {
         let names: Vec<_> = lanes.iter().map(|lane| lane.name.clone()).collect();
-        let events = std::cmp::max(BATCH_EVENTS / std::cmp::max(names.len(), 1), 8);
+        let events = std::cmp::max(BATCH_EVENTS / std::cmp::max(names.len(), 1), LANE_EVENTS);
         let terms = Terms {
             patience: Patience::Try,
             events: i64::try_from(events).unwrap_or(i64::MAX),
             longest_payload: BATCH_PAYLOAD,
         };
         let mut claimed = Vec::new();
-        let mut done = Done::default();
-        match self.ask(&names, terms, &mut claimed).await {
+        let result = self.ask(&names, terms, &mut claimed).await;
+        let oldest = claimed.iter().map(|claimed| claimed.received_at).min();
+        let mut done = Done {
+            lag: oldest.map_or(TimeDelta::zero(), |oldest| self.inner.clock.now() - oldest),
+            ..Done::default()
+        };
+        match result {
             Ok(attempt) => {
                 for lane in lanes {
                     let place = if attempt.full.contains(&lane.name) {
@@ -400,13 +411,15 @@ impl Inbox {
             lag_ms,
             "{event_type} {event_id}: {result}",
         );
-        // Nobody has to listen.
-        let _ = self.inner.settled.send(Settled {
-            event_id: event_id.clone(),
-            status,
-            outcome,
-            error: None,
-        });
+        if self.inner.settled.receiver_count() > 0 {
+            // Nobody has to listen.
+            let _ = self.inner.settled.send(Settled {
+                event_id: event_id.clone(),
+                status,
+                outcome,
+                error: None,
+            });
+        }
     }
 }
 

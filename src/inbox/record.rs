@@ -1,21 +1,29 @@
 //! Durable before 200, at the price of few commits (R23): deliveries that arrive while an insert is on its way
 //! share the next one.
 //!
-//! Nobody waits for company: the first delivery goes at once, alone. The next ones wait for a writer to be free,
-//! which takes as long as a commit, and all that came meanwhile goes together.
+//! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
+//! takes, and all that came meanwhile go together.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::store::{self, NewEvent};
-use super::{Inbox, RecordError};
+use super::{Inbox, RecordError, Source};
 use crate::postgres::{self, error};
 
-/// How many inserts are on their way at once: while one waits for the disk, the other is worked on.
-const WRITERS: usize = 2;
+/// When an insert counts as held up: then another one is begun beside it. One at a time is the fastest otherwise:
+/// what comes during a commit shares the next.
+const HELD_UP: Duration = Duration::from_millis(100);
+
+/// How many inserts that are held up there may be beside the one that is on its way.
+const MAX_HELD_UP: usize = 3;
 
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;
@@ -26,37 +34,61 @@ const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
 /// How many events may wait. Beyond it the database is behind for good, and senders should come back.
 const MAX_WAITING: usize = 4_096;
 
-/// An event that waits to be stored, and who waits for it: told whether it was new.
+/// Whether an event is new.
+type Answer = Result<bool, RecordError>;
+
+/// An event that waits to be stored, and who waits for the answer.
 struct Waiting {
     event: NewEvent,
-    answer: oneshot::Sender<Result<bool, RecordError>>,
+    answer: oneshot::Sender<Answer>,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Waiting>,
-    /// How many tasks take from the queue; the last finds it empty.
-    writers: usize,
+    /// Somebody takes from the queue, until it is empty.
+    writing: bool,
+    held_up: usize,
 }
 
 /// The queue before the inbox. A `std` mutex: it is held for a look, never across an `.await`.
 #[derive(Default)]
-pub(super) struct Recorder(Mutex<State>);
+pub(super) struct Recorder {
+    state: Mutex<State>,
+    /// How many events came, ever.
+    entered: AtomicU64,
+}
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
         f.debug_struct("Recorder")
             .field("waiting", &state.queue.len())
-            .field("writers", &state.writers)
+            .field("writing", &state.writing)
+            .field("held_up", &state.held_up)
+            .field("entered", &self.entered())
             .finish()
+    }
+}
+
+impl State {
+    /// Whether a writer is to be started; it counts from now on.
+    fn begin(&mut self) -> bool {
+        let start = !self.writing && !self.queue.is_empty() && self.held_up <= MAX_HELD_UP;
+        self.writing |= start;
+        start
     }
 }
 
 impl Recorder {
     /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many events came, ever: what two looks differ by came in between.
+    pub(super) fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
     }
 
     /// Enters an event; says whether a writer is to be started for it.
@@ -71,11 +103,24 @@ impl Recorder {
             return Err(RecordError::Unavailable { reason });
         }
         state.queue.push_back(waiting);
-        let start = state.writers < WRITERS;
-        if start {
-            state.writers += 1;
-        }
-        Ok(start)
+        self.entered.fetch_add(1, Ordering::Relaxed);
+        Ok(state.begin())
+    }
+
+    /// Leaves the queue to another writer, for as long as an insert is held up and for good; says whether to
+    /// start one.
+    fn step_aside(&self) -> bool {
+        let mut state = self.state();
+        state.writing = false;
+        state.held_up += 1;
+        state.begin()
+    }
+
+    /// The insert that was held up has ended; says whether to start a writer.
+    fn recovered(&self) -> bool {
+        let mut state = self.state();
+        state.held_up -= 1;
+        state.begin()
     }
 
     /// What the next insert takes; nothing, and the writer ends, if nobody waits. Both under one lock, so that
@@ -92,7 +137,7 @@ impl Recorder {
             batch.extend(state.queue.pop_front());
         }
         if batch.is_empty() {
-            state.writers -= 1;
+            state.writing = false;
             return None;
         }
         Some(batch)
@@ -101,17 +146,57 @@ impl Recorder {
 
 impl Inbox {
     /// Stores an event, with whichever others wait; says whether it is new.
-    pub(super) async fn store(&self, event: NewEvent) -> Result<bool, RecordError> {
-        let (answer, answered) = oneshot::channel();
-        if self.inner.recorder.enter(Waiting { event, answer })? {
-            let inbox = self.clone();
-            // On the lanes' tracker: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
-            self.inner.lanes.spawn(async move {
-                while let Some(batch) = inbox.inner.recorder.take() {
-                    inbox.store_batch(batch).await;
-                }
+    pub(super) async fn store(&self, event: NewEvent) -> Answer {
+        let answer = self.submit(event)?;
+        Self::answer(answer).await
+    }
+
+    /// Stores events together, as many as may wait; says of each whether it is new.
+    pub(super) async fn store_all(&self, events: Vec<NewEvent>) -> Vec<Answer> {
+        let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
+        let mut answers = Vec::with_capacity(submitted.len());
+        for answer in submitted {
+            answers.push(match answer {
+                Ok(answer) => Self::answer(answer).await,
+                Err(error) => Err(error),
             });
         }
+        answers
+    }
+
+    /// Has an event stored.
+    fn submit(&self, event: NewEvent) -> Result<oneshot::Receiver<Answer>, RecordError> {
+        let (answer, answered) = oneshot::channel();
+        if self.inner.recorder.enter(Waiting { event, answer })? {
+            self.start_writer();
+        }
+        Ok(answered)
+    }
+
+    fn start_writer(&self) {
+        // On the lanes' tracker: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
+        self.inner.lanes.spawn(self.clone().write());
+    }
+
+    /// Stores what waits, batch by batch.
+    async fn write(self) {
+        let recorder = &self.inner.recorder;
+        while let Some(batch) = recorder.take() {
+            let mut storing = pin!(self.store_batch(batch));
+            if timeout(HELD_UP, &mut storing).await.is_err() {
+                if recorder.step_aside() {
+                    self.start_writer();
+                }
+                storing.await;
+                if recorder.recovered() {
+                    self.start_writer();
+                }
+                return;
+            }
+        }
+    }
+
+    async fn answer(answered: oneshot::Receiver<Answer>) -> Answer {
         answered.await.unwrap_or_else(|_| {
             Err(RecordError::Unavailable {
                 reason: "the writer of the inbox ended".to_owned(),
@@ -130,12 +215,13 @@ impl Inbox {
             )
             .await
         {
-            Ok(mut new) => {
+            Ok(new) => {
+                let mut new: HashSet<_> = new.into_iter().collect();
                 for Waiting { event, answer } in batch {
                     // The first of an id that came twice is the new one.
-                    let place = new.iter().position(|id| *id == event.event_id);
-                    let is_new = place.map(|place| new.swap_remove(place)).is_some();
-                    if is_new && !event.ignored {
+                    let is_new = new.remove(&event.event_id);
+                    // A replay is settled when all of it is stored: then a lane's events share a batch.
+                    if is_new && !event.ignored && event.source != Source::Replay {
                         self.wake(event.organization_id.unwrap_or(event.event_id));
                     }
                     // Who has gone will find a duplicate.

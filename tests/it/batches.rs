@@ -1,6 +1,7 @@
 //! Commits that are shared: by deliveries that come together, and by lanes that are awake together.
 
 use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 use tokio::task::JoinSet;
 
@@ -39,15 +40,14 @@ async fn hold_the_inbox(app: &TestApp) -> Transaction<'static, Postgres> {
     holder
 }
 
-/// Lets go when two of twenty deliveries wait for the database, and the others behind them.
+/// Lets go when twenty deliveries wait for the database: the first alone, the others together.
 async fn release_when_all_wait(app: &TestApp, holder: Transaction<'static, Postgres>) {
-    eventually(
-        "the first inserts wait, the others behind them",
-        async || {
-            app.db.blocked_sessions().await == 2
-                && format!("{:?}", app.inbox).contains("Recorder { waiting: 18")
-        },
-    )
+    eventually("all are in inserts, and these wait", async || {
+        let inbox = format!("{:?}", app.inbox);
+        app.db.blocked_sessions().await >= 2
+            && inbox.contains("Recorder { waiting: 0,")
+            && inbox.contains("entered: 20 }")
+    })
     .await;
     holder.rollback().await.unwrap();
 }
@@ -131,6 +131,59 @@ async fn organizations_that_share_a_row_take_turns_within_a_batch() {
     for (n, workos_id) in [(1, "org_a"), (2, "org_b"), (3, "org_c")] {
         assert_eq!(app.cursor(workos_id).await, Some(event_id(n)));
     }
+}
+
+/// R18: a batch that a trigger of the host application holds up, whatever the lock timeout says, holds up no
+/// other organization.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_held_up_holds_up_nobody() {
+    let app = TestApp::new().await;
+    app.execute(
+        "create function hold_up() returns trigger language plpgsql as
+             $$ begin
+                 if new.name = 'Slow' then
+                     perform set_config('lock_timeout', '0', true);
+                     perform pg_advisory_xact_lock(42);
+                 end if;
+                 return new;
+             end $$;
+         create trigger hold_up before insert on organization_metadata
+             for each row execute function hold_up()",
+    )
+    .await;
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("select pg_advisory_xact_lock(42)")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    app.record(&created(1, "org_slow", "Slow")).await;
+    eventually("the batch is held up", async || {
+        app.db.blocked_sessions().await == 1
+    })
+    .await;
+    let blocked_since = async || -> DateTime<Utc> {
+        sqlx::query_scalar(
+            "select xact_start from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock'",
+        )
+        .fetch_one(&app.db.pool)
+        .await
+        .unwrap()
+    };
+    let held_up = blocked_since().await;
+    app.record(&created(2, "org_b", "B")).await;
+    let status = async |n| app.inbox_row(&event_id(n)).await.status;
+    eventually("the other organization is there", async || {
+        status(2).await == "processed"
+    })
+    .await;
+    // Still the same transaction: no timeout has ended the batch.
+    assert_eq!(blocked_since().await, held_up);
+    holder.rollback().await.unwrap();
+    eventually("the one that was held up is there", async || {
+        status(1).await == "processed"
+    })
+    .await;
 }
 
 /// R9, R20: creations of one name in one batch get slugs of their own, beside those that are taken.
