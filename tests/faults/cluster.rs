@@ -89,11 +89,21 @@ pub(crate) struct Cluster {
     _watchdog: std::process::Child,
     // Removed after the server has been stopped in `drop`.
     folder: TempDir,
+    // Unmounted after that.
+    disk: Option<Disk>,
 }
 
 impl Cluster {
-    /// Makes a cluster in a new folder in `parent`, starts it, and prepares what databases are made from.
-    pub(crate) async fn start(parent: &Path) -> Result<Self> {
+    /// Makes a cluster, starts it, and prepares what databases are made from.
+    pub(crate) async fn start() -> Result<Self> {
+        Self::start_on(None).await
+    }
+
+    /// The same on a small disk of its own.
+    pub(crate) async fn start_on(disk: Option<Disk>) -> Result<Self> {
+        let parent = disk
+            .as_ref()
+            .map_or_else(std::env::temp_dir, |disk| disk.0.clone());
         let folder = tempfile::Builder::new()
             .prefix("workos-sync-faults-")
             .tempdir_in(parent)?;
@@ -104,6 +114,7 @@ impl Cluster {
             restarting: Mutex::new(()),
             _watchdog: watchdog(folder.path())?,
             folder,
+            disk,
         };
         if this.as_postgres {
             // Postgres refuses root.
@@ -135,6 +146,11 @@ impl Cluster {
 
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// The disk that it has for itself.
+    pub(crate) fn disk(&self) -> Option<&Path> {
+        self.disk.as_ref().map(|disk| &*disk.0)
     }
 
     /// What the server has logged.
@@ -262,6 +278,34 @@ impl Drop for Cluster {
         let mut stop = self.command("pg_ctl");
         // Nothing of it is kept, so nothing has to be written. It may be down.
         let _ = stop.args(["stop", "-s", "-w", "-m", "immediate"]).output();
+    }
+}
+
+/// A small disk; dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts one, which takes root and a kernel that lets it.
+    pub(crate) fn mount() -> Result<Self> {
+        let path = tempfile::tempdir()?.keep();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=180m,mode=755", "tmpfs"])
+            .arg(&path)
+            .output()?;
+        if !mounted.status.success() {
+            std::fs::remove_dir(&path)?;
+            anyhow::bail!("{}", String::from_utf8_lossy(&mounted.stderr).trim());
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily, should anybody still be in there.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
     }
 }
 

@@ -70,10 +70,10 @@ impl Job {
         }
     }
 
-    async fn run(self, cluster: &Arc<Cluster>, report: &Arc<Report>) -> Result<World> {
+    async fn run(self, cluster: &Arc<Cluster>, report: &Arc<Report>) -> Result<Option<World>> {
         match self {
             Self::Scenario(scenario) => scenario.run(cluster, report).await,
-            Self::Schedule(seed) => Plan::new(seed).run(cluster, report).await,
+            Self::Schedule(seed) => Plan::new(seed).run(cluster, report).await.map(Some),
         }
     }
 }
@@ -163,7 +163,7 @@ async fn main() -> Result<ExitCode> {
 /// Takes job after job, on a cluster of its own. What a run leaves to wait for (the lease of a killed replica lasts a
 /// minute) is waited for beside the next ones.
 async fn work(shared: &Arc<Shared>) -> Result<()> {
-    let cluster = Arc::new(Cluster::start(&std::env::temp_dir()).await?);
+    let cluster = Arc::new(Cluster::start().await?);
     let mut finishing = JoinSet::new();
     loop {
         let Some(job) = shared.jobs.lock().unwrap().pop_front() else {
@@ -172,7 +172,8 @@ async fn work(shared: &Arc<Shared>) -> Result<()> {
         let (name, started) = (job.name(), Instant::now());
         match job.run(&cluster, &shared.report).await {
             Err(error) => shared.done(&name, started, Err(error)),
-            Ok(world) => {
+            Ok(None) => {}
+            Ok(Some(world)) => {
                 let shared = Arc::clone(shared);
                 finishing.spawn(async move {
                     let result = world.finish().await;

@@ -34,6 +34,8 @@ pub(crate) struct Replica {
     slot: Mutex<Slot>,
     /// Grows with everything that is done to it.
     disturbances: AtomicU64,
+    /// One fault at a time: what was just killed can't be told to end.
+    fault: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +56,7 @@ impl Replica {
             log: folder.join(format!("replica-{index}.log")),
             slot: Mutex::default(),
             disturbances: AtomicU64::new(0),
+            fault: tokio::sync::Mutex::default(),
         })
     }
 
@@ -105,11 +108,7 @@ impl Replica {
             .await
             .is_ok_and(|answer| answer.status() == 200)
         {
-            ensure!(
-                Instant::now() < give_up,
-                "a replica doesn't answer\n{}",
-                self.tail()
-            );
+            ensure!(Instant::now() < give_up, "a replica doesn\'t answer");
             sleep(POLL).await;
         }
         Ok(())
@@ -159,6 +158,7 @@ impl Replica {
 
     /// SIGKILL; it is started again after a while.
     pub(crate) async fn kill(&self, down: Duration) -> Result<()> {
+        let _alone = self.fault.lock().await;
         self.disturb(true);
         self.end();
         sleep(down).await;
@@ -169,6 +169,7 @@ impl Replica {
 
     /// SIGTERM; it is started again when it has ended. Says how it ended.
     pub(crate) async fn restart(&self) -> Result<ExitStatus> {
+        let _alone = self.fault.lock().await;
         let exit = self.stop().await?;
         self.start()?;
         self.disturb(false);
@@ -193,23 +194,19 @@ impl Replica {
             if let Some(exit) = exit {
                 return Ok(exit);
             }
-            ensure!(
-                Instant::now() < give_up,
-                "a replica doesn't end\n{}",
-                self.tail()
-            );
+            ensure!(Instant::now() < give_up, "a replica doesn\'t end");
             sleep(POLL).await;
         }
     }
 
     /// SIGSTOP; SIGCONT after a while.
     pub(crate) async fn pause(&self, pause: Duration) -> Result<()> {
+        let _alone = self.fault.lock().await;
         self.disturb(true);
-        // It may be killed meanwhile.
         if let Some(id) = self.id() {
-            let _ = signal(id, "STOP").await;
+            signal(id, "STOP").await?;
             sleep(pause).await;
-            let _ = signal(id, "CONT").await;
+            signal(id, "CONT").await?;
         }
         self.disturb(false);
         Ok(())

@@ -1,7 +1,6 @@
 //! Situations that chance wouldn't find, or that take too long to be left to it. Each ends with the oracle too.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use fastrand::Rng;
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Disk};
 use crate::proxy::Network;
 use crate::report::{Report, quantile};
 use crate::sender::Habits;
@@ -78,11 +77,28 @@ impl Scenario {
         )
     }
 
-    /// Runs it, until every event is settled.
-    pub(crate) async fn run(self, cluster: &Arc<Cluster>, report: &Arc<Report>) -> Result<World> {
-        if self == Self::DiskFull {
-            return disk_full(report).await;
-        }
+    /// Runs it, until every event is settled; nothing, if this machine can't.
+    pub(crate) async fn run(
+        self,
+        cluster: &Arc<Cluster>,
+        report: &Arc<Report>,
+    ) -> Result<Option<World>> {
+        let own;
+        let cluster = if self == Self::DiskFull {
+            let disk = match Disk::mount() {
+                Ok(disk) => disk,
+                Err(error) => {
+                    println!(
+                        "SKIPPED scenario disk_full: no tmpfs can be mounted, which takes root: {error:#}"
+                    );
+                    return Ok(None);
+                }
+            };
+            own = Arc::new(Cluster::start_on(Some(disk)).await?);
+            &own
+        } else {
+            cluster
+        };
         let options = Options {
             replicas: match self {
                 Self::ThreeReplicas => 3,
@@ -112,11 +128,11 @@ impl Scenario {
                 network(&world, Network::Stalled, Duration::from_secs(35)).await
             }
             Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
-            Self::DiskFull => Ok(()),
+            Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
         };
         result.map_err(|error| world.explain(&error))?;
         world.report.count("scenarios");
-        Ok(world)
+        Ok(Some(world))
     }
 }
 
@@ -177,7 +193,8 @@ async fn locked_organization(world: &World) -> Result<()> {
     let (locked, others) = (workos_id(0), 1..40);
     world.workos.create(&locked, "Locked", None);
     for other in others.clone() {
-        world.workos.create(&workos_id(other), "Other", None);
+        let name = format!("Other {other}");
+        world.workos.create(&workos_id(other), &name, None);
     }
     world.settle().await?;
     // The writes to WorkOS come back, and end in rows too.
@@ -251,7 +268,7 @@ async fn hot_key(world: &World) -> Result<()> {
         if change % 20 == 0 {
             world.workos.create(
                 &workos_id(1 + change / 20),
-                "Other",
+                &format!("Other {change}"),
                 Some(format!("customer-{change}")),
             );
         }
@@ -343,85 +360,36 @@ async fn network(world: &World, network: Network, lasts: Duration) -> Result<()>
 
 /// R23, R26: Postgres has no room to write. Nothing is acknowledged that isn't durable; when there is room, all goes
 /// on.
-async fn disk_full(report: &Arc<Report>) -> Result<World> {
-    let disk = match Disk::mount() {
-        Ok(disk) => disk,
-        Err(error) => {
-            println!("SKIPPED disk_full: no tmpfs can be mounted (it needs root): {error:#}");
-            let cluster = Arc::new(Cluster::start(&std::env::temp_dir()).await?);
-            return World::start(&cluster, report, "nothing".to_owned(), Options::default()).await;
-        }
-    };
-    let cluster = Arc::new(Cluster::start(&disk.path).await?);
-    let world = World::start(&cluster, report, "disk_full".to_owned(), Options::default()).await?;
+async fn disk_full(world: &World, disk: &Path) -> Result<()> {
     let mut rng = Rng::with_seed(5);
-    let result = async {
-        let fault = async {
-            sleep(Duration::from_secs(1)).await;
-            let ballast = disk.path.join("ballast");
-            // Until there is no room left.
-            let filled = tokio::process::Command::new("dd")
-                .args(["if=/dev/zero", "bs=64k"])
-                .arg(format!("of={}", ballast.display()))
-                .output()
-                .await?;
-            ensure!(!filled.status.success(), "the disk isn't full");
-            sleep(Duration::from_secs(5)).await;
-            std::fs::remove_file(ballast)?;
-            sleep(Duration::from_secs(1)).await;
-            // It may have given up when it couldn't write its log.
-            world.cluster.start_if_down().await
-        };
-        // More than the pages that are there hold.
-        let load = world.load(&mut rng, 40, 4_000, Duration::from_secs(6), &[]);
-        let (fault, ()) = tokio::join!(fault, load);
-        fault?;
-        world.settle().await?;
-        let log = std::fs::read_to_string(world.cluster.log())?;
-        ensure!(
-            log.contains("No space left on device"),
-            "the disk was never full"
-        );
-        world.report.count("scenarios");
-        world.report.fault("disk full for Postgres");
-        world.verify().await
-    };
-    result.await.map_err(|error| world.explain(&error))?;
-    // Its cluster ends with it, so the rest is on another.
-    Ok(world)
-}
-
-/// A small disk; dropped, it is gone.
-struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    fn mount() -> Result<Self> {
-        let path = tempfile::tempdir()?.keep();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=180m,mode=755", "tmpfs"])
-            .arg(&path)
+    let fault = async {
+        sleep(Duration::from_secs(1)).await;
+        let ballast = disk.join("ballast");
+        // Until there is no room left.
+        let filled = tokio::process::Command::new("dd")
+            .args(["if=/dev/zero", "bs=64k"])
+            .arg(format!("of={}", ballast.display()))
             .output()
-            .context("mount")?;
-        if !mounted.status.success() {
-            std::fs::remove_dir(&path)?;
-            anyhow::bail!("{}", String::from_utf8_lossy(&mounted.stderr).trim());
-        }
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        unmount(&self.path);
-    }
-}
-
-fn unmount(path: &Path) {
-    // Lazily: the server is about to end.
-    let _ = Command::new("umount").arg("-l").arg(path).status();
-    let _ = std::fs::remove_dir(path);
+            .await?;
+        ensure!(!filled.status.success(), "the disk isn't full");
+        sleep(Duration::from_secs(5)).await;
+        std::fs::remove_file(ballast)?;
+        sleep(Duration::from_secs(1)).await;
+        // It may have given up when it couldn't write its log.
+        world.cluster.start_if_down().await
+    };
+    // More than the pages that are there hold.
+    let load = world.load(&mut rng, 40, 4_000, Duration::from_secs(6), &[]);
+    let (fault, ()) = tokio::join!(fault, load);
+    fault?;
+    world.settle().await?;
+    let log = std::fs::read_to_string(world.cluster.log())?;
+    ensure!(
+        log.contains("No space left on device"),
+        "the disk was never full"
+    );
+    world.report.fault("disk full for Postgres");
+    Ok(())
 }
 
 /// Waits for a condition.
