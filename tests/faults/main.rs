@@ -12,6 +12,8 @@
 //! | `FAULT_SEED` | just the schedule of this seed; a failure prints its own |
 //! | `FAULT_QUICK` | if set, only the scenarios that take seconds, and 8 schedules |
 //! | `FAULT_JOBS` | how many runs at once, each on a cluster of its own (2) |
+//! | `FAULT_LOG` | `LOG_LEVEL` of the replicas |
+//! | `FAULT_BINARY` | another build of the service |
 //!
 //! Arguments choose scenarios by a part of their names; `schedule` is all of the random ones.
 
@@ -144,6 +146,11 @@ async fn main() -> Result<ExitCode> {
     let workers = variable("FAULT_JOBS").unwrap_or(2);
     let workers = std::cmp::min(usize::try_from(workers)?, count);
     println!("{count} runs, {workers} at once");
+    let mut watching = JoinSet::new();
+    watching.spawn({
+        let report = Arc::clone(&shared.report);
+        async move { report.watch_for_hiccups().await }
+    });
     all((0..workers).map(|_| work(&shared))).await?;
     println!("\n{}", shared.report);
     let failures = shared.failures.lock().unwrap();

@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::retry;
-use crate::workos::{CONSTRAINT, Event, Kind, Organization};
+use crate::workos::{CONSTRAINT, Event, Giver, Kind, Organization};
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 struct Row {
@@ -101,7 +101,7 @@ fn organization_id(workos_id: &str, organization: &Organization) -> String {
         Uuid::new_v5(&namespace, workos_id.as_bytes()).to_string()
     };
     match &organization.external_id {
-        Some(given) if organization.given => given.clone(),
+        Some(given) if organization.giver == Giver::Application => given.clone(),
         _ => derived,
     }
 }
@@ -250,7 +250,7 @@ fn check_organization(
         // Whether it was written before WorkOS had deleted it is a matter of time.
         expect(
             &format!("the intention is {push:?}"),
-            push.is_none_or(|push| matches!(push.status.as_str(), "done" | "rejected")),
+            push.is_none_or(|push| push.status != "pending"),
         );
         return wrong;
     }
@@ -264,18 +264,20 @@ fn check_organization(
             expect("it isn't deleted, and its row is disabled", !row.disabled);
         }
     }
-    if organization.given {
-        expect("an intention for a given external_id", push.is_none());
-    } else {
-        expect(
-            &format!("the intention is {push:?}"),
-            push.is_some_and(|push| push.status == "done" && push.organization_id == id),
-        );
-        expect(
-            &format!("WorkOS holds {:?}", organization.external_id),
-            organization.external_id.as_ref() == Some(&id),
-        );
-    }
+    let held = organization.external_id.as_ref();
+    let intention = push.map(|push| (push.status.as_str(), &push.organization_id));
+    let as_expected = match organization.giver {
+        Giver::Application => intention.is_none(),
+        Giver::Nobody => intention == Some(("done", &id)) && held == Some(&id),
+        Giver::Stranger => {
+            intention == Some(("conflict", &id))
+                && held.is_some_and(|held| held.starts_with("stranger-"))
+        }
+    };
+    expect(
+        &format!("the intention is {push:?}, and WorkOS holds {held:?}"),
+        as_expected,
+    );
     wrong
 }
 

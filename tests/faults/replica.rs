@@ -70,7 +70,8 @@ impl Replica {
             .create(true)
             .append(true)
             .open(&self.log)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_workos-sync"))
+        let built = env!("CARGO_BIN_EXE_workos-sync").into();
+        let child = Command::new(std::env::var_os("FAULT_BINARY").unwrap_or(built))
             .arg("serve")
             .current_dir(&self.folder)
             .env_clear()

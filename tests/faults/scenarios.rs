@@ -13,7 +13,7 @@ use crate::cluster::{Cluster, Disk};
 use crate::proxy::Network;
 use crate::report::{Report, quantile};
 use crate::sender::Habits;
-use crate::workos::Kind;
+use crate::workos::{Giver, Kind};
 use crate::world::{Options, World, workos_id};
 use crate::{PATIENCE, POLL, retry};
 
@@ -169,7 +169,7 @@ async fn poison(world: &World) -> Result<()> {
     world.refuse_names().await?;
     let ids: Vec<_> = (0..20).map(workos_id).collect();
     for id in &ids {
-        world.workos.create(id, "Acme", None);
+        world.workos.create(id, "Acme", Giver::Nobody);
     }
     for round in 0..10 {
         for (place, id) in ids.iter().enumerate() {
@@ -191,10 +191,10 @@ async fn poison(world: &World) -> Result<()> {
 /// it is applied when the row is free.
 async fn locked_organization(world: &World) -> Result<()> {
     let (locked, others) = (workos_id(0), 1..40);
-    world.workos.create(&locked, "Locked", None);
+    world.workos.create(&locked, "Locked", Giver::Nobody);
     for other in others.clone() {
         let name = format!("Other {other}");
-        world.workos.create(&workos_id(other), &name, None);
+        world.workos.create(&workos_id(other), &name, Giver::Nobody);
     }
     world.settle().await?;
     // The writes to WorkOS come back, and end in rows too.
@@ -259,7 +259,7 @@ async fn locked_organization(world: &World) -> Result<()> {
 /// wait is compared with how long the flood takes: both depend on the machine alike.
 async fn hot_key(world: &World) -> Result<()> {
     let hot = workos_id(0);
-    world.workos.create(&hot, "Hot", None);
+    world.workos.create(&hot, "Hot", Giver::Nobody);
     world.settle().await?;
     for change in 0..20_000_usize {
         world
@@ -269,7 +269,7 @@ async fn hot_key(world: &World) -> Result<()> {
             world.workos.create(
                 &workos_id(1 + change / 20),
                 &format!("Other {change}"),
-                Some(format!("customer-{change}")),
+                Giver::Application,
             );
         }
     }
@@ -309,7 +309,8 @@ async fn hot_key(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// R11, R22: a replica is stopped for longer than every timeout, and goes on with what it had in hand.
+/// R11, R22: a replica is stopped for longer than every timeout, and goes on with what it had in hand. The other one
+/// does everything meanwhile, once Postgres has ended the transactions of the stopped one.
 async fn paused_replica(world: &World) -> Result<()> {
     let mut rng = Rng::with_seed(3);
     let pause = async {
@@ -317,17 +318,18 @@ async fn paused_replica(world: &World) -> Result<()> {
         world.replicas[0].pause(LONGER_THAN_ANY).await
     };
     let load = async {
-        let few = Duration::from_secs(5);
-        world.load(&mut rng, 20, 1_000, few, &[]).await;
-        // The other replica does it all meanwhile: what the stopped one had in its hands, its transaction holds
-        // until Postgres ends it.
+        let few = Duration::from_secs(4);
+        world.load(&mut rng, 20, 300, few, &[]).await;
         let done = async || {
-            world
-                .unsettled()
-                .await
-                .is_ok_and(|unsettled| unsettled == 0)
+            // What the sender still has in the hands of the stopped one is given up, and sent to the other.
+            world.sender.pending() == 0 && world.unsettled().await.is_ok_and(|waiting| waiting == 0)
         };
-        eventually("the other replica goes on", done).await
+        eventually("the other replica goes on", done).await?;
+        ensure!(
+            world.replicas[0].undisturbed().is_none(),
+            "the pause was too short"
+        );
+        Ok(())
     };
     let (pause, load) = tokio::join!(pause, load);
     pause?;

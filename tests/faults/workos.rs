@@ -74,13 +74,24 @@ pub(crate) struct Event {
     pub(crate) body: String,
 }
 
+/// Who gave an organization its `external_id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Giver {
+    /// Nobody: that is for the service to do.
+    Nobody,
+    /// The application, when it made the organization.
+    Application,
+    /// Somebody else, behind the back of its events: they say that it has none.
+    Stranger,
+}
+
 /// An organization of the environment.
 #[derive(Debug, Clone)]
 pub(crate) struct Organization {
     pub(crate) name: String,
     pub(crate) external_id: Option<String>,
-    /// The application gave it its `external_id` when it made it.
-    pub(crate) given: bool,
+    /// Who gave it its `external_id`, if anybody did when it was made.
+    pub(crate) giver: Giver,
     pub(crate) deleted: bool,
 }
 
@@ -148,12 +159,17 @@ impl Workos {
         self.shared.mood.send_replace(mood);
     }
 
-    /// An organization is made, with an `external_id` or without.
-    pub(crate) fn create(&self, workos_id: &str, name: &str, external_id: Option<String>) {
+    /// An organization is made.
+    pub(crate) fn create(&self, workos_id: &str, name: &str, giver: Giver) {
         let mut truth = self.shared.truth.lock().unwrap();
+        let external_id = match giver {
+            Giver::Nobody => None,
+            Giver::Application => Some(format!("customer-{workos_id}")),
+            Giver::Stranger => Some(format!("stranger-{workos_id}")),
+        };
         let organization = Organization {
             name: name.to_owned(),
-            given: external_id.is_some(),
+            giver,
             external_id,
             deleted: false,
         };
@@ -219,6 +235,10 @@ impl Shared {
         let Some(organization) = truth.organizations.get(workos_id) else {
             return;
         };
+        let external_id = organization
+            .external_id
+            .clone()
+            .filter(|_| organization.giver != Giver::Stranger);
         let at = FIRST_EVENT_AT + TimeDelta::milliseconds(number.try_into().unwrap_or(i64::MAX));
         let ms = u64::try_from(at.timestamp_millis()).unwrap_or(0);
         // The order of ids is the order of numbers; what follows the time says nothing.
@@ -237,7 +257,7 @@ impl Shared {
             "object": "organization",
             "id": workos_id,
             "name": organization.name,
-            "external_id": organization.external_id,
+            "external_id": external_id,
             "domains": [],
             "metadata": {},
             "created_at": at,
@@ -252,7 +272,7 @@ impl Shared {
             kind,
             workos_id: workos_id.to_owned(),
             name: organization.name.clone(),
-            external_id: organization.external_id.clone(),
+            external_id,
             body: body.to_string(),
         });
         truth.history.push(Arc::clone(&event));

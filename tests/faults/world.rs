@@ -18,7 +18,7 @@ use crate::proxy::Proxy;
 use crate::replica::{Replica, Settings};
 use crate::report::Report;
 use crate::sender::{Habits, Sender};
-use crate::workos::{CONSTRAINT, Kind, REFUSED, Workos};
+use crate::workos::{CONSTRAINT, Giver, Kind, REFUSED, Workos};
 use crate::{POLL, oracle, retry};
 
 /// How long events may take to be settled when nothing is in their way any more: an event that failed in each of
@@ -165,9 +165,12 @@ impl World {
                 };
                 self.workos.change(kind, &workos_id, &name);
             } else {
-                let given = rng.u8(..4) == 0;
-                let external_id = given.then(|| format!("customer-{organization}"));
-                self.workos.create(&workos_id, &name, external_id);
+                let giver = match rng.u8(..12) {
+                    0..3 => Giver::Application,
+                    3 => Giver::Stranger,
+                    _ => Giver::Nobody,
+                };
+                self.workos.create(&workos_id, &name, giver);
             }
             let share = f64::from(u32::try_from(change).unwrap_or(0))
                 / f64::from(u32::try_from(changes).unwrap_or(1));
