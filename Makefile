@@ -9,7 +9,7 @@ BINARY := target/debug/workos-sync
 # The benchmark is a package of its own, with a lock file of its own, in the same target folder.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 
-.PHONY: help run test loom fuzz e2e lint fmt bench bench-quick sqlx-prepare packages
+.PHONY: help run test loom fuzz e2e faults faults-quick lint fmt bench bench-quick sqlx-prepare packages
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -32,6 +32,12 @@ e2e: packages ## Drive the built binary, with the official WorkOS emulator as cl
 	@scripts/require-node
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
 	cargo test --locked --test e2e
+
+faults: packages ## Break everything at random under load, 200 times, and look for what was lost (docs/reliability.md)
+	cargo test --locked --test faults
+
+faults-quick: packages ## The same in its short form, about a minute
+	FAULT_QUICK=1 cargo test --locked --test faults
 
 lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wants clean
 	cargo fmt --check

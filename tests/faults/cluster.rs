@@ -1,0 +1,386 @@
+//! A Postgres cluster that can be stopped in the middle of everything and started again, on the same port and data.
+//! It is durable, as a production server is: what it has committed must be there afterwards.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+use workos_sync::postgres::migrate;
+
+use crate::retry;
+
+/// What a database of a run is copied from: the schema, and the journal.
+const TEMPLATE: &str = "workos_sync_template";
+
+/// Notes in the transaction itself what must never be committed. A look from outside, however often, would miss
+/// what is put right a moment later.
+const JOURNAL: &str = r#"
+create table violations (what text not null);
+
+create function watch_organization() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'DELETE' then
+        insert into violations values (format('row %s was deleted', old.id));
+        return null;
+    end if;
+    if new.id <> old.id or new.slug <> old.slug then
+        insert into violations values (format('row %s (%s) became %s (%s)', old.id, old.slug, new.id, new.slug));
+    end if;
+    if old.disabled_at is not null and new.disabled_at is distinct from old.disabled_at then
+        insert into violations values (format('row %s was disabled at %s, then %s', old.id, old.disabled_at, new.disabled_at));
+    end if;
+    if new.workos_id = old.workos_id and new.workos_last_event_id collate "C" < old.workos_last_event_id then
+        insert into violations values (format('rewound: row %s from %s to %s', old.id, old.workos_last_event_id, new.workos_last_event_id));
+    end if;
+    -- A deletion that is applied together with the event before it writes its row twice.
+    if new.workos_id = old.workos_id and new.workos_last_event_id = old.workos_last_event_id
+        and new.disabled_at is not distinct from old.disabled_at then
+        insert into violations values (format('doubled: row %s, %s', old.id, new.workos_last_event_id));
+    end if;
+    return null;
+end $$;
+create trigger watch after update or delete on organization_metadata
+    for each row execute function watch_organization();
+
+create function watch_cursor() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'DELETE' then
+        insert into violations values (format('the cursor of %s was deleted', old.workos_id));
+    elsif new.last_event_id collate "C" <= old.last_event_id then
+        insert into violations values (format('rewound: the cursor of %s from %s to %s', old.workos_id, old.last_event_id, new.last_event_id));
+    elsif old.deleted_at is not null and new.deleted_at is null then
+        insert into violations values (format('the deletion of %s was forgotten', old.workos_id));
+    end if;
+    return null;
+end $$;
+create trigger watch after update or delete on workos_organization_syncs
+    for each row execute function watch_cursor();
+
+create function watch_event() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'DELETE' then
+        insert into violations values (format('lost: %s was deleted', old.event_id));
+    elsif old.status in ('processed', 'ignored', 'dead') then
+        insert into violations values (format('doubled: %s was %s %s already, then %s %s', old.event_id, old.status, old.outcome, new.status, new.outcome));
+    end if;
+    return null;
+end $$;
+create trigger watch after update or delete on webhook_events
+    for each row execute function watch_event();
+"#;
+
+/// A running cluster; dropped, it is stopped and its folder goes.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    bin: PathBuf,
+    port: u16,
+    as_postgres: bool,
+    /// Held while the server is down: two faults don't stop it twice.
+    restarting: Mutex<()>,
+    /// Ends the server if this process is killed: it waits on a pipe that only this process holds.
+    _watchdog: std::process::Child,
+    // Removed after the server has been stopped in `drop`.
+    folder: TempDir,
+    // Unmounted after that.
+    disk: Option<Disk>,
+}
+
+impl Cluster {
+    /// Makes a cluster, starts it, and prepares what databases are made from.
+    pub(crate) async fn start() -> Result<Self> {
+        Self::start_on(None).await
+    }
+
+    /// The same on a small disk of its own.
+    pub(crate) async fn start_on(disk: Option<Disk>) -> Result<Self> {
+        let parent = disk
+            .as_ref()
+            .map_or_else(std::env::temp_dir, |disk| disk.0.clone());
+        let folder = tempfile::Builder::new()
+            .prefix("workos-sync-faults-")
+            .tempdir_in(parent)?;
+        let this = Self {
+            bin: find_binaries()?,
+            port: free_port()?,
+            as_postgres: output(Command::new("id").arg("-u")).await? == "0",
+            restarting: Mutex::new(()),
+            _watchdog: watchdog(folder.path())?,
+            folder,
+            disk,
+        };
+        if this.as_postgres {
+            // Postgres refuses root.
+            output(
+                Command::new("chown")
+                    .arg("postgres")
+                    .arg(this.folder.path()),
+            )
+            .await?;
+        }
+        let mut initdb = this.command("initdb");
+        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
+        initdb.args(["--locale=C", "--no-sync"]);
+        output(&mut initdb).await?;
+        this.launch().await?;
+
+        let mut admin = this.options("postgres").connect().await?;
+        admin
+            .execute(AssertSqlSafe(format!("create database {TEMPLATE}")))
+            .await?;
+        let template = this.options(TEMPLATE);
+        migrate::run(&template).await?;
+        let mut connection = template.connect().await?;
+        sqlx::raw_sql(JOURNAL).execute(&mut connection).await?;
+        connection.close().await?;
+        admin.close().await?;
+        Ok(this)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The disk that it has for itself.
+    pub(crate) fn disk(&self) -> Option<&Path> {
+        self.disk.as_ref().map(|disk| &*disk.0)
+    }
+
+    /// What the server has logged.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// In a process group of its own: Ctrl-C reaches the tests alone, which then stop the server.
+    fn command(&self, program: &str) -> Command {
+        let program = self.bin.join(program);
+        let mut command = if self.as_postgres {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command
+            .process_group(0)
+            .current_dir("/")
+            .env("PGDATA", self.data());
+        command
+    }
+
+    async fn launch(&self) -> Result<()> {
+        // Connections of replicas, of those that were killed a moment ago, and of the tests.
+        let settings = format!(
+            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=300",
+            self.port
+        );
+        let mut start = self.command("pg_ctl");
+        start.args(["start", "-s", "-w", "-t", "120", "-o", &settings, "-l"]);
+        let status = tokio::process::Command::from({
+            start
+                .arg(self.log())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            start
+        })
+        .status()
+        .await?;
+        ensure!(
+            status.success(),
+            "Postgres did not start\n{}",
+            std::fs::read_to_string(self.log()).unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    /// Stops the server as a crash would, and starts it again after a while.
+    pub(crate) async fn crash(&self, down: Duration) -> Result<()> {
+        let _alone = self.restarting.lock().await;
+        let mut stop = self.command("pg_ctl");
+        output(stop.args(["stop", "-s", "-w", "-m", "immediate"])).await?;
+        tokio::time::sleep(down).await;
+        self.launch().await
+    }
+
+    /// Starts the server if it stopped by itself, as one does that can't write.
+    pub(crate) async fn start_if_down(&self) -> Result<()> {
+        let _alone = self.restarting.lock().await;
+        if output(self.command("pg_ctl").arg("status")).await.is_err() {
+            self.launch().await?;
+        }
+        Ok(())
+    }
+
+    /// Kills a backend of a database by SIGKILL: the server ends all others, and recovers.
+    pub(crate) async fn kill_backend(&self, database: &str) -> Result<()> {
+        let _alone = self.restarting.lock().await;
+        let pid: Option<i32> = retry(|| async {
+            let mut admin = self.options("postgres").connect().await?;
+            sqlx::query_scalar(
+                "select pid from pg_stat_activity
+                 where datname = $1 and application_name = 'workos-sync'
+                 order by state = 'active' desc limit 1",
+            )
+            .bind(database)
+            .fetch_optional(&mut admin)
+            .await
+        })
+        .await?;
+        if let Some(pid) = pid {
+            // It may have ended by itself meanwhile.
+            let _ = crate::signal(pid.unsigned_abs(), "KILL").await;
+        }
+        Ok(())
+    }
+
+    /// How to connect to a database, past every proxy.
+    pub(crate) fn options(&self, database: &str) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(self.port)
+            .username("postgres")
+            .database(database)
+            .ssl_mode(PgSslMode::Disable)
+    }
+
+    /// Makes a database with our schema and the journal.
+    pub(crate) async fn create_database(&self, name: &str) -> Result<()> {
+        self.administer(format!("drop database if exists {name} with (force)"))
+            .await?;
+        self.administer(format!("create database {name} template {TEMPLATE}"))
+            .await
+    }
+
+    pub(crate) async fn drop_database(&self, name: &str) -> Result<()> {
+        self.administer(format!("drop database if exists {name} with (force)"))
+            .await
+    }
+
+    async fn administer(&self, statement: String) -> Result<()> {
+        retry(|| async {
+            let mut admin = self.options("postgres").connect().await?;
+            admin.execute(AssertSqlSafe(statement.clone())).await?;
+            admin.close().await
+        })
+        .await
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let mut stop = self.command("pg_ctl");
+        // Nothing of it is kept, so nothing has to be written. It may be down.
+        let _ = stop.args(["stop", "-s", "-w", "-m", "immediate"]).output();
+    }
+}
+
+/// A small disk; dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts one, which takes root and a kernel that lets it.
+    pub(crate) fn mount() -> Result<Self> {
+        let path = tempfile::tempdir()?.keep();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=180m,mode=755", "tmpfs"])
+            .arg(&path)
+            .output()?;
+        if !mounted.status.success() {
+            std::fs::remove_dir(&path)?;
+            anyhow::bail!("{}", String::from_utf8_lossy(&mounted.stderr).trim());
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily, should anybody still be in there.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A shell that waits for this process to end, then stops the server, if it is there, and removes its folder.
+fn watchdog(folder: &Path) -> Result<std::process::Child> {
+    let script = r#"trap '' INT TERM HUP
+        cat >/dev/null
+        kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")"
+        while [ -e "$1/data/postmaster.pid" ]; do sleep 0.1; done
+        rm -rf "$1""#;
+    Ok(Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()?)
+}
+
+/// Ports that nothing but a listener gets: outside the range from which the kernel serves outgoing connections. While
+/// a replica or a server is down, nobody else sits down on its port.
+pub(crate) fn free_port() -> Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 15_000 + u16::try_from(std::process::id() % 10_000)?;
+    for _ in 0..5_000 {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 5_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no free port from {start} on")
+}
+
+/// What a command printed; an error with it if the command failed.
+async fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().display().to_string();
+    let mut owned = Command::new(command.get_program());
+    owned.args(command.get_args());
+    for (key, value) in command.get_envs() {
+        if let Some(value) = value {
+            owned.env(key, value);
+        }
+    }
+    owned.process_group(0).current_dir("/");
+    let output = tokio::process::Command::from(owned).output().await?;
+    ensure!(
+        output.status.success(),
+        "{name}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// `PG_BIN_DIR`, else `PATH`, else where Debian keeps them, the newest first: as the service does.
+fn find_binaries() -> Result<PathBuf> {
+    let has_server = |folder: &PathBuf| folder.join("initdb").is_file();
+    if let Some(folder) = std::env::var_os("PG_BIN_DIR").filter(|folder| !folder.is_empty()) {
+        return Ok(folder.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(folder) = std::env::split_paths(&path).find(has_server) {
+        return Ok(folder);
+    }
+    std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let version: u32 = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .filter(|(_, folder)| has_server(folder))
+        .max()
+        .map(|(_, folder)| folder)
+        .context("no Postgres server programs: install `postgresql`, or set PG_BIN_DIR")
+}

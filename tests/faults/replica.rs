@@ -1,0 +1,241 @@
+//! A replica of the service: the built program as a process, which somebody starts again when it ends.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::free_port;
+use crate::{PATIENCE, POLL, signal};
+
+/// The webhook's secret.
+pub(crate) const SECRET: &str = "whsec_faults";
+
+/// What a replica is given.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) database_url: String,
+    pub(crate) workos_url: String,
+    pub(crate) connections: u32,
+}
+
+/// A replica; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    port: u16,
+    settings: Settings,
+    folder: PathBuf,
+    log: PathBuf,
+    slot: Mutex<Slot>,
+    /// Grows with everything that is done to it.
+    disturbances: AtomicU64,
+    /// One fault at a time: what was just killed can't be told to end.
+    fault: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    child: Option<Child>,
+    /// Somebody is doing something to it: it may be down, or doesn't answer.
+    disturbed: bool,
+    /// How it ended when nobody asked it to.
+    ended: Vec<ExitStatus>,
+}
+
+impl Replica {
+    pub(crate) fn new(index: usize, folder: &Path, settings: Settings) -> Result<Self> {
+        Ok(Self {
+            port: free_port()?,
+            settings,
+            folder: folder.to_owned(),
+            log: folder.join(format!("replica-{index}.log")),
+            slot: Mutex::default(),
+            disturbances: AtomicU64::new(0),
+            fault: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Nothing but the settings of the test: neither a `.env` of the working copy nor a variable of whoever runs it.
+    pub(crate) fn start(&self) -> Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)?;
+        let built = env!("CARGO_BIN_EXE_workos-sync").into();
+        let child = Command::new(std::env::var_os("FAULT_BINARY").unwrap_or(built))
+            .arg("serve")
+            .current_dir(&self.folder)
+            .env_clear()
+            .env("DATABASE_URL", &self.settings.database_url)
+            .env(
+                "DATABASE_MAX_CONNECTIONS",
+                self.settings.connections.to_string(),
+            )
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .env("WORKOS_API_KEY", "sk_faults")
+            .env("WORKOS_API_URL", &self.settings.workos_url)
+            .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))
+            .env("SHUTDOWN_GRACE_SECONDS", "10")
+            .env("LOG_FORMAT", "text")
+            .env(
+                "LOG_LEVEL",
+                std::env::var("FAULT_LOG").unwrap_or_else(|_| "info".to_owned()),
+            )
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.slot.lock().unwrap().child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until it answers.
+    pub(crate) async fn answers(&self) -> Result<()> {
+        let http = crate::http(Duration::from_secs(1))?;
+        let give_up = Instant::now() + PATIENCE;
+        let url = format!("{}/healthz", self.url());
+        while !http
+            .get(&url)
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status() == 200)
+        {
+            ensure!(Instant::now() < give_up, "a replica doesn\'t answer");
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Starts it again when it ends by itself, as an operator's supervisor does.
+    pub(crate) async fn supervise(&self) {
+        loop {
+            sleep(POLL * 4).await;
+            let ended = {
+                let mut slot = self.slot.lock().unwrap();
+                let exit = slot.child.as_mut().and_then(|child| child.try_wait().ok()?);
+                match exit {
+                    Some(exit) if !slot.disturbed => {
+                        slot.ended.push(exit);
+                        true
+                    }
+                    _ => false,
+                }
+            };
+            if ended {
+                self.disturbances.fetch_add(1, Ordering::SeqCst);
+                let _ = self.start();
+            }
+        }
+    }
+
+    /// How often it ended when nobody asked it to.
+    pub(crate) fn ended(&self) -> usize {
+        self.slot.lock().unwrap().ended.len()
+    }
+
+    /// The number of disturbances, while there is none.
+    pub(crate) fn undisturbed(&self) -> Option<u64> {
+        let slot = self.slot.lock().unwrap();
+        (!slot.disturbed).then(|| self.disturbances.load(Ordering::SeqCst))
+    }
+
+    fn disturb(&self, disturbed: bool) {
+        self.slot.lock().unwrap().disturbed = disturbed;
+        self.disturbances.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn id(&self) -> Option<u32> {
+        self.slot.lock().unwrap().child.as_ref().map(Child::id)
+    }
+
+    /// SIGKILL; it is started again after a while.
+    pub(crate) async fn kill(&self, down: Duration) -> Result<()> {
+        let _alone = self.fault.lock().await;
+        self.disturb(true);
+        self.end();
+        sleep(down).await;
+        self.start()?;
+        self.disturb(false);
+        Ok(())
+    }
+
+    /// SIGTERM; it is started again when it has ended. Says how it ended.
+    pub(crate) async fn restart(&self) -> Result<ExitStatus> {
+        let _alone = self.fault.lock().await;
+        let exit = self.stop().await?;
+        self.start()?;
+        self.disturb(false);
+        Ok(exit)
+    }
+
+    /// SIGTERM, for good. Says how it ended.
+    pub(crate) async fn stop(&self) -> Result<ExitStatus> {
+        self.disturb(true);
+        if let Some(id) = self.id() {
+            signal(id, "TERM").await?;
+        }
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let exit = {
+                let mut slot = self.slot.lock().unwrap();
+                match slot.child.as_mut() {
+                    Some(child) => child.try_wait()?,
+                    None => None,
+                }
+            };
+            if let Some(exit) = exit {
+                return Ok(exit);
+            }
+            ensure!(Instant::now() < give_up, "a replica doesn\'t end");
+            sleep(POLL).await;
+        }
+    }
+
+    /// SIGSTOP; SIGCONT after a while.
+    pub(crate) async fn pause(&self, pause: Duration) -> Result<()> {
+        let _alone = self.fault.lock().await;
+        self.disturb(true);
+        if let Some(id) = self.id() {
+            signal(id, "STOP").await?;
+            sleep(pause).await;
+            signal(id, "CONT").await?;
+        }
+        self.disturb(false);
+        Ok(())
+    }
+
+    /// SIGKILL, for good.
+    pub(crate) fn end(&self) {
+        let mut slot = self.slot.lock().unwrap();
+        slot.disturbed = true;
+        if let Some(mut child) = slot.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> Result<File> {
+        Ok(File::open(&self.log)?)
+    }
+
+    /// The end of what it has logged.
+    pub(crate) fn tail(&self) -> String {
+        crate::tail(&self.log, 25)
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,410 @@
+//! Situations that chance wouldn't find, or that take too long to be left to it. Each ends with the oracle too.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use sqlx::{ConnectOptions, Connection};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::cluster::{Cluster, Disk};
+use crate::proxy::Network;
+use crate::report::{Report, quantile};
+use crate::sender::Habits;
+use crate::workos::{Giver, Kind};
+use crate::world::{Options, World, workos_id};
+use crate::{PATIENCE, POLL, retry};
+
+/// A named situation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    TwoReplicas,
+    ThreeReplicas,
+    RollingRestart,
+    PoisonInAStream,
+    LockedOrganization,
+    HotKey,
+    PausedReplica,
+    StalledNetwork,
+    VanishedPeer,
+    DiskFull,
+}
+
+/// Longer than every timeout of the service, the lease of the outbox included.
+const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
+
+impl Scenario {
+    /// The long ones first: they run beside the others.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::PausedReplica,
+        Self::StalledNetwork,
+        Self::VanishedPeer,
+        Self::TwoReplicas,
+        Self::ThreeReplicas,
+        Self::RollingRestart,
+        Self::PoisonInAStream,
+        Self::LockedOrganization,
+        Self::HotKey,
+        Self::DiskFull,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::TwoReplicas => "two_replicas",
+            Self::ThreeReplicas => "three_replicas",
+            Self::RollingRestart => "rolling_restart",
+            Self::PoisonInAStream => "poison_in_a_stream",
+            Self::LockedOrganization => "locked_organization",
+            Self::HotKey => "hot_key",
+            Self::PausedReplica => "paused_replica",
+            Self::StalledNetwork => "stalled_network",
+            Self::VanishedPeer => "vanished_peer",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    /// Whether it takes but seconds.
+    pub(crate) const fn is_quick(self) -> bool {
+        matches!(
+            self,
+            Self::TwoReplicas
+                | Self::ThreeReplicas
+                | Self::RollingRestart
+                | Self::PoisonInAStream
+                | Self::LockedOrganization
+        )
+    }
+
+    /// Runs it, until every event is settled; nothing, if this machine can't.
+    pub(crate) async fn run(
+        self,
+        cluster: &Arc<Cluster>,
+        report: &Arc<Report>,
+    ) -> Result<Option<World>> {
+        let own;
+        let cluster = if self == Self::DiskFull {
+            let disk = match Disk::mount() {
+                Ok(disk) => disk,
+                Err(error) => {
+                    println!(
+                        "SKIPPED scenario disk_full: no tmpfs can be mounted, which takes root: {error:#}"
+                    );
+                    return Ok(None);
+                }
+            };
+            own = Arc::new(Cluster::start_on(Some(disk)).await?);
+            &own
+        } else {
+            cluster
+        };
+        let options = Options {
+            replicas: match self {
+                Self::ThreeReplicas => 3,
+                Self::PoisonInAStream | Self::LockedOrganization | Self::HotKey => 1,
+                _ => 2,
+            },
+            habits: match self {
+                // As fast as it goes.
+                Self::HotKey => Habits {
+                    connections: 64,
+                    window: Duration::ZERO,
+                    duplicates: 0.0,
+                },
+                _ => Options::default().habits,
+            },
+            ..Options::default()
+        };
+        let world = World::start(cluster, report, self.name().to_owned(), options).await?;
+        let result = match self {
+            Self::TwoReplicas | Self::ThreeReplicas => replicas(&world).await,
+            Self::RollingRestart => rolling_restart(&world).await,
+            Self::PoisonInAStream => poison(&world).await,
+            Self::LockedOrganization => locked_organization(&world).await,
+            Self::HotKey => hot_key(&world).await,
+            Self::PausedReplica => paused_replica(&world).await,
+            Self::StalledNetwork => {
+                network(&world, Network::Stalled, Duration::from_secs(35)).await
+            }
+            Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
+            Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
+        };
+        result.map_err(|error| world.explain(&error))?;
+        world.report.count("scenarios");
+        Ok(Some(world))
+    }
+}
+
+/// R22: the events of few organizations, spread over all replicas.
+async fn replicas(world: &World) -> Result<()> {
+    let mut rng = Rng::with_seed(1);
+    world
+        .load(&mut rng, 12, 600, Duration::from_secs(3), &[])
+        .await;
+    world.settle().await
+}
+
+/// R31: replica after replica ends by SIGTERM under load, and each ends well.
+async fn rolling_restart(world: &World) -> Result<()> {
+    let mut rng = Rng::with_seed(2);
+    let restarts = async {
+        for _ in 0..2 {
+            for replica in &world.replicas {
+                let exit = replica.restart().await?;
+                ensure!(exit.success(), "a replica ended by SIGTERM: {exit}");
+                replica.answers().await?;
+            }
+        }
+        Ok(())
+    };
+    let load = world.load(&mut rng, 30, 1_000, Duration::from_secs(4), &[]);
+    let (restarts, ()) = tokio::join!(restarts, load);
+    restarts?;
+    world.settle().await
+}
+
+/// R26: events that can't be applied, and a name that the application refuses, in the middle of streams.
+async fn poison(world: &World) -> Result<()> {
+    world.refuse_names().await?;
+    let ids: Vec<_> = (0..20).map(workos_id).collect();
+    for id in &ids {
+        world.workos.create(id, "Acme", Giver::Nobody);
+    }
+    for round in 0..10 {
+        for (place, id) in ids.iter().enumerate() {
+            let kind = match (place + round) % 7 {
+                0 => Kind::Nul,
+                1 => Kind::Undecodable,
+                2 if place % 2 == 0 => Kind::Refused,
+                _ => Kind::Updated,
+            };
+            world.workos.change(kind, id, &format!("Acme {round}"));
+        }
+    }
+    // The last of an organization is refused for good: nothing comes after it that makes it stale.
+    world.workos.change(Kind::Refused, &ids[0], "Acme");
+    world.settle().await
+}
+
+/// R18, R26: somebody holds an organization's row for longer than a lock is waited for. The others don't wait, and
+/// it is applied when the row is free.
+async fn locked_organization(world: &World) -> Result<()> {
+    let (locked, others) = (workos_id(0), 1..40);
+    world.workos.create(&locked, "Locked", Giver::Nobody);
+    for other in others.clone() {
+        let name = format!("Other {other}");
+        world.workos.create(&workos_id(other), &name, Giver::Nobody);
+    }
+    world.settle().await?;
+    // The writes to WorkOS come back, and end in rows too.
+    let pushed = async || {
+        let organizations = world.workos.organizations();
+        organizations
+            .values()
+            .all(|organization| organization.external_id.is_some())
+    };
+    eventually("every external_id is written", pushed).await?;
+    world.settle().await?;
+
+    let mut connection = world.cluster.options(&world.database).connect().await?;
+    let mut tx = connection.begin().await?;
+    sqlx::query("select from organization_metadata where workos_id = $1 for update")
+        .bind(&locked)
+        .execute(&mut *tx)
+        .await?;
+    let held_since = Instant::now();
+    for round in 0..20 {
+        world
+            .workos
+            .change(Kind::Updated, &locked, &format!("Locked {round}"));
+        for other in others.clone() {
+            world
+                .workos
+                .change(Kind::Updated, &workos_id(other), &format!("Other {round}"));
+        }
+    }
+    let waiting = async |which: &str| -> Result<i64> {
+        let statement = format!(
+            "select count(*) from webhook_events
+             where status in ('pending', 'failed') and organization_id {which} $1"
+        );
+        retry(|| async {
+            sqlx::query_scalar(sqlx::AssertSqlSafe(statement.clone()))
+                .bind(&locked)
+                .fetch_one(&world.pool)
+                .await
+        })
+        .await
+    };
+    let others_done = async || {
+        world.sender.pending() == 0 && waiting("<>").await.is_ok_and(|waiting| waiting == 0)
+    };
+    eventually("the others are applied", others_done).await?;
+    ensure!(
+        waiting("=").await? == 20,
+        "the locked organization didn't wait"
+    );
+    // Beyond the timeout, so that its events fail at least once.
+    sleep(Duration::from_secs(6).saturating_sub(held_since.elapsed())).await;
+    ensure!(
+        waiting("=").await? == 20,
+        "the locked organization didn't wait"
+    );
+    tx.rollback().await?;
+    world.settle().await
+}
+
+/// R24: 20,000 events of one organization, and one each of 1,000 others in the middle of them. How long the others
+/// wait is compared with how long the flood takes: both depend on the machine alike.
+async fn hot_key(world: &World) -> Result<()> {
+    let hot = workos_id(0);
+    world.workos.create(&hot, "Hot", Giver::Nobody);
+    world.settle().await?;
+    for change in 0..20_000_usize {
+        world
+            .workos
+            .change(Kind::Updated, &hot, &format!("Hot {change}"));
+        if change % 20 == 0 {
+            world.workos.create(
+                &workos_id(1 + change / 20),
+                &format!("Other {change}"),
+                Giver::Application,
+            );
+        }
+    }
+    world.settle().await?;
+    let lags: Vec<(bool, f64)> = sqlx::query_as(
+        "select organization_id = $1, extract(epoch from processed_at - received_at)::float8 from webhook_events",
+    )
+    .bind(&hot)
+    .fetch_all(&world.pool)
+    .await?;
+    let flood: f64 = sqlx::query_scalar(
+        "select extract(epoch from max(processed_at) - min(received_at))::float8
+         from webhook_events where organization_id = $1",
+    )
+    .bind(&hot)
+    .fetch_one(&world.pool)
+    .await?;
+    let lags_of = |hot: bool| -> Vec<Duration> {
+        let lags = lags.iter().filter(|(of_hot, _)| *of_hot == hot);
+        lags.map(|(_, lag)| Duration::from_secs_f64(lag.max(0.0)))
+            .collect()
+    };
+    let (others, own) = (lags_of(false), lags_of(true));
+    let (median, worst) = (quantile(&others, 0.5), quantile(&others, 1.0));
+    let line = format!(
+        "hot key: the flood took {flood:.1} s (an event of it waited {:.2} s, p50), an event of the others {:.3} s \
+         (p50), {:.3} s (max)",
+        quantile(&own, 0.5).as_secs_f64(),
+        median.as_secs_f64(),
+        worst.as_secs_f64(),
+    );
+    ensure!(
+        worst.as_secs_f64() < flood / 4.0 && median.as_secs_f64() < flood / 20.0,
+        "the others waited: {line}"
+    );
+    println!("        {line}");
+    Ok(())
+}
+
+/// R11, R22: a replica is stopped for longer than every timeout, and goes on with what it had in hand. The other one
+/// does everything meanwhile, once Postgres has ended the transactions of the stopped one.
+async fn paused_replica(world: &World) -> Result<()> {
+    let mut rng = Rng::with_seed(3);
+    let pause = async {
+        sleep(Duration::from_secs(1)).await;
+        world.replicas[0].pause(LONGER_THAN_ANY).await
+    };
+    let load = async {
+        let few = Duration::from_secs(4);
+        world.load(&mut rng, 20, 300, few, &[]).await;
+        let done = async || {
+            // What the stopped one doesn't answer is sent to the other; what met its locks backs off.
+            let untried = retry(|| async {
+                sqlx::query_scalar("select count(*) from webhook_events where status = 'pending'")
+                    .fetch_one(&world.pool)
+                    .await
+            });
+            world.sender.pending() == 0 && matches!(untried.await, Ok(0_i64))
+        };
+        eventually("the other replica goes on", done).await?;
+        ensure!(
+            world.replicas[0].undisturbed().is_none(),
+            "the pause was too short"
+        );
+        Ok(())
+    };
+    let (pause, load) = tokio::join!(pause, load);
+    pause?;
+    load?;
+    world
+        .load(&mut rng, 20, 100, Duration::from_secs(1), &[])
+        .await;
+    world.settle().await
+}
+
+/// R23, R26: the database is there, but nothing comes back from it, for longer than anything waits.
+async fn network(world: &World, network: Network, lasts: Duration) -> Result<()> {
+    let mut rng = Rng::with_seed(4);
+    let fault = async {
+        sleep(Duration::from_secs(1)).await;
+        world.proxy.set(network);
+        sleep(lasts).await;
+        world.proxy.set(Network::Up);
+    };
+    let load = world.load(&mut rng, 20, 300, Duration::from_secs(3), &[]);
+    tokio::join!(fault, load);
+    let lifted = Instant::now();
+    world.settle().await?;
+    println!(
+        "        settled {:.1} s after the network was back ({network:?})",
+        lifted.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// R23, R26: Postgres has no room to write. Nothing is acknowledged that isn't durable; when there is room, all goes
+/// on.
+async fn disk_full(world: &World, disk: &Path) -> Result<()> {
+    let mut rng = Rng::with_seed(5);
+    let fault = async {
+        sleep(Duration::from_secs(1)).await;
+        let ballast = disk.join("ballast");
+        // Until there is no room left.
+        let filled = tokio::process::Command::new("dd")
+            .args(["if=/dev/zero", "bs=64k"])
+            .arg(format!("of={}", ballast.display()))
+            .output()
+            .await?;
+        ensure!(!filled.status.success(), "the disk isn't full");
+        sleep(Duration::from_secs(5)).await;
+        std::fs::remove_file(ballast)?;
+        sleep(Duration::from_secs(1)).await;
+        // It may have given up when it couldn't write its log.
+        world.cluster.start_if_down().await
+    };
+    // More than the pages that are there hold.
+    let load = world.load(&mut rng, 40, 4_000, Duration::from_secs(6), &[]);
+    let (fault, ()) = tokio::join!(fault, load);
+    fault?;
+    world.settle().await?;
+    let log = std::fs::read_to_string(world.cluster.log())?;
+    ensure!(
+        log.contains("No space left on device"),
+        "the disk was never full"
+    );
+    world.report.fault("disk full for Postgres");
+    Ok(())
+}
+
+/// Waits for a condition.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
+    let waited = timeout(PATIENCE, async {
+        while !condition().await {
+            sleep(POLL).await;
+        }
+    });
+    waited.await.with_context(|| format!("never: {what}"))
+}

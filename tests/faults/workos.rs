@@ -1,0 +1,410 @@
+//! The WorkOS environment: what its organizations are, the events that it emits, and its API, which can fail in
+//! chosen ways. It is the truth that the database is compared with.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use hyper::body::{Bytes, Frame};
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use ulid::Ulid;
+
+use crate::retry;
+
+/// When the first event happened.
+const FIRST_EVENT_AT: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+
+/// How the API is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Fine,
+    /// Answers after so long.
+    Slow(Duration),
+    /// Doesn't answer until it is better, and then cuts the connection.
+    Hanging,
+    /// Answers 500, every other time after it has done what it was asked for.
+    Failing,
+    /// Answers 429, with so many seconds of `Retry-After`.
+    Limiting(u64),
+    /// Breaks off in the middle of the answer, after it has done what it was asked for.
+    Resetting,
+}
+
+/// What an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Created,
+    Updated,
+    Deleted,
+    /// Of a type that is not handled.
+    Unhandled,
+    /// An update whose name holds a NUL.
+    Nul,
+    /// An update without the id of its organization.
+    Undecodable,
+    /// An update with a name that the application refuses: see [`REFUSED`].
+    Refused,
+}
+
+/// The beginning of names that a CHECK of the application refuses, and the name of the constraint.
+pub(crate) const REFUSED: &str = "Refused";
+pub(crate) const CONSTRAINT: &str = "organization_metadata_name_check";
+
+/// An event, as it was emitted.
+#[derive(Debug, Clone)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    pub(crate) kind: Kind,
+    pub(crate) workos_id: String,
+    pub(crate) name: String,
+    pub(crate) external_id: Option<String>,
+    pub(crate) body: String,
+}
+
+/// Who gave an organization its `external_id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Giver {
+    /// Nobody: that is for the service to do.
+    Nobody,
+    /// The application, when it made the organization.
+    Application,
+    /// Somebody else, behind the back of its events: they say that it has none.
+    Stranger,
+}
+
+/// An organization of the environment.
+#[derive(Debug, Clone)]
+pub(crate) struct Organization {
+    pub(crate) name: String,
+    pub(crate) external_id: Option<String>,
+    /// Who gave it its `external_id`, if anybody did when it was made.
+    pub(crate) giver: Giver,
+    pub(crate) deleted: bool,
+}
+
+#[derive(Debug)]
+struct Truth {
+    organizations: BTreeMap<String, Organization>,
+    history: Vec<Arc<Event>>,
+    violations: Vec<String>,
+    requests: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    truth: Mutex<Truth>,
+    mood: watch::Sender<Mood>,
+    emitted: mpsc::UnboundedSender<Arc<Event>>,
+    /// Past every proxy.
+    database: PgPool,
+}
+
+/// The environment and its API; gone when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Workos {
+    pub(crate) url: String,
+    shared: Arc<Shared>,
+    _server: JoinSet<()>,
+}
+
+impl Workos {
+    /// Starts it; it emits its events into a channel.
+    pub(crate) async fn start(
+        database: PgPool,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Arc<Event>>)> {
+        let (emitted, events) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            truth: Mutex::new(Truth {
+                organizations: BTreeMap::new(),
+                history: Vec::new(),
+                violations: Vec::new(),
+                requests: 0,
+            }),
+            mood: watch::Sender::new(Mood::Fine),
+            emitted,
+            database,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let router = Router::new()
+            .fallback(handle)
+            .with_state(Arc::clone(&shared));
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let _ = axum::serve(listener, router).await;
+        });
+        let this = Self {
+            url,
+            shared,
+            _server: server,
+        };
+        Ok((this, events))
+    }
+
+    /// Changes how the API is.
+    pub(crate) fn set(&self, mood: Mood) {
+        self.shared.mood.send_replace(mood);
+    }
+
+    /// An organization is made.
+    pub(crate) fn create(&self, workos_id: &str, name: &str, giver: Giver) {
+        let mut truth = self.shared.truth.lock().unwrap();
+        let external_id = match giver {
+            Giver::Nobody => None,
+            Giver::Application => Some(format!("customer-{workos_id}")),
+            Giver::Stranger => Some(format!("stranger-{workos_id}")),
+        };
+        let organization = Organization {
+            name: name.to_owned(),
+            giver,
+            external_id,
+            deleted: false,
+        };
+        truth
+            .organizations
+            .insert(workos_id.to_owned(), organization);
+        self.shared.emit(&mut truth, Kind::Created, workos_id);
+    }
+
+    /// Something happens to an organization; nothing more once it is deleted.
+    pub(crate) fn change(&self, kind: Kind, workos_id: &str, name: &str) {
+        let mut truth = self.shared.truth.lock().unwrap();
+        let Some(organization) = truth.organizations.get_mut(workos_id) else {
+            return;
+        };
+        if organization.deleted {
+            return;
+        }
+        match kind {
+            Kind::Created | Kind::Unhandled | Kind::Undecodable => {}
+            Kind::Updated => name.clone_into(&mut organization.name),
+            // Only this one event has the odd name.
+            Kind::Nul | Kind::Refused => {
+                let odd = match kind {
+                    Kind::Nul => format!("{name}\0"),
+                    _ => format!("{REFUSED} {name}"),
+                };
+                let usual = std::mem::replace(&mut organization.name, odd);
+                self.shared.emit(&mut truth, kind, workos_id);
+                if let Some(organization) = truth.organizations.get_mut(workos_id) {
+                    organization.name = usual;
+                }
+                return;
+            }
+            Kind::Deleted => organization.deleted = true,
+        }
+        self.shared.emit(&mut truth, kind, workos_id);
+    }
+
+    /// Everything that was emitted, in order.
+    pub(crate) fn history(&self) -> Vec<Arc<Event>> {
+        self.shared.truth.lock().unwrap().history.clone()
+    }
+
+    pub(crate) fn knows(&self, workos_id: &str) -> bool {
+        let truth = self.shared.truth.lock().unwrap();
+        truth.organizations.contains_key(workos_id)
+    }
+
+    pub(crate) fn organizations(&self) -> BTreeMap<String, Organization> {
+        self.shared.truth.lock().unwrap().organizations.clone()
+    }
+
+    /// What the API was asked and shouldn't have been.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.shared.truth.lock().unwrap().violations.clone()
+    }
+}
+
+impl Shared {
+    fn emit(&self, truth: &mut Truth, kind: Kind, workos_id: &str) {
+        let number = truth.history.len();
+        let Some(organization) = truth.organizations.get(workos_id) else {
+            return;
+        };
+        let external_id = organization
+            .external_id
+            .clone()
+            .filter(|_| organization.giver != Giver::Stranger);
+        let at = FIRST_EVENT_AT + TimeDelta::milliseconds(number.try_into().unwrap_or(i64::MAX));
+        let ms = u64::try_from(at.timestamp_millis()).unwrap_or(0);
+        // The order of ids is the order of numbers; what follows the time says nothing.
+        let id = format!(
+            "event_{}",
+            Ulid::from_parts(ms, crate::scatter(number as u64))
+        );
+        let at = at.to_rfc3339_opts(SecondsFormat::Millis, true);
+        let event_type = match kind {
+            Kind::Created => "organization.created",
+            Kind::Deleted => "organization.deleted",
+            Kind::Unhandled => "organization_domain.verified",
+            Kind::Updated | Kind::Nul | Kind::Undecodable | Kind::Refused => "organization.updated",
+        };
+        let mut data = json!({
+            "object": "organization",
+            "id": workos_id,
+            "name": organization.name,
+            "external_id": external_id,
+            "domains": [],
+            "metadata": {},
+            "created_at": at,
+            "updated_at": at,
+        });
+        if kind == Kind::Undecodable {
+            data["name"] = json!({ "en": organization.name });
+        }
+        let body = json!({ "id": id, "event": event_type, "created_at": at, "data": data });
+        let event = Arc::new(Event {
+            id,
+            kind,
+            workos_id: workos_id.to_owned(),
+            name: organization.name.clone(),
+            external_id,
+            body: body.to_string(),
+        });
+        truth.history.push(Arc::clone(&event));
+        // Nobody listens any more at the end of a run.
+        let _ = self.emitted.send(event);
+    }
+
+    /// Does what a request asks for, as WorkOS does.
+    fn answer(&self, method: &Method, workos_id: &str, body: &str) -> Response {
+        let mut truth = self.truth.lock().unwrap();
+        let known = truth.organizations.get(workos_id);
+        let Some(held) = known.filter(|organization| !organization.deleted) else {
+            let body = json!({"message": "Organization not found.", "code": "entity_not_found"});
+            return (StatusCode::NOT_FOUND, Json(body)).into_response();
+        };
+        let mut external_id = held.external_id.clone();
+        if method == Method::PUT {
+            let update: Value = serde_json::from_str(body).unwrap_or_default();
+            let wanted = update["external_id"].as_str().map(str::to_owned);
+            if wanted.is_none() || update.as_object().is_none_or(|keys| keys.len() != 1) {
+                truth.violations.push(format!("PUT {workos_id}: {body}"));
+            }
+            if external_id.is_some() && external_id != wanted {
+                truth.violations.push(format!(
+                    "overwritten: {workos_id} had external_id {external_id:?}, then {wanted:?}"
+                ));
+            }
+            let taken = truth.organizations.iter().any(|(other, organization)| {
+                other != workos_id && wanted.is_some() && organization.external_id == wanted
+            });
+            if taken {
+                let body = json!({"message": "Taken.", "code": "external_id_already_used"});
+                return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+            }
+            if external_id != wanted {
+                external_id.clone_from(&wanted);
+                if let Some(organization) = truth.organizations.get_mut(workos_id) {
+                    organization.external_id = wanted;
+                }
+                // R17: the write comes back as an event.
+                self.emit(&mut truth, Kind::Updated, workos_id);
+            }
+        }
+        Json(json!({"object": "organization", "id": workos_id, "external_id": external_id}))
+            .into_response()
+    }
+
+    /// R14: what WorkOS is told must be committed before.
+    async fn check_committed(&self, workos_id: &str, body: &str) {
+        let update: Value = serde_json::from_str(body).unwrap_or_default();
+        let id = update["external_id"].as_str().unwrap_or_default();
+        let committed: Result<bool> = retry(|| async {
+            sqlx::query_scalar(
+                "select exists (select from organization_metadata where id = $1 and workos_id = $2)",
+            )
+            .bind(id)
+            .bind(workos_id)
+            .fetch_one(&self.database)
+            .await
+        })
+        .await;
+        if !matches!(committed, Ok(true)) {
+            let violation =
+                format!("PUT {workos_id} {body} before its row was committed ({committed:?})");
+            self.truth.lock().unwrap().violations.push(violation);
+        }
+    }
+}
+
+async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 65_536).await.unwrap_or_default();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let path = head.uri.path();
+    let workos_id = path.strip_prefix("/organizations/").unwrap_or_default();
+    if head.method == Method::PUT {
+        shared.check_committed(workos_id, &body).await;
+    }
+    let even = {
+        let mut truth = shared.truth.lock().unwrap();
+        truth.requests += 1;
+        truth.requests.is_multiple_of(2)
+    };
+    let answer = || shared.answer(&head.method, workos_id, &body);
+    let mood = *shared.mood.borrow();
+    match mood {
+        Mood::Fine => answer(),
+        Mood::Slow(delay) => {
+            tokio::time::sleep(delay).await;
+            answer()
+        }
+        Mood::Hanging => {
+            let mut mood = shared.mood.subscribe();
+            let _ = mood.wait_for(|mood| *mood != Mood::Hanging).await;
+            Body::new(Torn { sent: false }).into_response()
+        }
+        Mood::Failing => {
+            if even {
+                answer();
+            }
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+        Mood::Limiting(seconds) => (
+            StatusCode::TOO_MANY_REQUESTS,
+            [("retry-after", seconds.to_string())],
+        )
+            .into_response(),
+        Mood::Resetting => {
+            answer();
+            Body::new(Torn { sent: false }).into_response()
+        }
+    }
+}
+
+/// A body that breaks off; hyper then closes the connection.
+struct Torn {
+    sent: bool,
+}
+
+impl hyper::body::Body for Torn {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(if self.sent {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        } else {
+            self.sent = true;
+            Ok(Frame::data(Bytes::from_static(br#"{"external_id":nu"#)))
+        }))
+    }
+}

@@ -1,0 +1,315 @@
+//! One run's world: a database, replicas that reach it through a proxy, a WorkOS environment, and a sender between
+//! them.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail, ensure};
+use fastrand::Rng;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::cluster::Cluster;
+use crate::proxy::Proxy;
+use crate::replica::{Replica, Settings};
+use crate::report::Report;
+use crate::sender::{Habits, Sender};
+use crate::workos::{CONSTRAINT, Giver, Kind, REFUSED, Workos};
+use crate::{POLL, oracle, retry};
+
+/// How long events may take to be settled when nothing is in their way any more: an event that failed in each of
+/// the faults waits for its next attempt.
+const SETTLED_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long `external_id`s may take to be written: what a killed replica had in hand is leased to it for a minute.
+const PUSHED_WITHIN: Duration = Duration::from_secs(180);
+
+/// What a world is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) replicas: usize,
+    pub(crate) connections: u32,
+    pub(crate) habits: Habits,
+    pub(crate) seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            replicas: 2,
+            connections: 10,
+            habits: Habits {
+                connections: 24,
+                window: Duration::from_millis(400),
+                duplicates: 0.1,
+            },
+            seed: 1,
+        }
+    }
+}
+
+/// A world; its processes end with it.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) database: String,
+    /// Past the proxy.
+    pub(crate) pool: PgPool,
+    pub(crate) proxy: Proxy,
+    pub(crate) workos: Workos,
+    pub(crate) replicas: Vec<Arc<Replica>>,
+    pub(crate) sender: Arc<Sender>,
+    pub(crate) report: Arc<Report>,
+    /// What the run is, for whoever reads of its failure.
+    pub(crate) about: String,
+    _tasks: JoinSet<()>,
+    _folder: TempDir,
+}
+
+impl World {
+    pub(crate) async fn start(
+        cluster: &Arc<Cluster>,
+        report: &Arc<Report>,
+        about: String,
+        options: Options,
+    ) -> Result<Self> {
+        let mut rng = Rng::with_seed(options.seed);
+        let database = format!("faults_{}", uuid::Uuid::new_v4().simple());
+        cluster.create_database(&database).await?;
+        let direct = cluster.options(&database);
+        let pool = PgPoolOptions::new()
+            .max_connections(4)
+            .connect_lazy_with(direct.clone());
+        let proxy = Proxy::start(direct.get_port()).await?;
+        let (workos, events) = Workos::start(pool.clone()).await?;
+
+        let folder = tempfile::tempdir()?;
+        let settings = Settings {
+            database_url: format!(
+                "postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable",
+                proxy.port
+            ),
+            workos_url: workos.url.clone(),
+            connections: options.connections,
+        };
+        let mut tasks = JoinSet::new();
+        let mut replicas = Vec::new();
+        for index in 0..options.replicas {
+            let replica = Arc::new(Replica::new(index, folder.path(), settings.clone())?);
+            replica.start()?;
+            replicas.push(replica);
+        }
+        for replica in &replicas {
+            replica.answers().await?;
+            let replica = Arc::clone(replica);
+            tasks.spawn(async move { replica.supervise().await });
+        }
+        let sender = Arc::new(Sender::new(
+            replicas.clone(),
+            options.habits,
+            Arc::clone(report),
+        )?);
+        tasks.spawn(Arc::clone(&sender).run(events, rng.fork()));
+        Ok(Self {
+            cluster: Arc::clone(cluster),
+            database,
+            pool,
+            proxy,
+            workos,
+            replicas,
+            sender,
+            report: Arc::clone(report),
+            about,
+            _tasks: tasks,
+            _folder: folder,
+        })
+    }
+
+    /// The application has a rule of its own for names.
+    pub(crate) async fn refuse_names(&self) -> Result<()> {
+        let statement = format!(
+            "alter table organization_metadata add constraint {CONSTRAINT} check (name not like '{REFUSED}%')"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Emits changes of organizations at random, evenly over a time. The more organizations, the more of them are
+    /// quiet: the lower numbers get most.
+    pub(crate) async fn load(
+        &self,
+        rng: &mut Rng,
+        organizations: usize,
+        changes: usize,
+        window: Duration,
+        odd: &[Kind],
+    ) {
+        let started = Instant::now();
+        for change in 0..changes {
+            let organization =
+                rng.usize(..organizations) * rng.usize(1..=organizations) / organizations;
+            let workos_id = workos_id(organization);
+            let name = name(rng);
+            if self.workos.knows(&workos_id) {
+                let kind = match rng.u8(..100) {
+                    0..2 => Kind::Deleted,
+                    2..8 => Kind::Unhandled,
+                    8..14 if !odd.is_empty() => odd[rng.usize(..odd.len())],
+                    _ => Kind::Updated,
+                };
+                self.workos.change(kind, &workos_id, &name);
+            } else {
+                let giver = match rng.u8(..12) {
+                    0..3 => Giver::Application,
+                    3 => Giver::Stranger,
+                    _ => Giver::Nobody,
+                };
+                self.workos.create(&workos_id, &name, giver);
+            }
+            let share = f64::from(u32::try_from(change).unwrap_or(0))
+                / f64::from(u32::try_from(changes).unwrap_or(1));
+            tokio::time::sleep_until(started + window.mul_f64(share)).await;
+        }
+    }
+
+    /// How many events wait.
+    pub(crate) async fn unsettled(&self) -> Result<i64> {
+        retry(|| async {
+            sqlx::query_scalar(
+                "select count(*) from webhook_events where status in ('pending', 'failed')",
+            )
+            .fetch_one(&self.pool)
+            .await
+        })
+        .await
+    }
+
+    async fn pending_pushes(&self) -> Result<i64> {
+        retry(|| async {
+            sqlx::query_scalar("select count(*) from external_id_pushes where status = 'pending'")
+                .fetch_one(&self.pool)
+                .await
+        })
+        .await
+    }
+
+    /// Waits until every event is acknowledged and settled.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let settled = timeout(SETTLED_WITHIN, async {
+            while self.sender.pending() > 0 || self.unsettled().await? > 0 {
+                sleep(POLL).await;
+            }
+            anyhow::Ok(())
+        });
+        match settled.await {
+            Ok(settled) => settled,
+            Err(_elapsed) => bail!(
+                "never settled: {} deliveries and {:?} events wait",
+                self.sender.pending(),
+                self.unsettled().await
+            ),
+        }
+    }
+
+    /// Waits until everything is settled and written to WorkOS, then looks for what is wrong.
+    pub(crate) async fn verify(&self) -> Result<()> {
+        // What is left after a moment is leased to somebody who died: one replica is enough to wait with.
+        let give_up = Instant::now() + PUSHED_WITHIN;
+        let alone_at = Instant::now() + Duration::from_secs(3);
+        let mut alone = false;
+        while self.pending_pushes().await? > 0 || self.sender.pending() > 0 {
+            ensure!(
+                Instant::now() < give_up,
+                "never written to WorkOS: {} intentions",
+                self.pending_pushes().await?
+            );
+            if !alone && Instant::now() > alone_at {
+                alone = true;
+                for replica in &self.replicas[1..] {
+                    replica.stop().await?;
+                }
+            }
+            sleep(POLL * 4).await;
+        }
+        // The last writes come back as events.
+        self.settle().await?;
+
+        let history = self.workos.history();
+        let organizations = self.workos.organizations();
+        let mut wrong = oracle::check(&self.pool, &history, &organizations, |event_id| {
+            self.sender.is_acknowledged(event_id)
+        })
+        .await?;
+        wrong.extend(self.workos.violations());
+        wrong.extend(self.sender.violations());
+        for replica in &self.replicas {
+            if std::io::read_to_string(replica.log()?)?.contains("panicked") {
+                wrong.push("a replica panicked".to_owned());
+            }
+            let ended = u64::try_from(replica.ended())?;
+            self.report.add("replicas that ended by themselves", ended);
+        }
+        self.report.add("events", u64::try_from(history.len())?);
+        self.report
+            .add("ambushes that caught a transaction", self.proxy.caught());
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(())
+    }
+
+    /// Verifies, and removes what is left of the run; keeps the database of one that failed.
+    pub(crate) async fn finish(self) -> Result<()> {
+        let verified = self.verify().await.map_err(|error| self.explain(&error));
+        for replica in &self.replicas {
+            replica.end();
+        }
+        verified?;
+        self.pool.close().await;
+        self.cluster.drop_database(&self.database).await
+    }
+
+    /// A failure with all that tells how it came to it.
+    pub(crate) fn explain(&self, error: &anyhow::Error) -> anyhow::Error {
+        let mut text = format!("{error:#}\n{}\n", self.about);
+        for (index, replica) in self.replicas.iter().enumerate() {
+            let _ = writeln!(text, "--- replica {index}\n{}", replica.tail());
+        }
+        let _ = writeln!(
+            text,
+            "--- Postgres\n{}",
+            crate::tail(&self.cluster.log(), 20)
+        );
+        anyhow!(text)
+    }
+}
+
+/// The WorkOS id of an organization of a run.
+pub(crate) fn workos_id(organization: usize) -> String {
+    let scattered = crate::scatter(organization as u64);
+    format!(
+        "org_{}",
+        ulid::Ulid::from_parts(1_700_000_000_000, scattered)
+    )
+}
+
+/// Names that are all alike, so that slugs collide.
+fn name(rng: &mut Rng) -> String {
+    const NAMES: [&str; 6] = [
+        "Acme",
+        "Acme, Inc.",
+        "Café Zoë",
+        "Bob's Bakery",
+        "!!!",
+        "株式会社",
+    ];
+    let name = NAMES[rng.usize(..NAMES.len())];
+    match rng.u8(..3) {
+        0 => name.to_owned(),
+        _ => format!("{name} {}", rng.u16(..20)),
+    }
+}
