@@ -83,8 +83,7 @@ struct Queue {
     aside: HashSet<String>,
     /// `ready` and `aside`.
     waiting: HashSet<String>,
-    /// A worker is there.
-    working: bool,
+    workers: usize,
     /// How many batches are held up.
     held_up: usize,
     /// How many lanes are processed alone, or wait for a permit.
@@ -170,7 +169,7 @@ impl Lanes {
             self.room.notify_one();
         }
         if batch.is_empty() {
-            queue.working = false;
+            queue.workers -= 1;
             return None;
         }
         // The order of every lock that a batch takes.
@@ -212,8 +211,12 @@ impl Inbox {
     }
 
     fn start_worker(&self, mut queue: MutexGuard<'_, Queue>) {
-        if !queue.working && queue.held_up <= self.inner.lanes.max_held_up {
-            queue.working = true;
+        let max_held_up = self.inner.lanes.max_held_up;
+        // A second one is where a whole batch waits, and no delivery does, and there are connections.
+        let second =
+            queue.ready.len() >= BATCH_LANES && max_held_up > 0 && self.inner.recorder.is_idle();
+        if queue.workers < 1 + usize::from(second) && queue.held_up <= max_held_up {
+            queue.workers += 1;
             drop(queue);
             self.inner.lanes.spawn(self.clone().work());
         }
@@ -248,7 +251,7 @@ impl Inbox {
     /// Leaves the queue to another worker, for as long as a batch is held up and for good.
     fn step_aside(&self) {
         let mut queue = self.inner.lanes.queue();
-        queue.working = false;
+        queue.workers -= 1;
         queue.held_up += 1;
         if !queue.ready.is_empty() {
             self.start_worker(queue);

@@ -18,8 +18,8 @@ use super::store::{self, NewEvent};
 use super::{Inbox, RecordError, Source};
 use crate::postgres::{self, error};
 
-/// When an insert counts as held up: then another one is begun beside it. One at a time is the fastest otherwise:
-/// what comes during a commit shares the next.
+/// When an insert counts as held up: then another one is begun beside it. Otherwise one at a time is the fastest,
+/// unless a whole batch waits: what comes during a commit shares the next.
 const HELD_UP: Duration = Duration::from_millis(100);
 
 /// How many inserts that are held up there may be beside the one that is on its way.
@@ -46,8 +46,8 @@ struct Waiting {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Waiting>,
-    /// Somebody takes from the queue, until it is empty.
-    writing: bool,
+    /// How many take from the queue, until it is empty.
+    writers: usize,
     held_up: usize,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Debug for Recorder {
         let state = self.state();
         f.debug_struct("Recorder")
             .field("waiting", &state.queue.len())
-            .field("writing", &state.writing)
+            .field("writers", &state.writers)
             .field("held_up", &state.held_up)
             .field("entered", &self.entered())
             .finish()
@@ -72,10 +72,15 @@ impl fmt::Debug for Recorder {
 }
 
 impl State {
-    /// Whether a writer is to be started; it counts from now on.
+    /// Whether a writer is to be started; it counts from now on. A second one is where a whole batch waits.
     fn begin(&mut self) -> bool {
-        let start = !self.writing && !self.queue.is_empty() && self.held_up <= MAX_HELD_UP;
-        self.writing |= start;
+        let wanted = match self.queue.len() {
+            0 => 0,
+            1..BATCH_EVENTS => 1,
+            _ => 2,
+        };
+        let start = self.writers < wanted && self.held_up <= MAX_HELD_UP;
+        self.writers += usize::from(start);
         start
     }
 }
@@ -84,6 +89,11 @@ impl Recorder {
     /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is being stored.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state().writers == 0
     }
 
     /// How many events came, ever: what two looks differ by came in between.
@@ -111,7 +121,7 @@ impl Recorder {
     /// start one.
     fn step_aside(&self) -> bool {
         let mut state = self.state();
-        state.writing = false;
+        state.writers -= 1;
         state.held_up += 1;
         state.begin()
     }
@@ -137,7 +147,7 @@ impl Recorder {
             batch.extend(state.queue.pop_front());
         }
         if batch.is_empty() {
-            state.writing = false;
+            state.writers -= 1;
             return None;
         }
         Some(batch)
