@@ -36,7 +36,7 @@ e2e: packages ## Drive the built binary, with the official WorkOS emulator as cl
 faults: packages ## Break everything at random under load, 200 times, and look for what was lost (docs/reliability.md)
 	cargo test --locked --test faults
 
-faults-quick: packages ## The same in its short form, about a minute
+faults-quick: packages ## The same in its short form
 	FAULT_QUICK=1 cargo test --locked --test faults
 
 lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wants clean
