@@ -2,7 +2,8 @@
 //!
 //! The order of the start, and why:
 //! 1. signals: a start that takes its time can be ended;
-//! 2. the port: what is taken by another process fails at once;
+//! 2. the port: what is taken by another process fails at once. It is only ours then, nobody can connect yet: a
+//!    sender who is refused comes back, one who is let in and not served waits for an answer (R23);
 //! 3. the database, private or not: waited for, because it may start beside us;
 //! 4. the schema: every table is there before the first request;
 //! 5. the background tasks, then the door.
@@ -16,7 +17,7 @@ use anyhow::{Context, bail};
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use ulid::Ulid;
@@ -48,7 +49,7 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     }
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let shutdown = Shutdown::on_signals()?;
-    let listener = listener::bind(config.listen_addr)
+    let port = listener::bind(config.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
     let Some(url) = &config.database_url else {
@@ -56,17 +57,17 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         if config.webhook_secrets.is_empty() {
             config.webhook_secrets = vec![embedded::webhook_secret(&config.data_dir)?];
         }
-        let result = serve(&config, connect_options(server.url())?, listener, shutdown).await;
+        let result = serve(&config, connect_options(server.url())?, port, shutdown).await;
         server.stop().await?;
         return result;
     };
-    serve(&config, connect_options(url)?, listener, shutdown).await
+    serve(&config, connect_options(url)?, port, shutdown).await
 }
 
 async fn serve(
     config: &Config,
     database: PgConnectOptions,
-    tcp: TcpListener,
+    port: TcpSocket,
     shutdown: Shutdown,
 ) -> anyhow::Result<ExitCode> {
     tokio::select! {
@@ -121,6 +122,8 @@ async fn serve(
         config.webhook_tolerance,
         config.max_body_bytes,
     );
+    let tcp =
+        listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
     let url = format!("http://{}{}", reachable(address), config.webhook_path);
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening on {address}");

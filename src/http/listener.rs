@@ -63,11 +63,11 @@ impl Default for Limits {
     }
 }
 
-/// Listens on an address.
+/// Makes an address ours, without letting anybody in.
 ///
 /// # Errors
 /// It is taken, not ours, or not allowed.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -75,6 +75,14 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // As `TcpListener::bind`: a restart doesn't wait for the connections of the process before.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Lets connections in.
+///
+/// # Errors
+/// Another process listens on the address by now.
+pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use url::Url;
 
@@ -55,6 +56,31 @@ async fn a_start_that_waits_ends_when_asked() {
         .await
         .unwrap()
         .assert(0);
+}
+
+/// R23: a delivery to a service that still waits for its database is refused by the kernel, and comes back. Let in, it
+/// would wait for an answer until the sender gives up.
+#[tokio::test]
+async fn a_start_that_waits_lets_nobody_in() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let away = LateDatabase::before(&database, usize::MAX).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let starting = Service::launch(
+        &folder,
+        &[
+            ("DATABASE_URL", &away.url),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("LISTEN_ADDR", &address.to_string()),
+        ],
+    );
+    eventually("it waits for the database", async || {
+        starting.stderr.so_far().contains("can't be reached")
+    })
+    .await;
+    let refused = TcpStream::connect(address).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
 /// Section 8: a database that isn't there is no matter of time.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use workos_sync::http::body::read_body;
 use workos_sync::http::health::healthz;
-use workos_sync::http::listener::{Limits, bind, serve};
+use workos_sync::http::listener::{Limits, bind, listen, serve};
 use workos_sync::http::problem::Problem;
 
 /// What never takes so long; where it passes, the test fails.
@@ -575,7 +575,7 @@ async fn an_ambiguous_body_ends_the_connection() {
 /// R23: a burst of connections waits to be accepted; the kernel drops none, which would come back a second later.
 #[tokio::test]
 async fn a_burst_waits_to_be_accepted() {
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listen(bind("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let mut burst = Vec::new();
     timeout(SOON, async {
