@@ -30,7 +30,7 @@ use tracing::{Span, debug, error, info_span};
 
 use crate::clock::Clock;
 use crate::inbox::Inbox;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, panic_message};
 use health::Health;
 use problem::Problem;
 
@@ -151,11 +151,7 @@ fn answered<B>(response: &Response<B>, latency: Duration, _: &Span) {
 /// A panic is a bug: it is logged, and the sender is told nothing about it.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let message = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
+    let message = panic_message(&*panic).unwrap_or("no message");
     error!(panic = message, "a request panicked: {message}");
     Problem::internal().into_response()
 }

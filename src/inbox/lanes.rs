@@ -24,18 +24,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use super::Inbox;
 use super::process::{Done, Step, caught};
+use super::{HELD_UP, Inbox, MAX_HELD_UP};
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 
 /// How many lanes may wait; some hundred bytes each.
 const MAX_WAITING: usize = 10_000;
-
-/// When a batch counts as held up, by the database or by somebody's lock: then another one is begun beside it.
-const HELD_UP: Duration = Duration::from_millis(100);
-
-/// How many batches that are held up there may be beside the one that is worked on, if there are connections.
-const MAX_HELD_UP: usize = 3;
 
 /// The most lanes of a batch.
 const BATCH_LANES: usize = 256;
@@ -96,6 +90,7 @@ pub(super) struct Lanes {
     mutex: KeyedMutex<String>,
     /// A `std` mutex: never held across an `.await`.
     queue: Mutex<Queue>,
+    /// [`MAX_HELD_UP`], if there are connections.
     max_held_up: usize,
     /// One a lane that is processed alone.
     permits: Semaphore,
@@ -205,17 +200,17 @@ impl Inbox {
                 queue.ready.push_back(name);
             }
         }
-        if !queue.ready.is_empty() {
-            self.start_worker(queue);
-        }
+        self.start_worker(queue);
     }
 
+    /// Starts a worker if there is something for it to do.
     fn start_worker(&self, mut queue: MutexGuard<'_, Queue>) {
         let max_held_up = self.inner.lanes.max_held_up;
         // A second one is where a whole batch waits, and no delivery does, and there are connections.
         let second =
             queue.ready.len() >= BATCH_LANES && max_held_up > 0 && self.inner.recorder.is_idle();
-        if queue.workers < 1 + usize::from(second) && queue.held_up <= max_held_up {
+        let wanted = usize::from(!queue.ready.is_empty()) + usize::from(second);
+        if queue.workers < wanted && queue.held_up <= max_held_up {
             queue.workers += 1;
             drop(queue);
             self.inner.lanes.spawn(self.clone().work());
@@ -253,9 +248,7 @@ impl Inbox {
         let mut queue = self.inner.lanes.queue();
         queue.workers -= 1;
         queue.held_up += 1;
-        if !queue.ready.is_empty() {
-            self.start_worker(queue);
-        }
+        self.start_worker(queue);
     }
 
     fn finish(&self, done: Done) {

@@ -44,6 +44,14 @@ use lanes::Lanes;
 use record::Recorder;
 use store::NewEvent;
 
+/// When an insert or a batch counts as held up, by the database or by somebody's lock: then another one is begun
+/// beside it. Otherwise one at a time is the fastest, unless a whole one waits: what comes during a commit shares
+/// the next.
+const HELD_UP: Duration = Duration::from_millis(100);
+
+/// How many inserts, and how many batches, that are held up there may be beside the one that is worked on.
+const MAX_HELD_UP: usize = 3;
+
 /// How often somebody who waits for an outcome looks into the database: another replica may have settled it.
 const OUTCOME_POLL: Duration = Duration::from_millis(250);
 

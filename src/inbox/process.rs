@@ -20,6 +20,7 @@ use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosI
 use crate::postgres;
 use crate::postgres::error::{self, FailureClass};
 use crate::sync::{self, ApplyError, Outcome, Patience};
+use crate::telemetry::panic_message;
 
 /// How often an event is tried again at once when another writer was in the way.
 const CONFLICTS: u32 = 5;
@@ -433,11 +434,7 @@ pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
             Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .map(String::as_str)
-                    .or_else(|| panic.downcast_ref::<&str>().copied())
-                    .unwrap_or("a panic without a message");
+                let text = panic_message(&*panic).unwrap_or("a panic without a message");
                 // It may quote an event, and no column holds a NUL.
                 Poll::Ready(Err(text.replace('\0', "\u{fffd}")))
             }

@@ -9,21 +9,13 @@ use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::store::{self, NewEvent};
-use super::{Inbox, RecordError, Source};
+use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source};
 use crate::postgres::{self, error};
-
-/// When an insert counts as held up: then another one is begun beside it. Otherwise one at a time is the fastest,
-/// unless a whole batch waits: what comes during a commit shares the next.
-const HELD_UP: Duration = Duration::from_millis(100);
-
-/// How many inserts that are held up there may be beside the one that is on its way.
-const MAX_HELD_UP: usize = 3;
 
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;

@@ -31,6 +31,8 @@ mod report;
 mod scenarios;
 mod schedule;
 mod sender;
+#[path = "../it/support/torn.rs"]
+mod torn;
 mod workos;
 mod world;
 

@@ -2,9 +2,7 @@
 //! chosen ways. It is the truth that the database is compared with.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,7 +11,6 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use hyper::body::{Bytes, Frame};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -23,6 +20,7 @@ use tokio::task::JoinSet;
 use ulid::Ulid;
 
 use crate::retry;
+use crate::torn::Torn;
 
 /// When the first event happened.
 const FIRST_EVENT_AT: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
@@ -367,7 +365,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         Mood::Hanging => {
             let mut mood = shared.mood.subscribe();
             let _ = mood.wait_for(|mood| *mood != Mood::Hanging).await;
-            Body::new(Torn { sent: false }).into_response()
+            Body::new(Torn::default()).into_response()
         }
         Mood::Failing => {
             if even {
@@ -382,29 +380,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
             .into_response(),
         Mood::Resetting => {
             answer();
-            Body::new(Torn { sent: false }).into_response()
+            Body::new(Torn::default()).into_response()
         }
-    }
-}
-
-/// A body that breaks off; hyper then closes the connection.
-struct Torn {
-    sent: bool,
-}
-
-impl hyper::body::Body for Torn {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(Some(if self.sent {
-            Err(std::io::ErrorKind::ConnectionReset.into())
-        } else {
-            self.sent = true;
-            Ok(Frame::data(Bytes::from_static(br#"{"external_id":nu"#)))
-        }))
     }
 }

@@ -33,6 +33,23 @@ const AUDIT: &str = "
     create trigger audit after insert or update on organization_metadata
         for each row execute function audit()";
 
+/// Captures the plans of the statements to come: Postgres explains each to its own session, and sqlx logs what it
+/// says.
+async fn explained(db: &TestDatabase) -> Logs {
+    sqlx::raw_sql(
+        "do $$ begin
+             execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
+             execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
+             execute format('alter database %I set auto_explain.log_analyze = on', current_database());
+             execute format('alter database %I set auto_explain.log_level = notice', current_database());
+         end $$",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    Logs::capture()
+}
+
 /// Puts an event into the inbox by hand, with as few columns as there can be.
 async fn put(app: &TestApp, event: &EventBuilder) {
     let body = event.body();
@@ -1057,18 +1074,12 @@ async fn a_look_reads_only_what_is_due() {
            select 'p' || n, 'user.created', 'org_p' || n,
                   json_build_object('id', 'p' || n, 'event', 'user.created')
            from generate_series(1, 3) n;
-         analyze;
-         do $$ begin
-             execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
-             execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
-             execute format('alter database %I set auto_explain.log_analyze = on', current_database());
-             execute format('alter database %I set auto_explain.log_level = notice', current_database());
-         end $$",
+         analyze",
     )
     .execute(&db.pool)
     .await
     .unwrap();
-    let logs = Logs::capture();
+    let logs = explained(&db).await;
     let app = TestApp::on(Arc::new(db), Options::default());
     assert_eq!(app.inbox.sweep().await.unwrap(), 8);
     app.settle().await;
@@ -1106,19 +1117,12 @@ async fn the_statements_of_an_event_go_by_indexes() {
            select 'org_' || n, 'e0', now() from generate_series(1, 20000) n;
            insert into external_id_pushes (workos_id, status, organization_id, next_attempt_at, created_at, settled_at)
            select 'org_' || n, 'done', 'x', now(), now(), now() from generate_series(1, 20000) n;
-           analyze;
-           do $$ begin
-               execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
-               execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
-               execute format('alter database %I set auto_explain.log_level = notice', current_database());
-           end $$",
+           analyze",
     )
     .execute(&db.pool)
     .await
     .unwrap();
-
-    // Postgres explains each statement of the service to its own session, and sqlx logs what it says.
-    let logs = Logs::capture();
+    let logs = explained(&db).await;
     let app = TestApp::on(Arc::new(db), Options::default());
     // Often enough that statements which were prepared have their generic plan.
     for n in 0..10 {

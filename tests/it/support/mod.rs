@@ -6,6 +6,7 @@ pub(crate) mod event;
 pub(crate) mod logs;
 pub(crate) mod proxy;
 pub(crate) mod server;
+pub(crate) mod torn;
 pub(crate) mod workos;
 
 pub(crate) use app::{NOW, TestApp};

@@ -1,9 +1,7 @@
 //! A WorkOS that keeps organizations in memory, remembers what it was asked, and can misbehave.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Json;
@@ -11,7 +9,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use hyper::body::{Bytes, Frame};
 use hyper::header::{AUTHORIZATION, USER_AGENT};
 use hyper::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
@@ -19,6 +16,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
+
+use super::torn::Torn;
 
 /// How long a test waits for a request before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -212,7 +211,7 @@ async fn handle(State(state): State<Arc<FakeState>>, request: Request) -> Respon
             let _ = released.wait_for(|released| *released).await;
         }
         Some(Answer::Hang) => std::future::pending().await,
-        Some(Answer::Cut) => return Body::new(Torn { sent: false }).into_response(),
+        Some(Answer::Cut) => return Body::new(Torn::default()).into_response(),
         Some(Answer::Respond {
             status,
             headers,
@@ -261,27 +260,5 @@ impl FakeState {
             "domains": [],
         }))
         .into_response()
-    }
-}
-
-/// A body that breaks off; hyper then closes the connection.
-struct Torn {
-    sent: bool,
-}
-
-impl hyper::body::Body for Torn {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(Some(if self.sent {
-            Err(std::io::ErrorKind::ConnectionReset.into())
-        } else {
-            self.sent = true;
-            Ok(Frame::data(Bytes::from_static(br#"{"external_id":nu"#)))
-        }))
     }
 }
