@@ -104,6 +104,21 @@ impl EventId {
         Ulid::from_string(part).ok()
     }
 
+    /// What ids sort by: those with a ULID by that, behind the others. Where [`compare`](Self::compare) has an answer, it is
+    /// this one.
+    #[must_use]
+    pub fn order(&self) -> (Option<Ulid>, String) {
+        let ulid = self.ulid();
+        (
+            ulid,
+            if ulid.is_some() {
+                String::new()
+            } else {
+                self.0.clone()
+            },
+        )
+    }
+
     /// Compares two ids by the order in which WorkOS made the events (R7): by their ULID parts when both
     /// have one, as whole strings when neither has, and not at all (`None`) when only one has.
     #[must_use]

@@ -20,8 +20,8 @@ use crate::outbox::Outbox;
 use crate::postgres;
 use crate::telemetry::{self, Metrics};
 
-/// How many events are read and stored before the next ones are: it bounds the memory beyond the file's own.
-const CHUNK: usize = 2_000;
+/// How many events are stored before the next ones are: it bounds the memory beyond that of the files.
+const CHUNK: usize = 8_000;
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
@@ -59,41 +59,43 @@ async fn replay(
 
     let (mut accepted, mut duplicates, mut ignored, mut refused) =
         (Vec::new(), 0_u64, 0_u64, 0_u64);
+    let mut texts = Vec::new();
     for file in files {
-        let text = match sign::read(file).and_then(|bytes| text(bytes, file)) {
-            Ok(text) => text,
+        match sign::read(file).and_then(|bytes| text(bytes, file)) {
+            Ok(text) => texts.push((file, text)),
             Err(error) => {
                 refused += 1;
                 eprintln!("{error:#}");
-                continue;
             }
-        };
-        for chunk in events(&text).chunks(CHUNK) {
-            let mut refuse = |line, reason: &dyn Display| {
-                refused += 1;
-                eprintln!("{}: {reason}", at(file, line));
-            };
-            let (mut lines, mut read) = (Vec::new(), Vec::new());
-            for &(line, event) in chunk {
-                match Event::parse(event.as_bytes()) {
-                    Ok(event) => {
-                        lines.push(line);
-                        read.push(event);
-                    }
-                    Err(error) => refuse(line, &error),
-                }
+        }
+    }
+    let mut refuse = |file, line, reason: &dyn Display| {
+        refused += 1;
+        eprintln!("{}: {reason}", at(file, line));
+    };
+    let mut read = Vec::new();
+    for (file, text) in &texts {
+        for (line, event) in events(text) {
+            match Event::parse(event.as_bytes()) {
+                Ok(event) => read.push((event, (*file, line))),
+                Err(error) => refuse(file, line, &error),
             }
-            let recorded = inbox.record_all(&read).await;
-            for ((line, event), recorded) in lines.into_iter().zip(read).zip(recorded) {
-                match recorded {
-                    Ok(Recorded::Accepted) => accepted.push(event.id.to_string()),
-                    Ok(Recorded::Duplicate) => duplicates += 1,
-                    Ok(Recorded::Ignored) => ignored += 1,
-                    Err(error @ RecordError::Unavailable { .. }) => {
-                        return Err(error).with_context(|| at(file, line));
-                    }
-                    Err(error) => refuse(line, &error),
+        }
+    }
+    // In the order in which they happened, whatever that of the files is.
+    read.sort_by_cached_key(|(event, _)| event.id.order());
+    let (events, places): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+    for (events, places) in events.chunks(CHUNK).zip(places.chunks(CHUNK)) {
+        let recorded = inbox.record_all(events).await;
+        for ((event, &(file, line)), recorded) in events.iter().zip(places).zip(recorded) {
+            match recorded {
+                Ok(Recorded::Accepted) => accepted.push(event.id.to_string()),
+                Ok(Recorded::Duplicate) => duplicates += 1,
+                Ok(Recorded::Ignored) => ignored += 1,
+                Err(error @ RecordError::Unavailable { .. }) => {
+                    return Err(error).with_context(|| at(file, line));
                 }
+                Err(error) => refuse(file, line, &error),
             }
         }
     }

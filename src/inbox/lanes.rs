@@ -144,6 +144,16 @@ impl Lanes {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes those of the lanes that nobody holds, in the order given.
+    pub(super) fn hold<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<HeldLane> {
+        let held = names.into_iter().filter_map(|name| {
+            let name = name.to_owned();
+            let guard = self.mutex.try_lock(name.clone())?;
+            Some(HeldLane { name, guard })
+        });
+        held.collect()
+    }
+
     /// Takes the next lanes; nothing, and the worker ends, if none is ready. Both under one lock, so that no lane
     /// is woken between the look and the end.
     fn take(&self) -> Option<Vec<HeldLane>> {
@@ -192,7 +202,7 @@ impl Inbox {
     }
 
     /// Releases lanes, and has those look again that were woken meanwhile, or have more.
-    fn release(&self, held: Vec<HeldLane>, again: bool) {
+    pub(super) fn release(&self, held: Vec<HeldLane>, again: bool) {
         let mut queue = self.inner.lanes.queue();
         for HeldLane { name, guard } in held {
             drop(guard);

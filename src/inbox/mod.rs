@@ -16,6 +16,7 @@
 //! (`process`); what went wrong is judged (`retry`); the sweeper (`sweeper`) wakes the lanes whose events nobody
 //! has in hand. The SQL is in `store`.
 
+mod bulk;
 mod lanes;
 mod process;
 mod record;
@@ -228,24 +229,6 @@ impl Inbox {
         let ignored = event.ignored;
         let is_new = self.store(event).await?;
         Ok(Recorded::new(is_new, ignored))
-    }
-
-    /// Makes saved events durable, a few hundred at once; [`settle`](Self::settle) has them processed.
-    ///
-    /// # Errors
-    /// For each event, those of [`record`](Self::record).
-    pub async fn record_all(&self, events: &[Event<'_>]) -> Vec<Result<Recorded, RecordError>> {
-        let events: Vec<_> = events
-            .iter()
-            .map(|event| self.new_event(event, Source::Replay))
-            .collect();
-        let ignored: Vec<_> = events.iter().map(|event| event.ignored).collect();
-        self.store_all(events)
-            .await
-            .into_iter()
-            .zip(ignored)
-            .map(|(is_new, ignored)| Ok(Recorded::new(is_new?, ignored)))
-            .collect()
     }
 
     fn new_event(&self, event: &Event<'_>, source: Source) -> NewEvent {

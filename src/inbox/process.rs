@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
 use tracing::{debug, error, info, warn};
 
 use super::lanes::HeldLane;
 use super::retry::{Verdict, judge};
-use super::store::{self, Claimed};
+use super::store::{self, Claimed, NewEvent};
 use super::{Inbox, Settled, Status};
 use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
@@ -40,7 +40,7 @@ pub(super) enum Step {
 
 /// Why an attempt came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum AttemptError {
+pub(super) enum AttemptError {
     /// The body is no event. Recorded events were parsed, so somebody else put it there.
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
@@ -136,6 +136,43 @@ const LANE_EVENTS: usize = 16;
 /// The longest body that is processed in a batch, in bytes: with the number of events it bounds the memory.
 const BATCH_PAYLOAD: i32 = 8 * 1_024;
 
+/// What is told of an event that was settled.
+#[derive(Debug)]
+pub(super) struct Settling<'a> {
+    event_id: &'a str,
+    event_type: &'a str,
+    lane: &'a str,
+    source: &'a str,
+    /// With the one that settled it.
+    attempts: i32,
+    received_at: DateTime<Utc>,
+}
+
+impl<'a> Settling<'a> {
+    fn of_claimed(event: &'a Claimed) -> Self {
+        Self {
+            event_id: &event.event_id,
+            event_type: &event.event_type,
+            lane: &event.lane,
+            source: &event.source,
+            attempts: event.attempts + 1,
+            received_at: event.received_at,
+        }
+    }
+
+    /// Of an event that was applied as it was stored.
+    pub(super) fn of_new(event: &'a NewEvent) -> Self {
+        Self {
+            event_id: &event.event_id,
+            event_type: &event.event_type,
+            lane: event.organization_id.as_ref().unwrap_or(&event.event_id),
+            source: event.source.as_str(),
+            attempts: 1,
+            received_at: event.received_at,
+        }
+    }
+}
+
 /// What a transaction did.
 #[derive(Debug, Default)]
 struct Attempt {
@@ -230,9 +267,20 @@ impl Inbox {
         terms: Terms,
         claimed: &mut Vec<Claimed>,
     ) -> Result<Attempt, AttemptError> {
+        let attempt = async |connection: &mut PgConnection| {
+            self.attempt(connection, lanes, terms, claimed).await
+        };
+        self.within(attempt).await
+    }
+
+    /// Has an attempt made, and ends it where the database doesn't answer, or the attempt panics.
+    pub(super) async fn within<T>(
+        &self,
+        attempt: impl AsyncFnOnce(&mut PgConnection) -> Result<T, AttemptError>,
+    ) -> Result<T, AttemptError> {
         let attempt = postgres::ask(&self.inner.pool, ATTEMPT_TIMEOUT, async |connection| {
             // An attempt that failed leaves a connection that is as good as before.
-            Ok(self.attempt(connection, lanes, terms, claimed).await)
+            Ok(attempt(connection).await)
         });
         match caught(attempt).await {
             Ok(attempt) => attempt.unwrap_or_else(|error| Err(error.into())),
@@ -303,11 +351,10 @@ impl Inbox {
         if applied.push_recorded {
             inner.outbox.wake();
         }
-        let steps = u64::try_from(settled.len()).unwrap_or(u64::MAX);
-        inner.steps.fetch_add(steps, Ordering::Relaxed);
+        self.count_steps(settled.len());
         let mut counts = HashMap::<&str, i64>::new();
         for (claimed, outcome) in settled {
-            self.tell(claimed, outcome);
+            self.tell(&Settling::of_claimed(claimed), outcome);
             *counts.entry(&claimed.lane).or_default() += 1;
         }
         for (lane, count) in counts {
@@ -345,7 +392,7 @@ impl Inbox {
             // Settled after all: the answer to our COMMIT got lost, or another replica was quicker.
             return Ok(());
         }
-        inner.steps.fetch_add(1, Ordering::Relaxed);
+        self.count_steps(1);
         let Claimed {
             event_id,
             event_type,
@@ -385,30 +432,36 @@ impl Inbox {
         Ok(())
     }
 
+    /// So many events were settled, or put off.
+    pub(super) fn count_steps(&self, events: usize) {
+        let events = u64::try_from(events).unwrap_or(u64::MAX);
+        self.inner.steps.fetch_add(events, Ordering::Relaxed);
+    }
+
     /// Tells of an event that was settled: the log, and whoever waits for it.
-    fn tell(&self, claimed: &Claimed, outcome: Option<Outcome>) {
+    pub(super) fn tell(&self, event: &Settling<'_>, outcome: Option<Outcome>) {
         let status = if outcome.is_some() {
             Status::Processed
         } else {
             Status::Ignored
         };
-        let lag_ms = (self.inner.clock.now() - claimed.received_at).num_milliseconds();
+        let lag_ms = (self.inner.clock.now() - event.received_at).num_milliseconds();
         let result = outcome.map_or(status.as_str(), Outcome::as_str);
         self.inner.metrics.event(result);
-        let Claimed {
+        let Settling {
             event_id,
             event_type,
             source,
             attempts,
             lane,
             ..
-        } = claimed;
+        } = *event;
         info!(
             event.id = event_id,
             event.r#type = event_type,
             workos.organization_id = lane,
             source,
-            attempts = attempts + 1,
+            attempts,
             outcome = result,
             lag_ms,
             "{event_type} {event_id}: {result}",
@@ -416,7 +469,7 @@ impl Inbox {
         if self.inner.settled.receiver_count() > 0 {
             // Nobody has to listen.
             let _ = self.inner.settled.send(Settled {
-                event_id: event_id.clone(),
+                event_id: event_id.to_owned(),
                 status,
                 outcome,
                 error: None,

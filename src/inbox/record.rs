@@ -27,7 +27,7 @@ const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
 const MAX_WAITING: usize = 4_096;
 
 /// Whether an event is new.
-type Answer = Result<bool, RecordError>;
+pub(super) type Answer = Result<bool, RecordError>;
 
 /// An event that waits to be stored, and who waits for the answer.
 struct Waiting {

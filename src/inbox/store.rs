@@ -20,11 +20,21 @@ pub(super) struct NewEvent {
     pub(super) body: String,
 }
 
-/// Stores events; says which of them are new. Sorted by id, so that two batches that share ids wait for each
-/// other in one order: what is a duplicate is durable, because its insertion by another transaction is waited for.
+/// Stores events; says which of them are new.
 pub(super) async fn insert(
-    executor: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     events: &[&NewEvent],
+) -> Result<Vec<String>, sqlx::Error> {
+    insert_settled(connection, events, &vec![None; events.len()], None).await
+}
+
+/// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches that share ids wait for each
+/// other in one order: what is a duplicate is durable, because its insertion by another transaction is waited for.
+pub(super) async fn insert_settled(
+    connection: &mut PgConnection,
+    events: &[&NewEvent],
+    outcomes: &[Option<Outcome>],
+    processed_at: Option<DateTime<Utc>>,
 ) -> Result<Vec<String>, sqlx::Error> {
     let column =
         |value: fn(&NewEvent) -> &str| -> Vec<&str> { events.iter().copied().map(value).collect() };
@@ -37,17 +47,21 @@ pub(super) async fn insert(
     query_scalar!(
         r#"
         insert into webhook_events
-            (event_id, status, event_type, organization_id, received_at, processed_at, source, payload)
+            (event_id, status, outcome, event_type, organization_id, attempts, received_at, processed_at, source,
+             payload)
         select event_id,
-               case when ignored then 'ignored' else 'pending' end,
+               case when ignored then 'ignored' when outcome is null then 'pending' else 'processed' end,
+               outcome,
                event_type,
                organization_id,
+               (outcome is not null)::integer,
                received_at,
-               case when ignored then received_at end,
+               case when ignored then received_at when outcome is not null then $9 end,
                source,
                body::json
-        from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[])
-                 as events (event_id, event_type, organization_id, ignored, received_at, source, body)
+        from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
+                    $8::text[])
+                 as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome)
         on conflict (event_id) do nothing
         returning event_id
         "#,
@@ -58,9 +72,54 @@ pub(super) async fn insert(
         &received_at,
         &column(|event| event.source.as_str()) as _,
         &column(|event| &event.body) as _,
+        &texts(outcomes) as _,
+        processed_at,
     )
-    .fetch_all(executor)
+    .fetch_all(connection)
     .await
+}
+
+/// What keeps an event from being applied as it comes.
+#[derive(Debug)]
+pub(super) enum InTheWay {
+    /// It is stored already.
+    Event(String),
+    /// Its lane has events that come first.
+    Lane(String),
+}
+
+/// Which of the events are stored already, and which of the lanes have pending events.
+pub(super) async fn in_the_way(
+    connection: &mut PgConnection,
+    event_ids: &[&str],
+    lanes: &[String],
+) -> Result<Vec<InTheWay>, sqlx::Error> {
+    // By webhook_events_pkey and webhook_events_lane_idx.
+    let records = query!(
+        r#"
+        select event_id as event, null as lane
+        from webhook_events
+        where event_id = any ($1)
+        union all
+        select null, lane
+        from unnest($2::text[]) as lanes (lane)
+        where exists (select
+                      from webhook_events
+                      where status = 'pending'
+                        and webhook_events.lane = lanes.lane)
+        "#,
+        event_ids as _,
+        lanes,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(records
+        .into_iter()
+        .filter_map(|record| match (record.event, record.lane) {
+            (Some(event), _) => Some(InTheWay::Event(event)),
+            (None, lane) => lane.map(InTheWay::Lane),
+        })
+        .collect())
 }
 
 /// An event that a transaction holds, to be settled by it.
@@ -134,10 +193,6 @@ pub(super) async fn settle(
     outcomes: &[Option<Outcome>],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    let outcomes: Vec<_> = outcomes
-        .iter()
-        .map(|outcome| outcome.map(Outcome::as_str))
-        .collect();
     query!(
         r#"
         update webhook_events as event
@@ -151,12 +206,19 @@ pub(super) async fn settle(
         where event.event_id = settled.event_id
         "#,
         event_ids as _,
-        &outcomes as _,
+        &texts(outcomes) as _,
         now,
     )
     .execute(connection)
     .await
     .map(drop)
+}
+
+fn texts(outcomes: &[Option<Outcome>]) -> Vec<Option<&'static str>> {
+    outcomes
+        .iter()
+        .map(|outcome| outcome.map(Outcome::as_str))
+        .collect()
 }
 
 /// Records that an attempt failed: `failed` with a time to try again, else `dead`. An event that was settled

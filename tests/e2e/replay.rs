@@ -11,6 +11,39 @@ fn summary(finished: &Finished) -> Vec<&str> {
     lines
 }
 
+/// R24: events are applied in the order of their ids, whatever that of the files and their lines is.
+#[tokio::test]
+async fn what_is_out_of_order_is_applied_in_order() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let of = |n, kind| event(n, kind, "org_a", &format!("Name {n}"));
+    let files = [
+        folder.write(
+            "late.jsonl",
+            format!("{}\n{}\n", of(4, Kind::Deleted), of(3, Kind::Updated)),
+        ),
+        folder.write(
+            "early.jsonl",
+            format!("{}\n{}\n", of(2, Kind::Updated), of(1, Kind::Created)),
+        ),
+    ];
+    let finished = run(
+        &folder,
+        &[("DATABASE_URL", &database.url)],
+        &["replay", &files[0], &files[1]],
+    )
+    .await
+    .assert(0);
+    assert_eq!(
+        summary(&finished),
+        [
+            "accepted 4, duplicate 0, ignored 0, refused 0",
+            "1 created",
+            "1 disabled",
+            "2 updated"
+        ]
+    );
+}
+
 fn created(n: u64) -> String {
     event(n, Kind::Created, &format!("org_{n}"), &format!("Org {n}"))
 }

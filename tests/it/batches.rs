@@ -6,6 +6,7 @@ use sqlx::{Postgres, Transaction};
 use tokio::task::JoinSet;
 
 use workos_sync::event::Event;
+use workos_sync::inbox::Recorded;
 use workos_sync::sync::{Outcome, apply, organization_id};
 
 use crate::support::event::{at, event_id};
@@ -288,4 +289,164 @@ async fn an_id_that_comes_twice_in_one_insert_is_new_once() {
             .iter()
             .all(|(_, attempts)| *attempts == 1)
     );
+}
+
+/// Records saved events, as a replay does.
+async fn replay(app: &TestApp, events: &[EventBuilder]) -> Vec<Recorded> {
+    let bodies: Vec<_> = events.iter().map(EventBuilder::body).collect();
+    let parsed: Vec<_> = bodies
+        .iter()
+        .map(|body| Event::parse(body.as_bytes()).unwrap())
+        .collect();
+    let recorded = app.inbox.record_all(&parsed).await;
+    recorded.into_iter().map(Result::unwrap).collect()
+}
+
+/// How the events stand, in the order of their ids.
+async fn results(app: &TestApp) -> Vec<String> {
+    let outcomes = outcomes(app).await;
+    outcomes.into_iter().map(|(result, _)| result).collect()
+}
+
+/// R23, R25: saved events are stored as settled, by the transaction that applies them: no row of the inbox is
+/// written twice. An id that comes twice, or is there, is a duplicate; what can't be applied is left to its lane.
+#[tokio::test(flavor = "multi_thread")]
+async fn saved_events_are_applied_as_they_are_stored() {
+    use Recorded::{Accepted, Duplicate, Ignored};
+
+    let app = TestApp::new().await;
+    replay(&app, &[created(1, "org_a", "A")]).await;
+    app.execute(
+        "create function refuse() returns trigger language plpgsql as
+             $$ begin raise 'written twice'; end $$;
+         create trigger refuse before update on webhook_events
+             for each row execute function refuse()",
+    )
+    .await;
+    let saved = [
+        updated(3, "org_a", "Three"),
+        created(1, "org_a", "A"),
+        updated(2, "org_a", "Two"),
+        created(4, "org_b", "B"),
+        created(4, "org_b", "B"),
+        EventBuilder::new(5, "user.created", "user_a"),
+        deleted(6, "org_b"),
+        created(7, "org_c", "C").without("name"),
+    ];
+    assert_eq!(
+        replay(&app, &saved).await,
+        [
+            Accepted, Duplicate, Accepted, Accepted, Duplicate, Ignored, Accepted, Accepted
+        ]
+    );
+    let expected = [
+        ("created", 1),
+        ("updated", 1),
+        ("updated", 1),
+        ("created", 1),
+        ("ignored", 0),
+        ("disabled", 1),
+        ("pending", 0),
+    ];
+    assert_eq!(
+        outcomes(&app).await,
+        expected.map(|(result, attempts)| (result.to_owned(), attempts))
+    );
+    for row in app.organizations().await {
+        let is_a = row.workos_id.as_deref() == Some("org_a");
+        assert_eq!(row.name, if is_a { "Three" } else { "B" });
+        assert_eq!(row.disabled_at.is_none(), is_a);
+    }
+    app.execute("drop trigger refuse on webhook_events").await;
+    app.settle().await;
+    assert_eq!(results(&app).await[6], "dead");
+}
+
+/// R24: a saved event waits behind those of its organization that wait in the inbox.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_event_waits_behind_pending_ones() {
+    let app = TestApp::new().await;
+    put(&app, &[created(1, "org_a", "One")]).await;
+    replay(
+        &app,
+        &[updated(2, "org_a", "Two"), created(3, "org_b", "B")],
+    )
+    .await;
+    assert_eq!(results(&app).await, ["pending", "pending", "created"]);
+    app.settle().await;
+    assert_eq!(results(&app).await, ["created", "updated", "created"]);
+}
+
+/// R18: a saved event of an organization that another session works on is stored, without a wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_event_waits_for_no_lock() {
+    let app = TestApp::new().await;
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::raw_sql("select pg_advisory_xact_lock(1061423321, hashtext('org_a'))")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    replay(&app, &[created(1, "org_a", "A"), created(2, "org_b", "B")]).await;
+    assert_eq!(results(&app).await, ["pending", "created"]);
+    holder.rollback().await.unwrap();
+    app.settle().await;
+    assert_eq!(results(&app).await, ["created", "created"]);
+}
+
+/// R26: a saved event that the database refuses costs the others nothing: all are stored, and only that one fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_among_saved_events_costs_the_others_nothing() {
+    let app = TestApp::new().await;
+    app.execute("alter table organization_metadata add constraint no_evil check (name <> 'Evil')")
+        .await;
+    let mut events: Vec<_> = (0..50)
+        .map(|n| created(n, &format!("org_{n}"), &format!("Name {n}")))
+        .collect();
+    events[7] = created(7, "org_7", "Evil");
+    let recorded = replay(&app, &events).await;
+    assert!(
+        recorded
+            .iter()
+            .all(|recorded| *recorded == Recorded::Accepted)
+    );
+    app.settle().await;
+    for (n, result) in results(&app).await.into_iter().enumerate() {
+        assert_eq!(
+            result,
+            if n == 7 { "failed" } else { "created" },
+            "event {n}"
+        );
+    }
+}
+
+/// R23: a saved event that a delivery brings at the same time is stored once, and the others with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_event_that_is_delivered_meanwhile_is_stored_once() {
+    let app = std::sync::Arc::new(TestApp::new().await);
+    let mut delivery = app.db.pool.begin().await.unwrap();
+    let event = created(1, "org_a", "A");
+    sqlx::query(
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
+         values ($1, 'organization.created', 'org_a', $2::text::json)",
+    )
+    .bind(event.event_id())
+    .bind(event.body())
+    .execute(&mut *delivery)
+    .await
+    .unwrap();
+    let replaying = tokio::spawn({
+        let app = std::sync::Arc::clone(&app);
+        async move { replay(&app, &[event, updated(2, "org_a", "Two")]).await }
+    });
+    eventually("the replay waits for the delivery", async || {
+        app.db.blocked_sessions().await == 1
+    })
+    .await;
+    delivery.commit().await.unwrap();
+    assert_eq!(
+        replaying.await.unwrap(),
+        [Recorded::Duplicate, Recorded::Accepted]
+    );
+    app.settle().await;
+    assert_eq!(results(&app).await, ["created", "updated"]);
 }
