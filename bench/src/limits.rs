@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 use crate::measure::{Measurement, Metric, quantile};
-use crate::workload::Bench;
+use crate::workload::{Bench, FEW_CONNECTIONS};
 
 const CLIENTS: [u32; 3] = [8, 16, 32];
 const DATABASE: &str = "bench_pgbench";
@@ -134,14 +134,14 @@ impl Bench {
         Ok(best)
     }
 
-    /// At a given rate, for its latency; with as many clients as the generator has connections.
+    /// At a given rate, for its latency; with as many clients as the generator has connections then.
     pub(crate) async fn run_limit_at(
         &self,
         limit: Limit,
         seconds: u32,
         rate: f64,
     ) -> anyhow::Result<Measurement> {
-        let clients = u32::try_from(self.sizes.connections)?;
+        let clients = u32::try_from(FEW_CONNECTIONS)?;
         self.pgbench(limit, clients, seconds, Some(rate)).await
     }
 

@@ -83,16 +83,16 @@ struct Run {
     /// Events of `burst`
     #[arg(long, default_value_t = 20_000)]
     burst: usize,
-    /// Events for the peer, which needs more time for each [default: 10,000, or 4,000 if quick]
+    /// Events for the peer, which needs more time for each [default: 6,000, or 3,000 if quick]
     #[arg(long)]
     peer_events: Option<usize>,
     /// Connections of the generator
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 256)]
     connections: usize,
     /// Connections of the generator in `burst`
     #[arg(long, default_value_t = 2_000)]
     burst_connections: usize,
-    /// Seconds for each run of pgbench [default: 5, or 2 if quick]
+    /// Seconds for each run of pgbench [default: 4, or 2 if quick]
     #[arg(long)]
     pgbench_seconds: Option<u32>,
     /// Organizations of `update-1m`
@@ -153,7 +153,7 @@ async fn interrupted() {
 async fn measure(run: &Run) -> anyhow::Result<()> {
     let quick = |quick, long| if run.quick { quick } else { long };
     let repeats = run.repeats.unwrap_or(quick(1, 3));
-    let seconds = run.pgbench_seconds.unwrap_or(quick(2, 5));
+    let seconds = run.pgbench_seconds.unwrap_or(quick(2, 4));
     let or =
         |given: Option<usize>, quick, long| given.unwrap_or(if run.quick { quick } else { long });
     let sizes = Sizes {
@@ -161,7 +161,7 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
         same_name: run.same_name,
         replay: or(run.replay, 10_000, 100_000),
         burst: run.burst,
-        peer: or(run.peer_events, 4_000, 10_000),
+        peer: or(run.peer_events, 3_000, 6_000),
         connections: run.connections,
         burst_connections: run.burst_connections,
         million_organizations: run.million_organizations,

@@ -31,8 +31,10 @@ const SAME_NAME: usize = 10_000;
 const WARM_UP: usize = 1_000;
 /// The least events of the window at either end of `same-name`.
 const WINDOW: usize = 1_000;
+/// As many as pgbench may have clients, by default.
+pub(crate) const FEW_CONNECTIONS: usize = 64;
 /// The numbers of connections that `ack` tries.
-const SWEEP: [usize; 3] = [64, 256, 512];
+const SWEEP: [usize; 3] = [FEW_CONNECTIONS, 256, 512];
 /// Rows of the million's inbox that are made in one statement.
 const FILL_CHUNK: i64 = 250_000;
 const POLL: Duration = Duration::from_millis(20);
@@ -44,6 +46,9 @@ pub(crate) enum Workload {
     Create,
     /// Updates, spread over 10,000 organizations
     Update,
+    /// The same, over 64 connections
+    #[value(name = "update-64")]
+    UpdateFew,
     /// Updates of one organization
     Hot,
     /// New organizations, all of one name: 10,000
@@ -71,6 +76,7 @@ impl Workload {
         match self {
             Self::Create => "create",
             Self::Update => "update",
+            Self::UpdateFew => "update-64",
             Self::Hot => "hot",
             Self::SameName => "same-name",
             Self::SameNameLong => "same-name-100k",
@@ -88,6 +94,7 @@ impl Workload {
         match self {
             Self::Create => "new organizations, each of its own name",
             Self::Update => "updates, spread over 10,000 organizations",
+            Self::UpdateFew => "the same, over fewer connections",
             Self::Hot => "updates of one organization",
             Self::SameName => "new organizations, all of one name",
             Self::SameNameLong => "more of the same",
@@ -179,6 +186,7 @@ impl Bench {
         let connections = match workload {
             Workload::Ack => SWEEP.to_vec(),
             Workload::Burst => vec![self.sizes.burst_connections],
+            Workload::UpdateFew | Workload::HalfRate => vec![FEW_CONNECTIONS],
             _ => vec![self.sizes.connections],
         };
         let mut best = Measurement::default();
