@@ -10,4 +10,6 @@ create table workos_organization_syncs
     deleted_at            timestamptz,
     updated_at            timestamptz not null,
     constraint workos_organization_syncs_pkey primary key (workos_id)
-);
+)
+    -- As in organization_metadata.
+    with (fillfactor = 90);

@@ -55,15 +55,6 @@ impl Event {
         }
     }
 
-    /// A body for `format()` of Postgres, which puts the event's id in first and the organization's second.
-    pub(crate) fn template() -> String {
-        let external_id = Some("00000000-0000-5000-8000-000000000000".to_owned());
-        let name = "Organization %2$s".to_owned();
-        let mut event = Self::new(0, Kind::Updated, "%2$s".to_owned(), name, external_id);
-        "%1$s".clone_into(&mut event.id);
-        event.body()
-    }
-
     /// The body, about as long as WorkOS's own. Without any white space: the peer's SDK signs what it
     /// serializes anew.
     pub(crate) fn body(&self) -> String {

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 use crate::measure::{Measurement, Metric, quantile};
-use crate::workload::{Bench, FEW_CONNECTIONS};
+use crate::workload::{Bench, FEW_CONNECTIONS, MILLION};
 
 const CLIENTS: [u32; 3] = [8, 16, 32];
 const DATABASE: &str = "bench_pgbench";
@@ -30,7 +30,7 @@ pub(crate) const UPDATE: Limit = Limit {
     name: "pgbench update",
     description: "one update a transaction: fetch by `workos_id`, update, advance the cursor",
     script: r"
-\set n random(1, 10000)
+\set n random(1, :organizations)
 \set e random(1, 9000000000000000)
 begin;
 select id, workos_last_event_id from organization_metadata
@@ -120,14 +120,36 @@ impl Bench {
         limit: Limit,
         seconds: u32,
     ) -> anyhow::Result<Measurement> {
+        self.best(limit, DATABASE, ORGANIZATIONS, seconds).await
+    }
+
+    /// The same, in the database of the million.
+    pub(crate) async fn run_limit_on_million(
+        &self,
+        limit: Limit,
+        seconds: u32,
+    ) -> anyhow::Result<Measurement> {
+        let organizations = self.sizes.million_organizations;
+        self.best(limit, MILLION, organizations, seconds).await
+    }
+
+    async fn best(
+        &self,
+        limit: Limit,
+        database: &str,
+        organizations: u64,
+        seconds: u32,
+    ) -> anyhow::Result<Measurement> {
         let mut best = Measurement::default();
         for clients in CLIENTS {
-            let measured = self.pgbench(limit, clients, seconds, None).await?;
+            let measured = self
+                .pgbench(limit, database, organizations, clients, seconds, None)
+                .await?;
             if measured.get(Metric::AppliedPerSecond) > best.get(Metric::AppliedPerSecond) {
                 best = measured;
             }
         }
-        let pool = self.postgres.connect(DATABASE).await?;
+        let pool = self.postgres.connect(database).await?;
         let written: bool = sqlx::query_scalar(limit.proof).fetch_one(&pool).await?;
         pool.close().await;
         ensure!(written, "{} wrote nothing", limit.name);
@@ -142,12 +164,15 @@ impl Bench {
         rate: f64,
     ) -> anyhow::Result<Measurement> {
         let clients = u32::try_from(FEW_CONNECTIONS)?;
-        self.pgbench(limit, clients, seconds, Some(rate)).await
+        self.pgbench(limit, DATABASE, ORGANIZATIONS, clients, seconds, Some(rate))
+            .await
     }
 
     async fn pgbench(
         &self,
         limit: Limit,
+        database: &str,
+        organizations: u64,
         clients: u32,
         seconds: u32,
         rate: Option<f64>,
@@ -159,13 +184,14 @@ impl Bench {
         command
             .args(["-n", "-M", "prepared", "-j", "2", "-l", "--log-prefix=log"])
             .args(["-c", &clients.to_string(), "-T", &seconds.to_string()])
+            .args(["-D", &format!("organizations={organizations}")])
             .arg("-f")
             .arg(&script);
         if let Some(rate) = rate {
             command.args(["-R", &format!("{rate:.0}")]);
         }
         let output = command
-            .arg(self.postgres.url(DATABASE))
+            .arg(self.postgres.url(database))
             .current_dir(folder.path())
             .kill_on_drop(true)
             .output()

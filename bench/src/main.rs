@@ -92,7 +92,7 @@ struct Run {
     /// Connections of the generator in `burst`
     #[arg(long, default_value_t = 2_000)]
     burst_connections: usize,
-    /// Seconds for each run of pgbench [default: 4, or 2 if quick]
+    /// Seconds for each run of pgbench [default: 3, or 2 if quick]
     #[arg(long)]
     pgbench_seconds: Option<u32>,
     /// Organizations of `update-1m`
@@ -153,7 +153,7 @@ async fn interrupted() {
 async fn measure(run: &Run) -> anyhow::Result<()> {
     let quick = |quick, long| if run.quick { quick } else { long };
     let repeats = run.repeats.unwrap_or(quick(1, 3));
-    let seconds = run.pgbench_seconds.unwrap_or(quick(2, 4));
+    let seconds = run.pgbench_seconds.unwrap_or(quick(2, 3));
     let or =
         |given: Option<usize>, quick, long| given.unwrap_or(if run.quick { quick } else { long });
     let sizes = Sizes {
@@ -215,10 +215,15 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
                 .run(workload, rate)
                 .await
                 .with_context(|| format!("workload {}", workload.name()))?;
-            if workload == Workload::Update {
+            if workload == Workload::UpdateFew {
                 applied_updates = measured.get(Metric::AppliedPerSecond);
             }
             results.add(workload.name(), measured);
+            if workload == Workload::UpdateMillion && !run.no_limits {
+                say(repeat, report::UPDATE_MILLION);
+                let measured = bench.run_limit_on_million(limits::UPDATE, seconds).await?;
+                results.add(report::UPDATE_MILLION, measured);
+            }
             if let Some(rate) = rate
                 && !run.no_limits
             {

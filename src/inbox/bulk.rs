@@ -2,7 +2,7 @@
 //! nothing is read again (R25).
 //!
 //! It is for a replay, of which nobody awaits the single event: the sender of a delivery is answered as soon as it is
-//! stored, which takes a third of the time. Nobody is waited for either. Events whose organization somebody else works on, or
+//! stored. Nobody is waited for either. Events whose organization somebody else works on, or
 //! that have others before them in the inbox, are stored as pending (R24). Where the transaction comes to nothing,
 //! whatever the reason, all of them are, and the lanes find out which of them was the reason (R26).
 
@@ -11,7 +11,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
 
 use sqlx::{Connection, PgConnection};
-use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::lanes::HeldLane;
@@ -59,14 +58,15 @@ impl Inbox {
             let hash = usize::try_from(hasher.finish() >> 32).unwrap_or_default();
             sides[hash % SIDES].push((place, self.saved(event)));
         }
-        let mut working: JoinSet<_> = sides
-            .map(|side| self.clone().store_side(side))
-            .into_iter()
-            .collect();
+        // As tasks, which nobody's hang-up cancels while they hold lanes.
+        let working = sides.map(|side| self.inner.lanes.spawn(self.clone().store_side(side)));
         let mut answers = Vec::with_capacity(events.len());
-        while let Some(side) = working.join_next().await {
-            // It is cancelled with the set only, and the set lives as long as this.
-            answers.extend(side.unwrap_or_else(|error| resume_unwind(error.into_panic())));
+        for side in working {
+            // Nobody cancels it.
+            answers.extend(
+                side.await
+                    .unwrap_or_else(|error| resume_unwind(error.into_panic())),
+            );
         }
         answers.sort_unstable_by_key(|(place, _)| *place);
         answers
@@ -103,16 +103,13 @@ impl Inbox {
         // Whoever else inserts does it in this order too.
         events.sort_by(|(_, a), (_, b)| a.event.event_id.cmp(&b.event.event_id));
         let (places, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
-        let answers = match self.apply_in_bulk(&events).await {
-            Some(new) => {
-                let mut new: HashSet<_> = new.into_iter().collect();
-                let is_new = |saved: &Saved| Ok(new.remove(&saved.event.event_id));
-                events.iter().map(is_new).collect()
-            }
-            None => {
-                let events = events.into_iter().map(|saved| saved.event).collect();
-                self.store_all(events).await
-            }
+        let answers = if let Some(new) = self.apply_in_bulk(&events).await {
+            let mut new: HashSet<_> = new.into_iter().collect();
+            let is_new = |saved: &Saved| Ok(new.remove(&saved.event.event_id));
+            events.iter().map(is_new).collect()
+        } else {
+            let events = events.into_iter().map(|saved| saved.event).collect();
+            self.store_all(events).await
         };
         places.into_iter().zip(answers).collect()
     }

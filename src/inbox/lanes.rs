@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -135,8 +136,11 @@ impl Lanes {
         self.tracker.wait().await;
     }
 
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tracker.spawn(task);
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tracker.spawn(task)
     }
 
     /// A panic can't leave the queue half changed, so a poisoned lock is as good as any.
@@ -245,7 +249,8 @@ impl Inbox {
                 self.finish(done);
                 return;
             };
-            let late = done.lag > LONGEST_LAG;
+            // A lane that has more than a batch takes is behind already, and its batches come one after the other.
+            let late = done.lag > LONGEST_LAG || !done.unfinished.is_empty();
             self.finish(done);
             if !late && self.inner.recorder.entered() - entered >= FEW_DELIVERIES {
                 sleep(std::cmp::min(started.elapsed(), DELIVERIES_FIRST)).await;

@@ -106,9 +106,16 @@ impl<'e> Ledger<'e> {
             .map(|event| event.workos_id.as_str())
             .collect();
         let workos_ids: Vec<_> = workos_ids.into_iter().collect();
-        let ids: HashSet<_> = candidates.iter().map(OrganizationId::as_str).collect();
-        let ids: Vec<_> = ids.into_iter().collect();
-        let rows = store::fetch_rows(connection, &workos_ids, &ids).await?;
+        let mut rows = store::rows_by_workos_id(connection, &workos_ids).await?;
+        // Mostly none: an organization that is linked is known by the id of its row.
+        let mut ids: HashSet<_> = candidates.iter().map(OrganizationId::as_str).collect();
+        for row in &rows {
+            ids.remove(row.id.as_str());
+        }
+        if !ids.is_empty() {
+            let ids: Vec<_> = ids.into_iter().collect();
+            rows.extend(store::rows_by_id(connection, &ids).await?);
+        }
         let cursors = store::fetch_cursors(connection, &workos_ids).await?;
 
         let mut ledger = Self {

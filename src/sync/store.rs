@@ -7,7 +7,7 @@
 //! Statements name their columns, always: the table may have columns of the host application too (R5).
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, query, query_scalar};
+use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::decide::{OrganizationRow, SyncCursor};
 use crate::event::{EventId, OrganizationId, WorkosId};
@@ -82,41 +82,61 @@ pub(super) async fn lock_slugs(
     .map(drop)
 }
 
-/// The rows of these WorkOS organizations, and those with these ids.
-pub(super) async fn fetch_rows(
+/// The rows of these WorkOS organizations.
+pub(super) async fn rows_by_workos_id(
     connection: &mut PgConnection,
     workos_ids: &[&str],
-    ids: &[&str],
 ) -> Result<Vec<OrganizationRow>, sqlx::Error> {
-    // By organization_metadata_workos_id_key and organization_metadata_pkey, one after the other: with `or`, a
-    // large table without statistics is scanned.
-    let records = query!(
+    // By organization_metadata_workos_id_key.
+    let rows = query_as!(
+        FoundRow,
         r#"
-        select id                   as "id!",
-               workos_id,
-               workos_last_event_id as last_event_id,
-               workos_updated_at    as updated_at
+        select id, workos_id, workos_last_event_id as last_event_id, workos_updated_at as updated_at
         from organization_metadata
         where workos_id = any ($1)
-        union
-        select id, workos_id, workos_last_event_id, workos_updated_at
-        from organization_metadata
-        where id = any ($2)
         "#,
         workos_ids as _,
+    );
+    let rows = rows.fetch_all(connection).await?;
+    Ok(rows.into_iter().map(OrganizationRow::from).collect())
+}
+
+/// The rows with these ids.
+pub(super) async fn rows_by_id(
+    connection: &mut PgConnection,
+    ids: &[&str],
+) -> Result<Vec<OrganizationRow>, sqlx::Error> {
+    // By organization_metadata_pkey.
+    let rows = query_as!(
+        FoundRow,
+        r#"
+        select id, workos_id, workos_last_event_id as last_event_id, workos_updated_at as updated_at
+        from organization_metadata
+        where id = any ($1)
+        "#,
         ids as _,
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(records
-        .into_iter()
-        .map(|record| OrganizationRow {
-            id: OrganizationId::from_database(record.id),
-            workos_id: record.workos_id.map(WorkosId::from_database),
-            last_event_id: record.last_event_id.map(EventId::from_database),
-            updated_at: record.updated_at,
-        })
-        .collect())
+    );
+    let rows = rows.fetch_all(connection).await?;
+    Ok(rows.into_iter().map(OrganizationRow::from).collect())
+}
+
+/// What is read of a row.
+struct FoundRow {
+    id: String,
+    workos_id: Option<String>,
+    last_event_id: Option<String>,
+    updated_at: Option<DateTime<Utc>>,
+}
+
+impl From<FoundRow> for OrganizationRow {
+    fn from(row: FoundRow) -> Self {
+        Self {
+            id: OrganizationId::from_database(row.id),
+            workos_id: row.workos_id.map(WorkosId::from_database),
+            last_event_id: row.last_event_id.map(EventId::from_database),
+            updated_at: row.updated_at,
+        }
+    }
 }
 
 /// The cursors of these WorkOS organizations.

@@ -422,7 +422,7 @@ async fn a_poison_among_saved_events_costs_the_others_nothing() {
 /// R23: a saved event that a delivery brings at the same time is stored once, and the others with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_saved_event_that_is_delivered_meanwhile_is_stored_once() {
-    let app = std::sync::Arc::new(TestApp::new().await);
+    let app = TestApp::new().await;
     let mut delivery = app.db.pool.begin().await.unwrap();
     let event = created(1, "org_a", "A");
     sqlx::query(
@@ -434,19 +434,16 @@ async fn a_saved_event_that_is_delivered_meanwhile_is_stored_once() {
     .execute(&mut *delivery)
     .await
     .unwrap();
-    let replaying = tokio::spawn({
-        let app = std::sync::Arc::clone(&app);
-        async move { replay(&app, &[event, updated(2, "org_a", "Two")]).await }
-    });
-    eventually("the replay waits for the delivery", async || {
-        app.db.blocked_sessions().await == 1
-    })
-    .await;
-    delivery.commit().await.unwrap();
-    assert_eq!(
-        replaying.await.unwrap(),
-        [Recorded::Duplicate, Recorded::Accepted]
-    );
+    let events = [event, updated(2, "org_a", "Two")];
+    let deliver = async {
+        eventually("the replay waits for the delivery", async || {
+            app.db.blocked_sessions().await == 1
+        })
+        .await;
+        delivery.commit().await.unwrap();
+    };
+    let (recorded, ()) = tokio::join!(replay(&app, &events), deliver);
+    assert_eq!(recorded, [Recorded::Duplicate, Recorded::Accepted]);
     app.settle().await;
     assert_eq!(results(&app).await, ["created", "updated"]);
 }
