@@ -13,7 +13,7 @@ fn summary(finished: &Finished) -> Vec<&str> {
 
 /// R24: events are applied in the order of their ids, whatever that of the files and their lines is.
 #[tokio::test]
-async fn what_is_out_of_order_is_applied_in_order() {
+async fn the_order_of_the_ids_is_that_of_the_outcomes() {
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
     let of = |n, kind| event(n, kind, "org_a", &format!("Name {n}"));
     let files = [
