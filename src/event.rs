@@ -104,18 +104,13 @@ impl EventId {
         Ulid::from_string(part).ok()
     }
 
-    /// What ids sort by: those with a ULID by that, behind the others. Where [`compare`](Self::compare) has an answer, it is
-    /// this one.
+    /// What ids sort by: those with a ULID by that, behind the others. Where [`compare`](Self::compare) has an answer,
+    /// it is this one.
     #[must_use]
     pub fn order(&self) -> (Option<Ulid>, String) {
-        let ulid = self.ulid();
-        (
-            ulid,
-            if ulid.is_some() {
-                String::new()
-            } else {
-                self.0.clone()
-            },
+        self.ulid().map_or_else(
+            || (None, self.0.clone()),
+            |ulid| (Some(ulid), String::new()),
         )
     }
 
@@ -549,6 +544,7 @@ mod tests {
         fn event_ids_are_ordered(a in any_event_id(), b in any_event_id(), c in any_event_id()) {
             prop_assert_eq!(a.compare(&b), b.compare(&a).map(Ordering::reverse));
             prop_assert_eq!(a.compare(&b).is_some(), a.ulid().is_some() == b.ulid().is_some());
+            prop_assert!(a.compare(&b).is_none_or(|order| order == a.order().cmp(&b.order())));
             if a.compare(&b) == Some(Ordering::Less) && b.compare(&c) == Some(Ordering::Less) {
                 prop_assert_eq!(a.compare(&c), Some(Ordering::Less));
             }

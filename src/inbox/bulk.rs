@@ -2,9 +2,9 @@
 //! nothing is read again (R25).
 //!
 //! It is for a replay, of which nobody awaits the single event: the sender of a delivery is answered as soon as it is
-//! stored. Nobody is waited for either. Events whose organization somebody else works on, or
-//! that have others before them in the inbox, are stored as pending (R24). Where the transaction comes to nothing,
-//! whatever the reason, all of them are, and the lanes find out which of them was the reason (R26).
+//! stored. Nobody is waited for either. Events whose organization somebody else works on, or that have others before
+//! them in the inbox, are stored as pending (R24). Where the transaction comes to nothing, whatever the reason, all of
+//! them are, and the lanes find out which of them was the reason (R26).
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,7 +24,8 @@ use crate::sync::{self, Patience};
 /// How many transactions there are at once: while one waits for the disk, another is computed.
 const SIDES: usize = 4;
 
-/// The most events of a transaction. Those of all sides find room among those that wait to be stored, if it comes to that.
+/// The most events of a transaction. Those of all sides find room among those that wait to be stored, if it comes to
+/// that.
 const MOST_EVENTS: usize = 1_000;
 
 /// The most bytes of a transaction's bodies. More are stored as deliveries are, in smaller pieces.
@@ -33,7 +34,7 @@ const MOST_BYTES: usize = 16 * 1_024 * 1_024;
 /// A saved event.
 struct Saved {
     event: NewEvent,
-    /// What it says of its organization; nothing, if that can't be applied or is too long to be, among others.
+    /// What it says of its organization; nothing, if that can't be applied.
     decoded: Option<OrganizationEvent>,
 }
 

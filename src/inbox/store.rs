@@ -28,8 +28,9 @@ pub(super) async fn insert(
     insert_settled(connection, events, &vec![None; events.len()], None).await
 }
 
-/// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches that share ids wait for each
-/// other in one order: what is a duplicate is durable, because its insertion by another transaction is waited for.
+/// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
+/// that share ids wait for each other in one order: what is a duplicate is durable, because its insertion by another
+/// transaction is waited for.
 pub(super) async fn insert_settled(
     connection: &mut PgConnection,
     events: &[&NewEvent],

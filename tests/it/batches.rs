@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, Transaction};
+use sqlx::{PgExecutor, Postgres, Transaction};
 use tokio::task::JoinSet;
 
 use workos_sync::event::Event;
@@ -15,20 +15,24 @@ use crate::support::{EventBuilder, NOW, TestApp, created, deleted, eventually, u
 /// Puts events into the inbox as another replica would have, so that they are found together.
 async fn put(app: &TestApp, events: &[EventBuilder]) {
     for event in events {
-        let body = event.body();
-        let parsed = Event::parse(body.as_bytes()).unwrap();
-        sqlx::query(
-            "insert into webhook_events (event_id, event_type, organization_id, payload)
-             values ($1, $2, $3, $4::text::json)",
-        )
-        .bind(parsed.id.as_str())
-        .bind(&parsed.event_type)
-        .bind(parsed.workos_id.as_ref().map(ToString::to_string))
-        .bind(&body)
-        .execute(&app.db.pool)
-        .await
-        .unwrap();
+        insert(&app.db.pool, event).await;
     }
+}
+
+async fn insert(executor: impl PgExecutor<'_>, event: &EventBuilder) {
+    let body = event.body();
+    let parsed = Event::parse(body.as_bytes()).unwrap();
+    sqlx::query(
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
+         values ($1, $2, $3, $4::text::json)",
+    )
+    .bind(parsed.id.as_str())
+    .bind(&parsed.event_type)
+    .bind(parsed.workos_id.as_ref().map(ToString::to_string))
+    .bind(&body)
+    .execute(executor)
+    .await
+    .unwrap();
 }
 
 /// Keeps everybody from writing into the inbox.
@@ -425,15 +429,7 @@ async fn a_saved_event_that_is_delivered_meanwhile_is_stored_once() {
     let app = TestApp::new().await;
     let mut delivery = app.db.pool.begin().await.unwrap();
     let event = created(1, "org_a", "A");
-    sqlx::query(
-        "insert into webhook_events (event_id, event_type, organization_id, payload)
-         values ($1, 'organization.created', 'org_a', $2::text::json)",
-    )
-    .bind(event.event_id())
-    .bind(event.body())
-    .execute(&mut *delivery)
-    .await
-    .unwrap();
+    insert(&mut *delivery, &event).await;
     let events = [event, updated(2, "org_a", "Two")];
     let deliver = async {
         eventually("the replay waits for the delivery", async || {
