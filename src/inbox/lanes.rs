@@ -30,7 +30,7 @@ use super::{HELD_UP, Inbox, MAX_HELD_UP};
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 
 /// How many lanes may wait; some hundred bytes each.
-const MAX_WAITING: usize = 10_000;
+const MAX_WAITING: usize = 50_000;
 
 /// The most lanes of a batch.
 const BATCH_LANES: usize = 256;

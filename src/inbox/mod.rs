@@ -46,7 +46,7 @@ use record::Recorder;
 use store::NewEvent;
 
 /// When an insert or a batch counts as held up, by the database or by somebody's lock: then another one is begun
-/// beside it. Otherwise one at a time is the fastest, unless a whole one waits: what comes during a commit shares
+/// beside it. Otherwise one at a time is the fastest, unless many wait already: what comes during a commit shares
 /// the next.
 const HELD_UP: Duration = Duration::from_millis(100);
 

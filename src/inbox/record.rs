@@ -12,13 +12,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tracing::error;
 
+use super::process::caught;
 use super::store::{self, NewEvent};
 use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source};
 use crate::postgres::{self, error};
 
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;
+
+/// Where so many events wait, a second insert is begun beside the one that is on its way.
+const SECOND_WRITER: usize = 64;
 
 /// The most bytes of an insert's bodies.
 const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
@@ -64,11 +69,11 @@ impl fmt::Debug for Recorder {
 }
 
 impl State {
-    /// Whether a writer is to be started; it counts from now on. A second one is where a whole batch waits.
+    /// Whether a writer is to be started; it counts from now on. A second one is where many wait.
     fn begin(&mut self) -> bool {
         let wanted = match self.queue.len() {
             0 => 0,
-            1..BATCH_EVENTS => 1,
+            1..SECOND_WRITER => 1,
             _ => 2,
         };
         let start = self.writers < wanted && self.held_up <= MAX_HELD_UP;
@@ -184,7 +189,7 @@ impl Inbox {
     async fn write(self) {
         let recorder = &self.inner.recorder;
         while let Some(batch) = recorder.take() {
-            let mut storing = pin!(self.store_batch(batch));
+            let mut storing = pin!(self.store_caught(batch));
             if timeout(HELD_UP, &mut storing).await.is_err() {
                 if recorder.step_aside() {
                     self.start_writer();
@@ -204,6 +209,19 @@ impl Inbox {
                 reason: "the writer of the inbox ended".to_owned(),
             })
         })
+    }
+
+    /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
+    /// event was stored.
+    async fn store_caught(&self, batch: Vec<Waiting>) {
+        let events = batch.len();
+        if let Err(panic) = caught(self.store_batch(batch)).await {
+            error!(
+                panic,
+                events,
+                "a bug in workos-sync, please report it: {panic}: {events} events are to be delivered again",
+            );
+        }
     }
 
     async fn store_batch(&self, mut batch: Vec<Waiting>) {

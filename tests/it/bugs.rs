@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -11,7 +13,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use workos_sync::clock::Clock;
 use workos_sync::event::Event as WorkosEvent;
-use workos_sync::inbox::{Inbox, Source};
+use workos_sync::inbox::{Inbox, RecordError, Recorded, Source};
 use workos_sync::outbox::Outbox;
 use workos_sync::sync::organization_id;
 use workos_sync::telemetry::Metrics;
@@ -109,6 +111,54 @@ async fn a_panic_puts_off_the_event_that_it_is_about() {
     replica.settle().await;
     let row = replica.inbox_row(&event_id(30)).await;
     assert_eq!((row.outcome.as_deref(), row.attempts), (Some("linked"), 2));
+}
+
+/// A log that panics at what sqlx says of an insert into the inbox.
+struct PanicAtInsert(Arc<AtomicBool>);
+
+impl<S: Subscriber> Layer<S> for PanicAtInsert {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut statement = Statement(String::new());
+        event.record(&mut statement);
+        assert!(
+            self.0.load(Ordering::SeqCst) || !statement.0.contains("insert into webhook_events"),
+            "as this test wants"
+        );
+    }
+}
+
+struct Statement(String);
+
+impl Visit for Statement {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "summary" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// R23: a panic while events are stored ends no writer: their deliveries are refused, and the next are stored.
+// On one thread, where the log is.
+#[tokio::test]
+async fn a_panic_of_the_recorder_refuses_a_delivery_and_stores_the_next() {
+    let mended = Arc::new(AtomicBool::new(false));
+    let log = PanicAtInsert(Arc::clone(&mended));
+    let _guard = logs::set_default(tracing_subscriber::registry().with(log));
+    let app = TestApp::new().await;
+    let record = async |n: u64| {
+        let body = created(n, "org_a", "Acme").body();
+        let event = WorkosEvent::parse(body.as_bytes()).unwrap();
+        let recorded = app.inbox.record(&event, Source::Webhook);
+        timeout(Duration::from_secs(10), recorded).await.unwrap()
+    };
+    for n in 1..=4 {
+        assert!(matches!(
+            record(n).await,
+            Err(RecordError::Unavailable { .. })
+        ));
+    }
+    mended.store(true, Ordering::SeqCst);
+    assert_eq!(record(5).await.unwrap(), Recorded::Accepted);
 }
 
 /// A clock that panics wherever a task of the service reads it; the test itself is none.
