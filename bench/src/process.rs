@@ -77,7 +77,7 @@ impl Receiver {
         usage(self.child.id().context("it has ended")?)
     }
 
-    /// The end of what it logged: warnings and errors only.
+    /// The end of what it logged.
     pub(crate) fn log(&self) -> String {
         let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();

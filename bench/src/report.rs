@@ -111,6 +111,7 @@ const NOTES: &str = "
 - `same-name` compares the last events that were applied while deliveries still came in with the second thousand: what is applied when nothing is received any more has the processor for itself, and the first thousand pay for what is prepared but once. At 100,000 a window is 5,000 events, and not 1,000: a tenth of a second says nothing.
 - `half-rate` measures from the moment an event was due, if no connection was free for it. pgbench's `-R` counts in the same way, with as many clients.
 - The limits' transactions do for one event what the service does, but have no inbox and take no locks of organizations or slugs: the least that one transaction an event costs. Each is the best of 8, 16 and 32 clients, as `ack` is the better of 256 and 512 connections.
+- The service logs warnings and errors, and the peer logs nothing. By default the service also logs a line for each event that it applied, as it does in `update-logged`.
 - The peer is one Node.js process with 20 connections, as many as the service has. It has no inbox, so its answer is its commit. It doesn't record the write-back.
 ";
 
@@ -306,6 +307,12 @@ fn ratios(results: &Results) -> Vec<Ratio> {
             "`hot` applied ÷ `update` applied",
             Some(AtLeast(1.0)),
             applied("hot"),
+            applied("update"),
+        ),
+        over(
+            "`update-logged` applied ÷ `update` applied",
+            None,
+            applied("update-logged"),
             applied("update"),
         ),
         over(

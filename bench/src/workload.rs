@@ -51,6 +51,8 @@ pub(crate) enum Workload {
     /// The same, over 64 connections
     #[value(name = "update-64")]
     UpdateFew,
+    /// The same as `update`, with a line in the log for each event
+    UpdateLogged,
     /// Updates of one organization
     Hot,
     /// New organizations, all of one name: 10,000
@@ -79,6 +81,7 @@ impl Workload {
             Self::Create => "create",
             Self::Update => "update",
             Self::UpdateFew => "update-64",
+            Self::UpdateLogged => "update-logged",
             Self::Hot => "hot",
             Self::SameName => "same-name",
             Self::SameNameLong => "same-name-100k",
@@ -97,6 +100,7 @@ impl Workload {
             Self::Create => "new organizations, each of its own name",
             Self::Update => "updates, spread over 10,000 organizations",
             Self::UpdateFew => "the same, over fewer connections",
+            Self::UpdateLogged => "as `update`, with a line in the log for each event",
             Self::Hot => "updates of one organization",
             Self::SameName => "new organizations, all of one name",
             Self::SameNameLong => "more of the same",
@@ -119,7 +123,10 @@ impl Workload {
 
     /// Left out of the short form.
     pub(crate) const fn is_long(self) -> bool {
-        matches!(self, Self::SameNameLong | Self::UpdateMillion)
+        matches!(
+            self,
+            Self::UpdateLogged | Self::SameNameLong | Self::UpdateMillion
+        )
     }
 
     const fn creates(self) -> bool {
@@ -396,6 +403,10 @@ impl Bench {
         };
         let mut command = Command::new(&self.binary);
         command.arg("serve");
+        if workload == Workload::UpdateLogged {
+            // A flag has precedence over the environment that is the same for all.
+            command.args(["--log-level", "info"]);
+        }
         let receiver = Receiver::start(command, &self.postgres.url(database)).await?;
         let at_start = self.used(&receiver)?;
         let answers = load::send(receiver.address, events, count, connections, rate)
