@@ -44,9 +44,9 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use cluster::Cluster;
 use report::Report;
@@ -237,6 +237,16 @@ where
             Err(_) => sleep(POLL * 2).await,
         }
     }
+}
+
+/// Waits for a condition.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
+    let waited = timeout(PATIENCE, async {
+        while !condition().await {
+            sleep(POLL).await;
+        }
+    });
+    waited.await.with_context(|| format!("never: {what}"))
 }
 
 /// Sends a signal, by the shell's own `kill`.

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::free_port;
-use crate::{PATIENCE, POLL, signal};
+use crate::{PATIENCE, POLL, eventually, signal};
 
 /// The webhook's secret.
 pub(crate) const SECRET: &str = "whsec_faults";
@@ -101,18 +101,12 @@ impl Replica {
     /// Waits until it answers.
     pub(crate) async fn answers(&self) -> Result<()> {
         let http = crate::http(Duration::from_secs(1))?;
-        let give_up = Instant::now() + PATIENCE;
         let url = format!("{}/healthz", self.url());
-        while !http
-            .get(&url)
-            .send()
-            .await
-            .is_ok_and(|answer| answer.status() == 200)
-        {
-            ensure!(Instant::now() < give_up, "a replica doesn\'t answer");
-            sleep(POLL).await;
-        }
-        Ok(())
+        eventually("a replica answers", async || {
+            let answer = http.get(&url).send().await;
+            answer.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await
     }
 
     /// Starts it again when it ends by itself, as an operator's supervisor does.

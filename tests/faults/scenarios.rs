@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use fastrand::Rng;
 use sqlx::{ConnectOptions, Connection};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::cluster::{Cluster, Disk};
 use crate::proxy::Network;
@@ -15,7 +15,7 @@ use crate::report::{Report, quantile};
 use crate::sender::Habits;
 use crate::workos::{Giver, Kind};
 use crate::world::{Options, World, workos_id};
-use crate::{PATIENCE, POLL, retry};
+use crate::{eventually, retry};
 
 /// A named situation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -397,14 +397,4 @@ async fn disk_full(world: &World, disk: &Path) -> Result<()> {
     );
     world.report.fault("disk full for Postgres");
     Ok(())
-}
-
-/// Waits for a condition.
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
-    let waited = timeout(PATIENCE, async {
-        while !condition().await {
-            sleep(POLL).await;
-        }
-    });
-    waited.await.with_context(|| format!("never: {what}"))
 }
