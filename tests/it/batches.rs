@@ -1,10 +1,11 @@
 //! Commits that are shared: by deliveries that come together, and by lanes that are awake together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use sqlx::{PgExecutor, Postgres, Transaction};
+use sqlx::PgExecutor;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -12,8 +13,9 @@ use workos_sync::event::Event;
 use workos_sync::inbox::Recorded;
 use workos_sync::sync::{Outcome, apply, organization_id};
 
+use crate::support::app::Answer;
 use crate::support::event::{at, event_id};
-use crate::support::{EventBuilder, NOW, TestApp, created, deleted, eventually, updated};
+use crate::support::{EventBuilder, NOW, TestApp, created, deleted, eventually, release, updated};
 
 /// Puts events into the inbox as another replica would have, so that they are found together.
 async fn put(app: &TestApp, events: &[EventBuilder]) {
@@ -38,24 +40,37 @@ async fn insert(executor: impl PgExecutor<'_>, event: &EventBuilder) {
     .unwrap();
 }
 
-/// Keeps everybody from writing into the inbox.
-async fn hold_the_inbox(app: &TestApp) -> Transaction<'static, Postgres> {
-    let mut holder = app.db.pool.begin().await.unwrap();
-    sqlx::raw_sql("lock table webhook_events in share mode")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
-    holder
+/// Delivers bodies in two inserts: the first body alone, the others together. Answers in the order of the bodies.
+///
+/// For a test on one thread: there the others have all come before the insert begins that takes them.
+async fn deliver_together(app: &Arc<TestApp>, bodies: Vec<String>) -> Vec<Answer> {
+    // Keeps everybody from writing into the inbox.
+    let lock = app.hold("lock table webhook_events in share mode").await;
+    let all = bodies.len();
+    let mut deliveries = JoinSet::new();
+    for (place, body) in bodies.into_iter().enumerate() {
+        let app_of_delivery = Arc::clone(app);
+        deliveries.spawn(async move { (place, app_of_delivery.deliver(&body).await) });
+        if place == 0 {
+            inserts_wait(app, 1, 1).await;
+        }
+    }
+    inserts_wait(app, 2, all).await;
+    release(lock).await;
+    let mut answers = deliveries.join_all().await;
+    answers.sort_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-/// Lets go when twenty deliveries wait for the database: the first alone, the others in as few inserts as they came
-/// in time for.
-async fn release_when_all_wait(app: &TestApp, holder: Transaction<'static, Postgres>) {
-    eventually("all have come, and a second insert waits", async || {
-        app.db.blocked_sessions().await >= 2 && format!("{:?}", app.inbox).contains("entered: 20 }")
+/// Waits until so many inserts wait, with all of so many deliveries in them.
+async fn inserts_wait(app: &TestApp, inserts: i64, deliveries: usize) {
+    eventually("all are in inserts, and these wait", async || {
+        let inbox = format!("{:?}", app.inbox);
+        app.db.blocked_sessions().await == inserts
+            && inbox.contains("Recorder { waiting: 0,")
+            && inbox.contains(&format!("entered: {deliveries} }}"))
     })
     .await;
-    holder.rollback().await.unwrap();
 }
 
 async fn outcomes(app: &TestApp) -> Vec<(String, i32)> {
@@ -237,47 +252,38 @@ async fn a_poison_event_costs_its_neighbours_nothing() {
 
 /// R23, R30: deliveries that share an insert with one that can't be stored are durable all the same, and each is
 /// answered for itself.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_body_that_can_not_be_stored_costs_its_neighbours_nothing() {
-    let app = std::sync::Arc::new(TestApp::new().await);
-    let holder = hold_the_inbox(&app).await;
-    let mut deliveries = JoinSet::new();
-    for n in 0..20 {
-        let mut body = created(n, &format!("org_{n}"), "Acme").body();
-        if n == 11 {
-            let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-            body = body.replace("\"metadata\":{}", &format!("\"metadata\":{nested}"));
-        }
-        let app = std::sync::Arc::clone(&app);
-        deliveries.spawn(async move { (n, app.deliver(&body).await.status) });
-    }
-    release_when_all_wait(&app, holder).await;
-    for (n, status) in deliveries.join_all().await {
+    let app = Arc::new(TestApp::new().await);
+    let mut bodies: Vec<_> = (0..20)
+        .map(|n| created(n, &format!("org_{n}"), "Acme").body())
+        .collect();
+    let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    bodies[11] = bodies[11].replace("\"metadata\":{}", &format!("\"metadata\":{nested}"));
+    for (n, answer) in deliver_together(&app, bodies).await.iter().enumerate() {
         let expected = if n == 11 {
             StatusCode::BAD_REQUEST
         } else {
             StatusCode::OK
         };
-        assert_eq!(status, expected, "delivery {n}");
+        assert_eq!(answer.status, expected, "delivery {n}");
     }
     app.settle().await;
     assert_eq!(app.organizations().await.len(), 19);
 }
 
 /// R23: an id that comes many times in one insert is new once.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn an_id_that_comes_twice_in_one_insert_is_new_once() {
-    let app = std::sync::Arc::new(TestApp::new().await);
-    let holder = hold_the_inbox(&app).await;
-    let mut deliveries = JoinSet::new();
-    for n in 0..20 {
-        let body = created(n % 4, "org_a", "Acme").body();
-        let app = std::sync::Arc::clone(&app);
-        deliveries
-            .spawn(async move { app.deliver(&body).await.assert(200).json()["status"].clone() });
-    }
-    release_when_all_wait(&app, holder).await;
-    let answers = deliveries.join_all().await;
+    let app = Arc::new(TestApp::new().await);
+    let bodies = (0..20)
+        .map(|n| created(n % 4, "org_a", "Acme").body())
+        .collect();
+    let answers: Vec<_> = deliver_together(&app, bodies)
+        .await
+        .into_iter()
+        .map(|answer| answer.assert(200).json()["status"].clone())
+        .collect();
     let accepted = answers
         .iter()
         .filter(|status| *status == "accepted")

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor};
 use workos_sync::event::{Event, EventId, WorkosId};
 use workos_sync::inbox::{Recorded, Source};
 
@@ -13,7 +13,7 @@ use crate::support::app::{InboxRow, Options};
 use crate::support::event::event_id;
 use crate::support::logs::Logs;
 use crate::support::{
-    EventBuilder, NOW, TestApp, TestDatabase, created, deleted, eventually, updated,
+    EventBuilder, NOW, TestApp, TestDatabase, created, deleted, eventually, release, updated,
 };
 
 const ACME: &str = "org_01EHWNCE74X7JSDV0X3SZ3KJNY";
@@ -102,20 +102,6 @@ async fn audited(app: &TestApp) -> Vec<String> {
 async fn try_again(app: &TestApp) {
     app.clock.advance(LONGEST_PAUSE);
     app.settle().await;
-}
-
-/// A transaction of somebody else's that has run a statement.
-async fn hold(app: &TestApp, sql: &'static str) -> PgConnection {
-    let mut connection = app.db.connect().await;
-    connection.execute("begin").await.unwrap();
-    connection.execute(sql).await.unwrap();
-    connection
-}
-
-/// Ends such a transaction.
-async fn release(mut connection: PgConnection) {
-    connection.execute("commit").await.unwrap();
-    connection.close().await.unwrap();
 }
 
 async fn blocked(app: &TestApp, sessions: i64) {
@@ -269,7 +255,7 @@ async fn each_way_leaves_its_columns() {
     assert_eq!(failed, expected);
     assert!(failed.next_attempt_at > Some(NOW) && failed.last_error.is_some());
 
-    let lock = hold(&app, "lock table workos_organization_syncs").await;
+    let lock = app.hold("lock table workos_organization_syncs").await;
     app.record(&updated(8, ACME, "Acme")).await;
     blocked(&app, 1).await;
     let mut pending = app.inbox_row(&event_id(8)).await;
@@ -633,7 +619,9 @@ async fn a_wait_for_a_locked_row_ends() {
     let app = TestApp::new().await;
     app.execute(AUDIT).await;
     app.apply(&created(1, ACME, "Acme")).await;
-    let lock = hold(&app, "select from organization_metadata for update").await;
+    let lock = app
+        .hold("select from organization_metadata for update")
+        .await;
     app.record(&updated(2, ACME, "Acme 2")).await;
     let row = has_status(&app, &event_id(2), "failed").await;
     assert!(row.last_error.unwrap().contains("SQLSTATE 55P03"));
@@ -653,7 +641,9 @@ async fn a_lost_connection_loses_no_event() {
     app.execute(AUDIT).await;
     app.apply(&created(1, ACME, "Acme")).await;
     // After the organization's row was written, before the transaction is committed.
-    let lock = hold(&app, "lock table workos_organization_syncs in share mode").await;
+    let lock = app
+        .hold("lock table workos_organization_syncs in share mode")
+        .await;
     app.record(&updated(2, ACME, "Acme 2")).await;
     blocked(&app, 1).await;
     app.execute(
@@ -756,7 +746,7 @@ async fn the_database_orders_event_ids_as_the_guard_does() {
 async fn a_row_that_somebody_holds_is_passed_over() {
     let app = TestApp::new().await;
     put(&app, &created(1, ACME, "One")).await;
-    let operator = hold(&app, "select from webhook_events for update").await;
+    let operator = app.hold("select from webhook_events for update").await;
     app.record(&updated(2, ACME, "Two")).await;
     let row = has_status(&app, &event_id(2), "processed").await;
     assert_eq!(row.outcome.as_deref(), Some("created"));
@@ -776,7 +766,7 @@ async fn a_row_that_somebody_holds_is_passed_over() {
 async fn settling_waits_for_what_somebody_holds() {
     let app = TestApp::new().await;
     put(&app, &created(1, ACME, "One")).await;
-    let operator = hold(&app, "select from webhook_events for update").await;
+    let operator = app.hold("select from webhook_events for update").await;
     let logs = Logs::capture();
     let begun = tokio::time::Instant::now();
     let looks_thrice_then_let_go = async {
@@ -876,7 +866,9 @@ async fn a_flood_waits_in_the_inbox() {
     )
     .await;
     // Looks go on, claims don't.
-    let mut lock = hold(&app, "lock table webhook_events in exclusive mode").await;
+    let mut lock = app
+        .hold("lock table webhook_events in exclusive mode")
+        .await;
     for _ in 0..52 {
         assert!(app.inbox.sweep().await.unwrap() > 0);
     }
@@ -899,7 +891,7 @@ async fn a_flood_waits_in_the_inbox() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_begun_after_shutdown() {
     let app = TestApp::new().await;
-    let lock = hold(&app, "lock table workos_organization_syncs").await;
+    let lock = app.hold("lock table workos_organization_syncs").await;
     app.record(&created(1, ACME, "Acme")).await;
     // Where it waits for as long as it takes: a batch would give up, and the lane not be begun again.
     eventually("the lane is processed alone", async || {

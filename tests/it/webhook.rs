@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use sha2::Sha256;
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor};
 use workos_sync::clock::Clock;
 use workos_sync::inbox::Recorded;
 use workos_sync::signature;
@@ -78,14 +78,6 @@ fn assert_counted(app: &TestApp, answer: &str, times: u64) {
     let metrics = app.metrics.render().unwrap();
     let line = format!("deliveries_total{{answer=\"{answer}\"}} {times}\n");
     assert!(metrics.contains(&line), "{line} in {metrics}");
-}
-
-/// A transaction of somebody else's that has run a statement.
-async fn hold(app: &TestApp, sql: &'static str) -> PgConnection {
-    let mut connection = PgConnection::connect(&app.db.url).await.unwrap();
-    connection.execute("begin").await.unwrap();
-    connection.execute(sql).await.unwrap();
-    connection
 }
 
 /// Section 7: each answer, to the letter.
@@ -171,7 +163,7 @@ async fn a_sender_can_wait_for_the_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_has_an_end() {
     let app = TestApp::new().await;
-    let lock = hold(&app, "lock table workos_organization_syncs").await;
+    let lock = app.hold("lock table workos_organization_syncs").await;
     let started = Instant::now();
     let answer = deliver_preferring(&app, &created(1, ACME, "Acme"), "wait=1")
         .await
@@ -226,12 +218,12 @@ async fn a_wait_ends_when_another_replica_settles_the_event() {
 async fn a_wait_ends_on_a_busy_replica_too() {
     let app = TestApp::new().await;
     // Another replica has the organization in hand: its lock, and soon its outcome.
-    let mut replica = hold(
-        &app,
-        "select pg_advisory_xact_lock(hashtext('workos-sync organization'),
+    let mut replica = app
+        .hold(
+            "select pg_advisory_xact_lock(hashtext('workos-sync organization'),
                                       hashtext('org_01EHWNCE74X7JSDV0X3SZ3KJNY'))",
-    )
-    .await;
+        )
+        .await;
     let done = tokio_util::sync::CancellationToken::new();
     let waiting = async {
         let answer = deliver_preferring(&app, &created(1, ACME, "Acme"), "wait=4").await;
@@ -813,7 +805,7 @@ async fn the_service_recovers_from_broken_connections() {
 async fn the_service_recovers_from_a_database_that_vanished() {
     let (proxy, db) = Proxy::before(TestDatabase::new().await).await;
     let app = Arc::new(TestApp::on(db, Options::default()));
-    let lock = hold(&app, "lock table webhook_events").await;
+    let lock = app.hold("lock table webhook_events").await;
     let sweeper = tokio::task::JoinSet::from_iter([app.inbox.clone().run_sweeper()]);
     eventually("the sweeper waits", async || {
         app.db.blocked_sessions().await == 1
@@ -873,7 +865,7 @@ async fn an_event_that_became_durable_after_a_503_is_processed_once() {
     // The connection that will be used knows the statement: it waits with the whole of it in hand.
     let other = EventBuilder::new(0, "user.created", "u");
     app.deliver(&other.body()).await.assert(200);
-    let lock = hold(&app, "lock table webhook_events").await;
+    let lock = app.hold("lock table webhook_events").await;
     let event = created(1, ACME, "Acme");
     refused_in_time(&app, &event).await;
     assert_eq!(app.db.blocked_sessions().await, 1, "the insert still waits");

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
+use sqlx::{Connection, Executor, PgConnection};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
@@ -58,6 +59,12 @@ impl Default for Options {
             max_connections: 10,
         }
     }
+}
+
+/// Ends a transaction that was held.
+pub(crate) async fn release(mut connection: PgConnection) {
+    connection.execute("commit").await.unwrap();
+    connection.close().await.unwrap();
 }
 
 /// An answer.
@@ -170,6 +177,14 @@ impl TestApp {
     pub(crate) fn delivery(&self, body: &str) -> axum::http::request::Builder {
         let header = signature::sign(&SECRET.into(), body.as_bytes(), self.clock.now());
         Request::post("/webhooks/workos").header("workos-signature", header)
+    }
+
+    /// A transaction of somebody else's that has run a statement, past a proxy that the service may have.
+    pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
+        let mut connection = PgConnection::connect(&self.db.url).await.unwrap();
+        connection.execute("begin").await.unwrap();
+        connection.execute(sql).await.unwrap();
+        connection
     }
 
     /// Delivers a signed body.
