@@ -127,6 +127,12 @@ impl<K: Eq + Hash + Clone> KeyedMutex<K> {
 }
 
 impl<K: Eq + Hash> KeyedMutex<K> {
+    /// Whether somebody holds the lock of `key` at the moment.
+    #[must_use]
+    pub fn is_locked(&self, key: &K) -> bool {
+        lock(&self.lines).contains_key(key)
+    }
+
     /// How many keys are held or waited for.
     #[must_use]
     pub fn keys_in_use(&self) -> usize {
@@ -279,6 +285,8 @@ mod tests {
             assert!(poll(&mut cancelled).is_pending());
         }
         assert_eq!(mutex.keys_in_use(), 1);
+        assert!(mutex.is_locked(&1));
+        assert!(!mutex.is_locked(&2));
         drop(held);
         assert_eq!(mutex.keys_in_use(), 0);
     }

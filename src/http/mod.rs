@@ -23,10 +23,11 @@ use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{
-    MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
+    MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 use tower_http::trace::TraceLayer;
 use tracing::{Span, debug, error, info_span};
+use uuid::{Builder, Uuid};
 
 use crate::clock::Clock;
 use crate::inbox::Inbox;
@@ -42,30 +43,34 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id of a sender's that is taken.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// What the handlers need. Cloning is cheap.
+/// What the handlers need. Cloning is cheap: axum does it for each request.
 #[derive(Clone)]
 pub struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     inbox: Inbox,
     health: Health,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    secrets: Arc<[SecretString]>,
+    secrets: Vec<SecretString>,
     tolerance: Duration,
     max_body_bytes: usize,
-    bodies: Arc<Semaphore>,
+    bodies: Semaphore,
 }
 
 impl std::fmt::Debug for App {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("App")
-            .field("inbox", &self.inbox)
+            .field("inbox", &self.inner.inbox)
             .finish_non_exhaustive()
     }
 }
 
 impl FromRef<App> for Health {
     fn from_ref(app: &App) -> Self {
-        app.health.clone()
+        app.inner.health.clone()
     }
 }
 
@@ -82,14 +87,16 @@ impl App {
         max_body_bytes: usize,
     ) -> Self {
         Self {
-            inbox,
-            health,
-            clock,
-            metrics,
-            secrets: secrets.into(),
-            tolerance,
-            max_body_bytes,
-            bodies: Arc::new(Semaphore::new(BODIES_AT_ONCE)),
+            inner: Arc::new(Inner {
+                inbox,
+                health,
+                clock,
+                metrics,
+                secrets,
+                tolerance,
+                max_body_bytes,
+                bodies: Semaphore::new(BODIES_AT_ONCE),
+            }),
         }
     }
 }
@@ -99,7 +106,7 @@ pub fn router(app: App, webhook_path: &str) -> Router {
     // From outside in: the id first, so that the span has it; the span next, so that a panic is logged in it.
     let layers = ServiceBuilder::new()
         .map_request(without_odd_id)
-        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
+        .layer(SetRequestIdLayer::new(REQUEST_ID, RandomId))
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(span)
@@ -136,6 +143,19 @@ fn without_odd_id<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
+/// Random UUIDs, of a generator in user space: they are to be told apart, not to be secret.
+#[derive(Debug, Clone, Copy)]
+struct RandomId;
+
+impl MakeRequestId for RandomId {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        let id = Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
+        let mut text = Uuid::encode_buffer();
+        let id = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text));
+        id.ok().map(RequestId::new)
+    }
+}
+
 fn span<B>(request: &Request<B>) -> Span {
     let id = request.extensions().get::<RequestId>();
     let id = id.and_then(|id| id.header_value().to_str().ok());
@@ -157,7 +177,11 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
 }
 
 async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app.metrics.render().map_err(|_| Problem::internal())?;
+    let text = app
+        .inner
+        .metrics
+        .render()
+        .map_err(|_| Problem::internal())?;
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, HeaderValue::from_static(format))], text).into_response())
 }

@@ -12,9 +12,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::App;
 use super::body::read_body;
 use super::problem::Problem;
+use super::{App, Inner};
 use crate::event::Event;
 use crate::inbox::{RecordError, Recorded, Settled, Source};
 use crate::signature;
@@ -55,7 +55,8 @@ pub(super) async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let result = accept(&app, &headers, body).await;
+    let app = &*app.inner;
+    let result = accept(app, &headers, body).await;
     match &result {
         Ok((recorded, _)) => app.metrics.delivery(recorded.as_str()),
         Err(problem) => app.metrics.delivery(problem.code()),
@@ -64,7 +65,7 @@ pub(super) async fn receive(
 }
 
 async fn accept(
-    app: &App,
+    app: &Inner,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Recorded, Response), Problem> {

@@ -32,8 +32,15 @@ use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 /// How many lanes may wait; some hundred bytes each.
 const MAX_WAITING: usize = 50_000;
 
+/// When so few wait, the sweeper is to look for more, if there are more.
+const FEW_WAITING: usize = 2_000;
+
 /// The most lanes of a batch.
 const BATCH_LANES: usize = 256;
+
+/// How many batches there may be beside the first, where whole batches wait and no delivery does: while one waits for
+/// its commit, the others keep the processors busy.
+const MAX_BESIDE: usize = 2;
 
 /// The longest time that deliveries go first between two batches. They do for as long as the batch took: an
 /// application that is a moment late costs nobody anything, and makes fuller batches; a sender that isn't answered
@@ -83,8 +90,8 @@ struct Queue {
     held_up: usize,
     /// How many lanes are processed alone, or wait for a permit.
     alone: usize,
-    /// A wake-up was dropped.
-    overflowed: bool,
+    /// There are lanes in the inbox that don't wait here: a wake-up was dropped, or a look wasn't the last.
+    more: bool,
 }
 
 pub(super) struct Lanes {
@@ -98,8 +105,8 @@ pub(super) struct Lanes {
     /// Everything that the lanes and the recorder do. Closed from the start, which only means that it can be
     /// waited for.
     tracker: TaskTracker,
-    /// Told when a wake-up has been dropped and there is room again.
-    pub(super) room: Notify,
+    /// Told when few lanes wait here and more do in the inbox.
+    pub(super) wanted: Notify,
 }
 
 impl fmt::Debug for Lanes {
@@ -127,7 +134,7 @@ impl Lanes {
                 1,
             )),
             tracker,
-            room: Notify::new(),
+            wanted: Notify::new(),
         }
     }
 
@@ -158,6 +165,21 @@ impl Lanes {
         held.collect()
     }
 
+    /// There are more lanes in the inbox: has the sweeper look for them, at once if few wait here, else when few do.
+    /// Until then it would find those that wait.
+    pub(super) fn expect_more(&self) {
+        let mut queue = self.queue();
+        queue.more = true;
+        self.ask_for_more(&mut queue);
+    }
+
+    fn ask_for_more(&self, queue: &mut Queue) {
+        if queue.more && queue.waiting.len() <= FEW_WAITING {
+            queue.more = false;
+            self.wanted.notify_one();
+        }
+    }
+
     /// Takes the next lanes; nothing, and the worker ends, if none is ready. Both under one lock, so that no lane
     /// is woken between the look and the end.
     fn take(&self) -> Option<Vec<HeldLane>> {
@@ -173,10 +195,7 @@ impl Lanes {
                 queue.aside.insert(name);
             }
         }
-        if queue.overflowed && queue.waiting.len() <= MAX_WAITING / 2 {
-            queue.overflowed = false;
-            self.room.notify_one();
-        }
+        self.ask_for_more(&mut queue);
         if batch.is_empty() {
             queue.workers -= 1;
             return None;
@@ -196,13 +215,21 @@ impl Inbox {
             return Wake::Awake;
         }
         if queue.waiting.len() >= MAX_WAITING {
-            queue.overflowed = true;
+            queue.more = true;
             return Wake::NoRoom;
         }
         queue.waiting.insert(lane.clone());
         queue.ready.push_back(lane);
         self.start_worker(queue);
         Wake::Woken
+    }
+
+    /// Has a lane that was found in the inbox look for due events, unless it is in hand: its events may be just those.
+    pub(super) fn wake_found(&self, lane: String) -> Wake {
+        if self.inner.lanes.mutex.is_locked(&lane) {
+            return Wake::Awake;
+        }
+        self.wake(lane)
     }
 
     /// Releases lanes, and has those look again that were woken meanwhile, or have more.
@@ -220,10 +247,14 @@ impl Inbox {
     /// Starts a worker if there is something for it to do.
     fn start_worker(&self, mut queue: MutexGuard<'_, Queue>) {
         let max_held_up = self.inner.lanes.max_held_up;
-        // A second one is where a whole batch waits, and no delivery does, and there are connections.
-        let second =
-            queue.ready.len() >= BATCH_LANES && max_held_up > 0 && self.inner.recorder.is_idle();
-        let wanted = usize::from(!queue.ready.is_empty()) + usize::from(second);
+        let beside = if self.inner.recorder.is_idle() {
+            let batches = queue.ready.len() / BATCH_LANES;
+            let connections = max_held_up.saturating_sub(queue.held_up);
+            std::cmp::min(batches, std::cmp::min(connections, MAX_BESIDE))
+        } else {
+            0
+        };
+        let wanted = usize::from(!queue.ready.is_empty()) + beside;
         if queue.workers < wanted && queue.held_up <= max_held_up {
             queue.workers += 1;
             drop(queue);
@@ -333,5 +364,34 @@ impl Inbox {
         }
         drop(permit);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R24: the sweeper is asked for more lanes when few wait, once, and not before: it would find those that do.
+    #[tokio::test]
+    async fn more_lanes_are_asked_for_when_few_wait() {
+        let lanes = Lanes::new(4);
+        let asked = async || {
+            timeout(Duration::ZERO, lanes.wanted.notified())
+                .await
+                .is_ok()
+        };
+        for n in 0..=FEW_WAITING {
+            let mut queue = lanes.queue();
+            queue.waiting.insert(n.to_string());
+            queue.ready.push_back(n.to_string());
+        }
+        lanes.expect_more();
+        assert!(!asked().await);
+        assert_eq!(lanes.take().map(|batch| batch.len()), Some(BATCH_LANES));
+        assert!(asked().await);
+        assert_eq!(lanes.take().map(|batch| batch.len()), Some(BATCH_LANES));
+        assert!(!asked().await, "there are no more");
+        lanes.expect_more();
+        assert!(asked().await);
     }
 }

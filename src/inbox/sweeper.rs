@@ -44,7 +44,7 @@ impl Inbox {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(SWEEP_INTERVAL) => {}
-                () = self.inner.lanes.room.notified() => {}
+                () = self.inner.lanes.wanted.notified() => {}
             }
         }
         self.inner.lanes.idle().await;
@@ -80,11 +80,11 @@ impl Inbox {
         let mut position = after;
         let mut woken = false;
         for lane in lanes {
-            match self.wake(lane.clone()) {
+            match self.wake_found(lane.clone()) {
                 Wake::Woken => woken = true,
                 Wake::Awake => {}
                 Wake::NoRoom => {
-                    // The lanes tell when there is room, and the next look goes on here.
+                    // The lanes tell when they want more, and the next look goes on here.
                     inner.position.set(position);
                     return Ok(found);
                 }
@@ -95,8 +95,8 @@ impl Inbox {
             inner.position.set(position);
         }
         if (page_is_full && woken) || is_full(taken_up) {
-            // There may be more that nobody has in hand: look again at once.
-            inner.lanes.room.notify_one();
+            // There may be more that nobody has in hand.
+            inner.lanes.expect_more();
         }
         Ok(found)
     }

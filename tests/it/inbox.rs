@@ -887,6 +887,25 @@ async fn a_flood_waits_in_the_inbox() {
     assert_eq!(count(&app, "status = 'ignored'").await, FLOOD);
 }
 
+/// R24: a lane that is in hand doesn't wait for another turn because a look finds the event that it has in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_wakes_no_lane_that_is_in_hand() {
+    let app = TestApp::new().await;
+    let lock = app.hold("lock table workos_organization_syncs").await;
+    app.record(&created(1, ACME, "Acme")).await;
+    eventually("the lane is processed alone", async || {
+        format!("{:?}", app.inbox).contains("permits: 2")
+    })
+    .await;
+    blocked(&app, 1).await;
+    assert_eq!(app.inbox.sweep().await.unwrap(), 1);
+    let lanes = format!("{:?}", app.inbox);
+    assert!(lanes.contains("lanes_waiting: 0"), "{lanes}");
+    release(lock).await;
+    app.settle().await;
+    assert_eq!(app.organization().await.name, "Acme");
+}
+
 /// R31: after the signal no event is begun, also not one that waited for its turn; what is in hand is finished.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_begun_after_shutdown() {
