@@ -94,6 +94,21 @@ struct Queue {
     more: bool,
 }
 
+impl Queue {
+    fn wake(&mut self, lane: String) -> Wake {
+        if self.waiting.contains(&lane) {
+            return Wake::Awake;
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            self.more = true;
+            return Wake::NoRoom;
+        }
+        self.waiting.insert(lane.clone());
+        self.ready.push_back(lane);
+        Wake::Woken
+    }
+}
+
 pub(super) struct Lanes {
     mutex: KeyedMutex<String>,
     /// A `std` mutex: never held across an `.await`.
@@ -211,17 +226,11 @@ impl Inbox {
     pub(super) fn wake(&self, lane: String) -> Wake {
         let lanes = &self.inner.lanes;
         let mut queue = lanes.queue();
-        if queue.waiting.contains(&lane) {
-            return Wake::Awake;
+        let wake = queue.wake(lane);
+        if wake == Wake::Woken {
+            self.start_worker(queue);
         }
-        if queue.waiting.len() >= MAX_WAITING {
-            queue.more = true;
-            return Wake::NoRoom;
-        }
-        queue.waiting.insert(lane.clone());
-        queue.ready.push_back(lane);
-        self.start_worker(queue);
-        Wake::Woken
+        wake
     }
 
     /// Has a lane that was found in the inbox look for due events, unless it is in hand: its events may be just those.
@@ -371,7 +380,7 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    /// R24: the sweeper is asked for more lanes when few wait, once, and not before: it would find those that do.
+    /// R24: the sweeper is asked for more lanes when few wait, and not before: it would find those that do.
     #[tokio::test]
     async fn more_lanes_are_asked_for_when_few_wait() {
         let lanes = Lanes::new(4);
@@ -380,18 +389,30 @@ mod tests {
                 .await
                 .is_ok()
         };
+        let waiting = || lanes.queue().waiting.len();
+
+        // A look that wasn't the last.
         for n in 0..=FEW_WAITING {
-            let mut queue = lanes.queue();
-            queue.waiting.insert(n.to_string());
-            queue.ready.push_back(n.to_string());
+            assert_eq!(lanes.queue().wake(n.to_string()), Wake::Woken);
         }
         lanes.expect_more();
         assert!(!asked().await);
         assert_eq!(lanes.take().map(|batch| batch.len()), Some(BATCH_LANES));
         assert!(asked().await);
-        assert_eq!(lanes.take().map(|batch| batch.len()), Some(BATCH_LANES));
+        lanes.take();
         assert!(!asked().await, "there are no more");
         lanes.expect_more();
+        assert!(asked().await);
+
+        // A wake-up that found no room.
+        let mut names = (0..).map(|n: u32| format!("another {n}"));
+        let no_room = names.find(|name| lanes.queue().wake(name.clone()) == Wake::NoRoom);
+        assert!(no_room.is_some());
+        assert_eq!(waiting(), MAX_WAITING);
+        while waiting() > FEW_WAITING {
+            assert!(!asked().await);
+            lanes.take();
+        }
         assert!(asked().await);
     }
 }

@@ -851,6 +851,31 @@ async fn a_crowded_lane_hides_no_other() {
     app.inbox.clone().run_sweeper().await;
 }
 
+/// R24: an organization with more events than a batch takes, or than it may have processed by itself before others
+/// have their turn, is processed to the end all the same, without a look into the inbox.
+#[tokio::test]
+async fn a_crowded_lane_is_processed_to_its_end() {
+    let app = TestApp::new().await;
+    app.execute(
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
+           select 'short' || n, 'user.created', 'org_short',
+                  json_build_object('id', 'short' || n, 'event', 'user.created')
+           from generate_series(1, 3000) n
+           union all
+           -- Too long for a batch.
+           select 'long' || n, 'user.created', 'org_long',
+                  json_build_object('id', 'long' || n, 'event', 'user.created', 'data', repeat('x', 9000))
+           from generate_series(1, 100) n",
+    )
+    .await;
+    app.record(&created(1, "org_short", "Short")).await;
+    app.record(&created(2, "org_long", "Long")).await;
+    eventually("all are processed", async || {
+        count(&app, "status = 'pending'").await == 0
+    })
+    .await;
+}
+
 /// R24: a flood of more lanes than may wait in memory waits in the inbox, and is drained all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_waits_in_the_inbox() {
