@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use workos_sync::event::{Event, EventId, WorkosId};
 use workos_sync::inbox::{Recorded, Source};
 
@@ -912,17 +912,24 @@ async fn a_flood_waits_in_the_inbox() {
     assert_eq!(count(&app, "status = 'ignored'").await, FLOOD);
 }
 
-/// R24: a lane that is in hand doesn't wait for another turn because a look finds the event that it has in hand.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_look_wakes_no_lane_that_is_in_hand() {
-    let app = TestApp::new().await;
+/// Records the creation of Acme, and has it wait in its transaction until the lock that is returned is released.
+async fn held_in_hand(app: &TestApp) -> PgConnection {
     let lock = app.hold("lock table workos_organization_syncs").await;
     app.record(&created(1, ACME, "Acme")).await;
+    // Where it waits for as long as it takes: a batch would give up, and the lane be begun again.
     eventually("the lane is processed alone", async || {
         format!("{:?}", app.inbox).contains("permits: 2")
     })
     .await;
-    blocked(&app, 1).await;
+    blocked(app, 1).await;
+    lock
+}
+
+/// R24: a lane that is in hand doesn't wait for another turn because a look finds the event that it has in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_wakes_no_lane_that_is_in_hand() {
+    let app = TestApp::new().await;
+    let lock = held_in_hand(&app).await;
     assert_eq!(app.inbox.sweep().await.unwrap(), 1);
     let lanes = format!("{:?}", app.inbox);
     assert!(lanes.contains("lanes_waiting: 0"), "{lanes}");
@@ -935,14 +942,7 @@ async fn a_look_wakes_no_lane_that_is_in_hand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_begun_after_shutdown() {
     let app = TestApp::new().await;
-    let lock = app.hold("lock table workos_organization_syncs").await;
-    app.record(&created(1, ACME, "Acme")).await;
-    // Where it waits for as long as it takes: a batch would give up, and the lane not be begun again.
-    eventually("the lane is processed alone", async || {
-        format!("{:?}", app.inbox).contains("permits: 2")
-    })
-    .await;
-    blocked(&app, 1).await;
+    let lock = held_in_hand(&app).await;
     app.record(&updated(2, ACME, "Acme 2")).await;
     app.shutdown.cancel();
     app.record(&created(3, OTHER, "Other")).await;
