@@ -10,7 +10,7 @@
 //! one event or one organization meets costs its neighbours nothing.
 //!
 //! What waits in memory is the names of lanes, and a bounded number of them. A flood waits in the inbox: a
-//! wake-up that finds no room is dropped, and the sweeper finds the lane when there is room again.
+//! wake-up that finds no room is dropped, and the sweeper finds the lane when few wait again.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
