@@ -13,6 +13,7 @@ mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dotenv;
 pub mod event;
 pub mod http;
 pub mod inbox;

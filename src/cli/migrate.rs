@@ -10,14 +10,15 @@ use crate::telemetry;
 pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let database = Database::open(&config).await?;
-    let applied = bring_schema_up_to_date(&database.options).await;
+    let place = database.url.to_string();
+    let applied = bring_schema_up_to_date(&database.url).await;
     database.close().await?;
     let applied = applied?;
     if applied.is_empty() {
-        println!("the schema is current");
+        println!("the schema of {place} is current");
     }
     for version in applied {
-        println!("applied {version}");
+        println!("applied {version} into {place}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -26,7 +26,10 @@ const CHUNK: usize = 8_000;
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let database = Database::open(&config).await?;
-    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
+    let pool = postgres::pool(
+        database.url.options.clone(),
+        config.database_max_connections,
+    );
     let result = replay(&config, &database, &pool, files).await;
     pool.close().await;
     database.close().await?;
@@ -44,7 +47,7 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.options).await?;
+    bring_schema_up_to_date(&database.url).await?;
     let clock = Arc::new(SystemClock);
     let inbox = Inbox::new(
         pool.clone(),

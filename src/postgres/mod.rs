@@ -3,14 +3,16 @@
 pub mod embedded;
 pub mod error;
 pub mod migrate;
+mod url;
 
 use std::io;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
+
+pub use self::url::{DatabaseUrl, TlsFileError, UrlError};
 
 /// How long a statement may run, and how long it may wait for a lock: a lane that waits for a row that somebody
 /// else holds gives its connection back after this time, and the event is retried. A server whose default is
@@ -40,17 +42,6 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a single statement may take to be answered. Beyond every timeout of the database: it ends the wait
 /// for one that doesn't even answer that.
 pub const PATIENCE: Duration = Duration::from_secs(16);
-
-/// Reads a connection string.
-///
-/// # Errors
-/// It is none. The error doesn't repeat the string, which may hold a password.
-pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
-    Ok(url
-        .expose_secret()
-        .parse::<PgConnectOptions>()?
-        .application_name("workos-sync"))
-}
 
 /// Makes the pool; connects when first used.
 #[must_use]
