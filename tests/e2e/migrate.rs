@@ -90,7 +90,7 @@ async fn four_at_once_migrate_once() {
     applied.sort_unstable();
     let recorded: Vec<String> = sqlx::query_scalar(
         "select 'applied ' || version || ' into ' || $1
-         from _workos_sync_migrations where success order by version",
+         from workos_sync.migrations where success order by version",
     )
     .bind(place(&database.url))
     .fetch_all(&database.pool)
