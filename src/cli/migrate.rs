@@ -9,10 +9,10 @@ use crate::telemetry;
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
 pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
-    let database = Database::open(&config).await?;
-    let applied = bring_schema_up_to_date(&database.options).await;
-    database.close().await?;
-    let applied = applied?;
+    let applied = Database::with(&config, async |database| {
+        bring_schema_up_to_date(&database.options).await
+    })
+    .await?;
     if applied.is_empty() {
         println!("the schema is current");
     }
