@@ -16,12 +16,14 @@ use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
-use crate::postgres::embedded::{self, EmbeddedOptions, Joined};
+use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
+use crate::shutdown::Shutdown;
 
 /// How long a database that can't be reached is waited for at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -169,34 +171,61 @@ fn embedded_options(config: &Config) -> EmbeddedOptions {
 }
 
 /// The database of a command that runs beside `serve`: the configured one, which may start beside us, as in an init
-/// container, else the private one, which is started if nobody runs it.
+/// container, else the private one that `serve` has made, which is started if nobody runs it.
 struct Database {
     url: DatabaseUrl,
-    joined: Option<Joined>,
+    /// Cancelled when the command is asked to end.
+    stop: CancellationToken,
 }
 
 impl Database {
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        if let Some(url) = &config.database_url {
-            wait_for(url).await?;
-            return Ok(Self {
-                url: url.clone(),
-                joined: None,
-            });
-        }
-        let joined = embedded::join_or_start(&embedded_options(config)).await?;
-        Ok(Self {
-            url: private_url(joined.url())?,
-            joined: Some(joined),
-        })
+    /// Runs a command's work on it, until it is done or a signal comes. A private server that was started for it is
+    /// stopped, however it ends.
+    async fn with<T>(
+        config: &Config,
+        work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let shutdown = Shutdown::on_signals()?;
+        let stop = shutdown.soft();
+        let (url, joined) = if let Some(url) = &config.database_url {
+            (url.clone(), None)
+        } else {
+            let joined = match embedded::open_existing(&embedded_options(config), stop).await {
+                Err(error @ EmbeddedError::NotMade { .. }) => {
+                    return Err(no_database(&error).into());
+                }
+                joined => joined?,
+            };
+            (private_url(joined.url())?, Some(joined))
+        };
+        let database = Self {
+            url,
+            stop: stop.clone(),
+        };
+        let done = async {
+            if joined.is_none() {
+                wait_for(&database.url).await?;
+            }
+            work(&database).await
+        };
+        let result = tokio::select! {
+            result = done => result,
+            () = stop.cancelled() => Err(anyhow!("ended by a signal before it was done")),
+        };
+        let stopped = match joined {
+            Some(joined) => joined.stop().await,
+            None => Ok(()),
+        };
+        let result = result?;
+        stopped?;
+        Ok(result)
     }
+}
 
-    /// Stops the private server, if it was started here.
-    async fn close(self) -> anyhow::Result<()> {
-        if let Some(joined) = self.joined {
-            joined.stop().await?;
-        }
-        Ok(())
+fn no_database(error: &EmbeddedError) -> ConfigError {
+    ConfigError {
+        variable: "DATABASE_URL",
+        problem: format!("not set, and {error}; set it, or run `workos-sync serve` first"),
     }
 }
 

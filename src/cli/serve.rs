@@ -28,7 +28,7 @@ use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
-use crate::postgres::embedded::{self, Embedded};
+use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::Shutdown;
 use crate::signature;
@@ -52,9 +52,12 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
     let Some(url) = &config.database_url else {
-        let server = Embedded::start(&embedded_options(&config)).await?;
+        let server = match Embedded::start(&embedded_options(&config), shutdown.soft()).await {
+            Err(EmbeddedError::Interrupted) => return Ok(ExitCode::SUCCESS),
+            started => started?,
+        };
         if config.webhook_secrets.is_empty() {
-            config.webhook_secrets = vec![embedded::webhook_secret(&config.data_dir)?];
+            config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
         }
         let result = serve(&config, &private_url(server.url())?, port, shutdown).await;
         server.stop().await?;

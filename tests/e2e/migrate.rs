@@ -31,6 +31,23 @@ async fn a_second_run_finds_the_schema_current() {
     assert_eq!(second.stdout, format!("the schema of {place} is current\n"));
 }
 
+/// Section 11: only `serve` makes a private database; others say that there is none, and make nothing.
+#[tokio::test]
+async fn without_a_database_nothing_is_made() {
+    let folder = Folder::new();
+    folder.write("event.json", event(1, Kind::Created, "org_a", "Acme"));
+    let none = [("", ""); 0];
+    for command in [&["migrate"][..], &["replay", "event.json"]] {
+        let refused = run(&folder, &none, command).await.assert(2);
+        assert_eq!(
+            refused.error_line(),
+            "workos-sync: DATABASE_URL: not set, and there is no private database in .workos-sync; \
+             set it, or run `workos-sync serve` first"
+        );
+    }
+    assert!(!folder.data("").exists());
+}
+
 /// Section 8: in an init container, beside a database that starts too, it waits; so does `replay`.
 #[tokio::test]
 async fn a_late_database_is_waited_for() {
