@@ -114,8 +114,8 @@ pub struct Settings {
     #[arg(long, env, default_value = ".workos-sync", value_name = "DIR")]
     data_dir: String,
 
-    /// Directory that contains the PostgreSQL server binaries. By default they are found on `PATH`, or in the newest version
-    /// under `/usr/lib/postgresql`
+    /// Directory that contains the PostgreSQL server binaries. By default they are found on `PATH`, or in the newest
+    /// version under `/usr/lib/postgresql`
     #[arg(long, env, value_name = "DIR")]
     pg_bin_dir: Option<String>,
 }
@@ -317,7 +317,7 @@ fn seconds(variable: &'static str, value: &str, most: u64) -> Result<Duration, C
     number(variable, "whole seconds", value, 0..=most).map(Duration::from_secs)
 }
 
-/// A secret value: as it is, or in a file that `…_FILE` names. Which variable it came from is for the check to say; the value is not.
+/// A secret, in a variable or in the file that `…_FILE` names; checked, with the variable that an error is to name.
 fn either<T>(
     (variable, value): (&'static str, Option<String>),
     (file_variable, file): (&'static str, Option<String>),
@@ -337,7 +337,7 @@ fn either<T>(
     check(variable, value).map(Some)
 }
 
-/// Reads a file that holds a secret. Its name isn't repeated: it may be the secret itself, given to the wrong variable.
+/// Reads a file that holds a secret. Its name isn't repeated: it may be the secret, given to the wrong variable.
 fn read(variable: &'static str, file: &str) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| wrong(variable, format!("the file can't be read: {error}")))?;
@@ -349,7 +349,7 @@ fn read(variable: &'static str, file: &str) -> Result<String, ConfigError> {
     Ok(text.to_owned())
 }
 
-/// Quotes that nobody took off: `docker run --env-file` passes them on.
+/// Refuses a value in quotes: `docker run --env-file` passes them on, and no secret or URL has any.
 fn unquoted<'a>(variable: &'static str, value: &'a str) -> Result<&'a str, ConfigError> {
     let in_quotes = |quote| value.starts_with(quote) && value.ends_with(quote);
     if in_quotes('"') || in_quotes('\'') {

@@ -187,6 +187,10 @@ pub fn describe(error: &sqlx::Error) -> String {
             }
             text
         }
+        // sqlx would name the file; a setting's value isn't repeated (R35).
+        sqlx::Error::Tls(error) if error.to_string().starts_with("Invalid certificate ") => {
+            "TLS: sslrootcert holds something that is no certificate".to_owned()
+        }
         other => match tls_error(other) {
             Some(error) => describe_tls(error),
             None => other.to_string(),
@@ -215,6 +219,17 @@ fn describe_tls(error: &rustls::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R35: the path of a certificate is a value of `DATABASE_URL`.
+    #[test]
+    fn a_file_that_is_no_certificate_is_not_named() {
+        let error = sqlx::Error::Tls("Invalid certificate /etc/hunter2.pem".into());
+        assert!(
+            !describe(&error).contains("hunter2"),
+            "{}",
+            describe(&error)
+        );
+    }
 
     /// R26: what says nothing about the event is tried again for ever; what can't be decoded is no outage.
     #[test]

@@ -87,12 +87,7 @@ impl DatabaseUrl {
     /// # Errors
     /// It is none, or asks for what can't be done.
     pub fn parse(url: &SecretString) -> Result<Self, UrlError> {
-        let (scheme, rest) = url
-            .expose_secret()
-            .trim()
-            .split_once("://")
-            .ok_or(UrlError::NotAUrl)?;
-        check_scheme(scheme)?;
+        let rest = behind_the_scheme(url.expose_secret().trim())?;
         check_escapes(rest)?;
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -129,26 +124,15 @@ impl DatabaseUrl {
         // An empty one is as good as none.
         parameters.retain(|(_, value)| !value.is_empty());
 
-        let last = |name| {
-            parameters
-                .iter()
-                .rev()
-                .find(|parameter| parameter.0 == name)
-        };
-        let tls_files = ["sslrootcert", "sslcert", "sslkey"]
-            .into_iter()
-            .filter_map(|name| Some((name, PathBuf::from(&last(name)?.1))))
-            .collect();
-        let mut options = connect_options(&parameters)?;
-        // As libpq has it; to sqlx, the CA would be of no interest.
-        if matches!(options.get_ssl_mode(), PgSslMode::Require) && last("sslrootcert").is_some() {
-            options = options.ssl_mode(PgSslMode::VerifyCa);
-        }
+        let tls_file = |name| Some((name, PathBuf::from(last(&parameters, name)?)));
         Ok(Self {
-            options,
+            options: connect_options(&parameters)?,
             schema: schema.filter(|schema| !schema.is_empty()),
             ignored,
-            tls_files,
+            tls_files: ["sslrootcert", "sslcert", "sslkey"]
+                .into_iter()
+                .filter_map(tls_file)
+                .collect(),
         })
     }
 
@@ -187,11 +171,7 @@ impl fmt::Display for DatabaseUrl {
         let options = &self.options;
         let database = options.get_database().unwrap_or(options.get_username());
         let (host, port) = (options.get_host(), options.get_port());
-        let directory = options
-            .get_socket()
-            .map(PathBuf::as_path)
-            .or(host.starts_with('/').then_some(Path::new(host)));
-        match directory {
+        match socket_directory(options) {
             Some(directory) => write!(
                 f,
                 "{database} at the socket directory {}",
@@ -210,13 +190,14 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-fn check_scheme(scheme: &str) -> Result<(), UrlError> {
+fn behind_the_scheme(url: &str) -> Result<&str, UrlError> {
+    let (scheme, rest) = url.split_once("://").ok_or(UrlError::NotAUrl)?;
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b));
     match scheme.to_ascii_lowercase().as_str() {
-        "postgres" | "postgresql" => Ok(()),
+        "postgres" | "postgresql" => Ok(rest),
         _ if is_scheme => Err(UrlError::Scheme(scheme.to_owned())),
         // Not to be named: it may be a piece of anything.
         _ => Err(UrlError::NotAUrl),
@@ -329,11 +310,29 @@ fn connect_options(parameters: &[(String, String)]) -> Result<PgConnectOptions, 
     // What it could complain about was checked. Its error isn't shown: it may repeat a value.
     let options = PgConnectOptions::from_url(&url).map_err(|_| UrlError::NotAUrl)?;
     // PgBouncer refuses this start-up parameter, and we read no floating-point numbers.
-    let options = options.extra_float_digits(None);
-    Ok(match options.get_application_name() {
-        Some(_) => options,
-        None => options.application_name("workos-sync"),
-    })
+    let mut options = options.extra_float_digits(None);
+    if options.get_application_name().is_none() {
+        options = options.application_name("workos-sync");
+    }
+    // As libpq has it. sqlx would ask a socket's server for TLS, which it never speaks there, and no CA.
+    let mode = match options.get_ssl_mode() {
+        _ if socket_directory(&options).is_some() => PgSslMode::Disable,
+        PgSslMode::Require if last(parameters, "sslrootcert").is_some() => PgSslMode::VerifyCa,
+        mode => mode,
+    };
+    Ok(options.ssl_mode(mode))
+}
+
+/// Of several parameters of one name, the last one counts.
+fn last<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let mut named = parameters.iter().filter(|(known, _)| known == name);
+    named.next_back().map(|(_, value)| value.as_str())
+}
+
+fn socket_directory(options: &PgConnectOptions) -> Option<&Path> {
+    let host = Path::new(options.get_host());
+    let default = host.is_absolute().then_some(host);
+    options.get_socket().map(PathBuf::as_path).or(default)
 }
 
 /// Reads a file of certificates, at least one.
@@ -557,9 +556,10 @@ mod tests {
         assert!(!format!("{url:?}").contains("hunter2"));
     }
 
-    /// R35: as libpq has it, a CA that is named is asked, also where only encryption is.
+    /// R35: as libpq has it, a CA that is named is asked, also where only encryption is; and a socket is not
+    /// encrypted.
     #[test]
-    fn a_named_ca_is_asked() {
+    fn the_mode_of_tls_is_what_libpq_makes_of_it() {
         let mode = |parameters| {
             let url = parse(&format!("postgres://h/app?{parameters}")).unwrap();
             format!("{:?}", url.options.get_ssl_mode())
@@ -568,6 +568,7 @@ mod tests {
         assert_eq!(mode("sslmode=require&sslrootcert=ca.pem"), "VerifyCa");
         assert_eq!(mode("sslmode=prefer&ssl-ca=ca.pem"), "Prefer");
         assert_eq!(mode("sslmode=verify-full&sslrootcert=ca.pem"), "VerifyFull");
+        assert_eq!(mode("host=/run/postgresql&sslmode=require"), "Disable");
     }
 
     /// R35: a file that can't be used is told by the parameter that names it.
