@@ -2,7 +2,7 @@
 //!
 //! It is parsed here: dotenvy, like most, expands `$`, and drops quotes and backslashes from the middle of a value,
 //! so that a secret with such a character would arrive as another one. What dotenvy still does is set the
-//! variables, for that takes unsafe code, which is forbidden in this crate.
+//! variables: that takes unsafe code, which this crate forbids.
 //!
 //! ```text
 //! # a comment
@@ -59,7 +59,7 @@ fn parse(text: &str) -> Result<Vec<(&str, String)>, usize> {
         }
         let line = || text[..text.len() - rest.len()].matches('\n').count() + 1;
         let (name, value, next) = entry(rest).ok_or_else(line)?;
-        // Of several, the first counts.
+        // The first one counts.
         if variables.iter().all(|(known, _)| *known != name) {
             variables.push((name, value));
         }

@@ -1,8 +1,8 @@
 //! `DATABASE_URL`: what it may say, and what of it may be repeated (R35).
 //!
 //! sqlx reads connection strings too, but it takes any scheme, logs the value of a parameter that it doesn't know,
-//! and turns an unescaped `/` in a password into a host, which errors then name. So the string is taken apart
-//! here, and sqlx gets what it knows. No error and no warning holds a value, only names.
+//! and takes a piece of a password with an unescaped `/` for the host, which errors then name. So the string is
+//! taken apart here, and sqlx gets what it knows. Errors and warnings name parameters, and repeat no value.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
