@@ -105,6 +105,8 @@ pub enum WorkosError {
     Unavailable {
         /// What happened, shortened.
         reason: String,
+        /// How long to wait, if WorkOS says so; not negative, not bounded.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -206,10 +208,9 @@ impl WorkosClient {
     ) -> Result<Option<String>, WorkosError> {
         let request = self.http.request(Method::GET, self.organization_url(id)?);
         let body = self.send(request, now).await?;
-        let organization: Organization =
-            serde_json::from_slice(&body).map_err(|error| WorkosError::Unavailable {
-                reason: self.shorten(&format!("the answer is no organization: {error}")),
-            })?;
+        let organization: Organization = serde_json::from_slice(&body).map_err(|error| {
+            unavailable(self.shorten(&format!("the answer is no organization: {error}")))
+        })?;
         Ok(organization.external_id.filter(|id| !id.is_empty()))
     }
 
@@ -233,16 +234,42 @@ impl WorkosClient {
         self.send(request, now).await.map(drop)
     }
 
+    /// Asks for a list of one organization: the cheapest request that the key has to be good for.
+    ///
+    /// # Errors
+    /// WorkOS answers something else than a list, or nothing.
+    pub async fn check(&self, now: DateTime<Utc>) -> Result<(), WorkosError> {
+        let mut url = self.url("organizations");
+        url.set_query(Some("limit=1"));
+        match self.send(self.http.request(Method::GET, url), now).await {
+            Ok(_) => Ok(()),
+            // Final for an organization, but there is always a list.
+            Err(
+                refusal @ (WorkosError::NotFound
+                | WorkosError::ExternalIdAlreadyUsed
+                | WorkosError::Rejected { .. }),
+            ) => Err(unavailable(format!(
+                "it doesn't list organizations: {refusal}"
+            ))),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
     fn organization_url(&self, id: &WorkosId) -> Result<Url, WorkosError> {
         // Encoded or not, these two are steps up the path in every URL: no organization can be asked for so.
         if matches!(id.as_str(), "." | "..") {
             return Err(WorkosError::NotFound);
         }
         let segment = utf8_percent_encode(id.as_str(), SEGMENT);
+        Ok(self.url(&format!("organizations/{segment}")))
+    }
+
+    /// The URL of a path of the API, which is encoded already.
+    fn url(&self, path: &str) -> Url {
         let prefix = self.base_url.path().trim_end_matches('/');
         let mut url = self.base_url.clone();
-        url.set_path(&format!("{prefix}/organizations/{segment}"));
-        Ok(url)
+        url.set_path(&format!("{prefix}/{path}"));
+        url
     }
 
     /// Sends the request; the body of a good answer, else what the answer means.
@@ -254,20 +281,20 @@ impl WorkosClient {
         let response = request
             .send()
             .await
-            .map_err(|error| self.unavailable(error))?;
+            .map_err(|error| self.no_answer(error))?;
         let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| retry_after(value.to_str().ok()?, now));
         match status {
             _ if status.is_success() => self.body(response).await,
             StatusCode::NOT_FOUND => Err(WorkosError::NotFound),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(WorkosError::Unauthorized {
                 status: status.as_u16(),
             }),
-            StatusCode::TOO_MANY_REQUESTS => Err(WorkosError::RateLimited {
-                retry_after: response
-                    .headers()
-                    .get(RETRY_AFTER)
-                    .and_then(|value| retry_after(value.to_str().ok()?, now)),
-            }),
+            // The body isn't asked: it may be an object, or a bare string.
+            StatusCode::TOO_MANY_REQUESTS => Err(WorkosError::RateLimited { retry_after }),
             StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
                 // The status is final whether or not the reason gets here.
                 let body = self.body(response).await.unwrap_or_default();
@@ -282,6 +309,7 @@ impl WorkosClient {
             }
             _ => Err(WorkosError::Unavailable {
                 reason: format!("it answered {status}"),
+                retry_after,
             }),
         }
     }
@@ -291,27 +319,31 @@ impl WorkosClient {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| self.unavailable(error))?
+            .map_err(|error| self.no_answer(error))?
         {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
-                return Err(WorkosError::Unavailable {
-                    reason: format!("the answer is longer than {MAX_BODY_BYTES} bytes"),
-                });
+                let reason = format!("the answer is longer than {MAX_BODY_BYTES} bytes");
+                return Err(unavailable(reason));
             }
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     }
 
-    fn unavailable(&self, error: reqwest::Error) -> WorkosError {
-        WorkosError::Unavailable {
-            reason: self.shorten(&chain(&error.without_url())),
-        }
+    fn no_answer(&self, error: reqwest::Error) -> WorkosError {
+        unavailable(self.shorten(&chain(&error.without_url())))
     }
 
     /// Shortens what came from outside, and strikes out the key: nobody promised that WorkOS doesn't repeat it.
     fn shorten(&self, text: &str) -> String {
         shorten(&text.replace(self.api_key.expose_secret(), "[API key]"))
+    }
+}
+
+const fn unavailable(reason: String) -> WorkosError {
+    WorkosError::Unavailable {
+        reason,
+        retry_after: None,
     }
 }
 

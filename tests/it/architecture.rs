@@ -10,6 +10,8 @@ fn pure_modules_know_no_io() {
         "signature.rs",
         "backoff.rs",
         "inbox/retry.rs",
+        "outbox/pace.rs",
+        "outbox/verdict.rs",
         "sync/decide.rs",
         "sync/slug.rs",
         "sync/organization_id.rs",
