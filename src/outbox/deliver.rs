@@ -114,7 +114,7 @@ impl Outbox {
     /// Ends the intention, and logs how, if it was still the same.
     async fn finish(&self, claimed: &Claimed, ending: &Ending) -> Result<(), sqlx::Error> {
         let now = self.clock.now();
-        let finished = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+        let finished = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::finish(connection, claimed, ending, now).await
         })
         .await?;
@@ -152,7 +152,7 @@ impl Outbox {
         trouble: &WorkosError,
     ) -> Result<(), sqlx::Error> {
         let reason = trouble.to_string();
-        let postponed = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+        let postponed = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::postpone(connection, claimed, until, counts, &reason).await
         })
         .await?;

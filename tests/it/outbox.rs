@@ -97,7 +97,7 @@ impl Setting {
 
     /// From the database, so that it grows whoever asks.
     async fn next_ulid(&self) -> String {
-        let sql = "select count(*) + coalesce(sum(revision), 0)::bigint from external_id_pushes";
+        let sql = "select count(*) + coalesce(sum(revision), 0)::bigint from workos_sync.external_id_pushes";
         let n: i64 = sqlx::query_scalar(sql)
             .fetch_one(&self.database.pool)
             .await
@@ -117,7 +117,7 @@ impl Setting {
             self.workos.add_organization(&format!("org_{n}"), None);
         }
         sqlx::query(
-            "insert into external_id_pushes (workos_id, organization_id, next_attempt_at, created_at)
+            "insert into workos_sync.external_id_pushes (workos_id, organization_id, next_attempt_at, created_at)
              select 'org_' || n, 'id-' || n, $2, $2 from generate_series(1, $1) n",
         )
         .bind(count)
@@ -138,7 +138,7 @@ impl Setting {
     async fn push(&self, workos_id: &str) -> Push {
         sqlx::query_as(
             "select status, attempts, last_error, next_attempt_at, revision
-             from external_id_pushes where workos_id = $1",
+             from workos_sync.external_id_pushes where workos_id = $1",
         )
         .bind(workos_id)
         .fetch_one(&self.database.pool)
@@ -553,7 +553,7 @@ async fn an_outage_costs_a_request_a_pause_however_much_waits() {
     assert!((60..=126).contains(&probes), "{probes} probes");
     assert_eq!(s.logs.at("WARN").len(), probes + 1, "one a pause");
     let burnt: i64 = s
-        .scalar("select sum(attempts) from external_id_pushes where status = 'pending'")
+        .scalar("select sum(attempts) from workos_sync.external_id_pushes where status = 'pending'")
         .await;
     assert!(burnt <= 1, "{burnt} attempts");
 
@@ -562,7 +562,7 @@ async fn an_outage_costs_a_request_a_pause_however_much_waits() {
     assert_eq!(outbox.deliver_due().await.unwrap(), 1, "the probe");
     assert_eq!(outbox.deliver_due().await.unwrap(), 8, "full speed");
     assert_eq!(deliver(&outbox).await, 3_000 - 9);
-    let done = "select count(*) from external_id_pushes where status = 'done' and attempts <= 2";
+    let done = "select count(*) from workos_sync.external_id_pushes where status = 'done' and attempts <= 2";
     assert_eq!(s.scalar(done).await, 3_001);
 }
 
@@ -657,7 +657,7 @@ async fn a_row_that_another_claims_is_skipped() {
     s.record("org_1").await;
     s.record("org_2").await;
     let mut tx = s.database.pool.begin().await.unwrap();
-    tx.execute("select from external_id_pushes where workos_id = 'org_1' for update")
+    tx.execute("select from workos_sync.external_id_pushes where workos_id = 'org_1' for update")
         .await
         .unwrap();
     assert_eq!(deliver(&s.outbox()).await, 1);
@@ -765,7 +765,7 @@ async fn the_loop_outlives_a_database_outage() {
     let s = Setting::new().await;
     s.record("org_1").await;
     let pool = &s.database.pool;
-    let rename = "alter table external_id_pushes rename to gone";
+    let rename = "alter table workos_sync.external_id_pushes rename to gone";
     pool.execute(rename).await.unwrap();
     let shutdown = CancellationToken::new();
     let mut running = JoinSet::new();
@@ -774,7 +774,7 @@ async fn the_loop_outlives_a_database_outage() {
     until("two tries went wrong", async || tries() >= 2).await;
     assert_eq!(s.logs.at("ERROR").len(), 1, "{}", s.logs.text());
 
-    let rename = "alter table gone rename to external_id_pushes";
+    let rename = "alter table gone rename to workos_sync.external_id_pushes";
     pool.execute(rename).await.unwrap();
     until("org_1 is done", async || {
         s.push("org_1").await.status == "done"
@@ -796,7 +796,7 @@ async fn the_loop_outlives_a_database_that_vanishes() {
     let outbox = Outbox::new(postgres::pool(options, 2), Some(client), clock);
 
     let mut lock = s.database.connect().await;
-    let statement = "begin; lock table external_id_pushes";
+    let statement = "begin; lock table workos_sync.external_id_pushes";
     lock.execute(statement).await.unwrap();
     let shutdown = CancellationToken::new();
     let mut running = JoinSet::new();
