@@ -17,6 +17,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::event::{OrganizationId, WorkosId};
+use crate::metrics::Metrics;
 
 /// How we introduce ourselves.
 const USER_AGENT: &str = concat!("workos-sync/", env!("CARGO_PKG_VERSION"));
@@ -36,6 +37,41 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
 
 /// The code of the 400 with which WorkOS keeps `external_id` unique.
 const EXTERNAL_ID_ALREADY_USED: &str = "external_id_already_used";
+
+/// The statuses that are counted each for itself: those that we tell apart, and the usual ones of a WorkOS in trouble.
+const COUNTED_STATUSES: [&str; 12] = [
+    "200", "400", "401", "403", "404", "409", "422", "429", "500", "502", "503", "504",
+];
+
+/// All others, so that the label has a bound.
+const OTHER_STATUS: &str = "other";
+
+/// No answer.
+const NO_STATUS: &str = "none";
+
+/// What is asked of WorkOS.
+#[derive(Debug, Clone, Copy)]
+enum Endpoint {
+    GetOrganization,
+    UpdateOrganization,
+    ListOrganizations,
+}
+
+impl Endpoint {
+    const ALL: [Self; 3] = [
+        Self::GetOrganization,
+        Self::UpdateOrganization,
+        Self::ListOrganizations,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::GetOrganization => "get_organization",
+            Self::UpdateOrganization => "update_organization",
+            Self::ListOrganizations => "list_organizations",
+        }
+    }
+}
 
 /// How long a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +153,8 @@ pub struct WorkosClient {
     base_url: Url,
     /// Kept besides the header, to strike it out of what WorkOS says.
     api_key: SecretString,
+    /// Counts the requests, where somebody wants to know.
+    metrics: Option<Metrics>,
 }
 
 impl fmt::Debug for WorkosClient {
@@ -193,7 +231,23 @@ impl WorkosClient {
             http,
             base_url,
             api_key,
+            metrics: None,
         })
+    }
+
+    /// The same client, whose requests are counted.
+    #[must_use]
+    pub fn counted_by(mut self, metrics: Metrics) -> Self {
+        for endpoint in Endpoint::ALL {
+            for status in COUNTED_STATUSES
+                .into_iter()
+                .chain([OTHER_STATUS, NO_STATUS])
+            {
+                metrics.expect_workos_request(endpoint.as_str(), status);
+            }
+        }
+        self.metrics = Some(metrics);
+        self
     }
 
     /// The `external_id` that WorkOS holds for the organization; an empty one is none. `now` is what a date in
@@ -207,7 +261,7 @@ impl WorkosClient {
         now: DateTime<Utc>,
     ) -> Result<Option<String>, WorkosError> {
         let request = self.http.request(Method::GET, self.organization_url(id)?);
-        let body = self.send(request, now).await?;
+        let body = self.send(Endpoint::GetOrganization, request, now).await?;
         let organization: Organization = serde_json::from_slice(&body).map_err(|error| {
             unavailable(self.shorten(&format!("the answer is no organization: {error}")))
         })?;
@@ -231,7 +285,9 @@ impl WorkosClient {
             .http
             .request(Method::PUT, self.organization_url(id)?)
             .json(&update);
-        self.send(request, now).await.map(drop)
+        self.send(Endpoint::UpdateOrganization, request, now)
+            .await
+            .map(drop)
     }
 
     /// Asks for a list of one organization: the cheapest request that the key has to be good for.
@@ -241,16 +297,19 @@ impl WorkosClient {
     pub async fn check(&self, now: DateTime<Utc>) -> Result<(), WorkosError> {
         let mut url = self.url("organizations");
         url.set_query(Some("limit=1"));
-        match self.send(self.http.request(Method::GET, url), now).await {
+        let request = self.http.request(Method::GET, url);
+        match self.send(Endpoint::ListOrganizations, request, now).await {
             Ok(_) => Ok(()),
             // Final for an organization, but there is always a list.
             Err(
                 refusal @ (WorkosError::NotFound
                 | WorkosError::ExternalIdAlreadyUsed
                 | WorkosError::Rejected { .. }),
-            ) => Err(unavailable(format!(
-                "it doesn't list organizations: {refusal}"
-            ))),
+            ) => {
+                self.count_ok(false);
+                let reason = format!("it doesn't list organizations: {refusal}");
+                Err(unavailable(reason))
+            }
             Err(trouble) => Err(trouble),
         }
     }
@@ -275,13 +334,13 @@ impl WorkosClient {
     /// Sends the request; the body of a good answer, else what the answer means.
     async fn send(
         &self,
+        endpoint: Endpoint,
         request: RequestBuilder,
         now: DateTime<Utc>,
     ) -> Result<Vec<u8>, WorkosError> {
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.no_answer(error))?;
+        let sent = request.send().await;
+        self.count(endpoint, sent.as_ref().ok().map(Response::status));
+        let response = sent.map_err(|error| self.no_answer(error))?;
         let status = response.status();
         let retry_after = response
             .headers()
@@ -311,6 +370,31 @@ impl WorkosClient {
                 reason: format!("it answered {status}"),
                 retry_after,
             }),
+        }
+    }
+
+    fn count(&self, endpoint: Endpoint, status: Option<StatusCode>) {
+        if let Some(metrics) = &self.metrics {
+            let status = status.as_ref().map_or(NO_STATUS, |status| {
+                COUNTED_STATUSES
+                    .into_iter()
+                    .find(|known| *known == status.as_str())
+                    .unwrap_or(OTHER_STATUS)
+            });
+            metrics.workos_request(endpoint.as_str(), status);
+        }
+        match status {
+            // It says nothing about the key.
+            Some(StatusCode::TOO_MANY_REQUESTS) => {}
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) | None => self.count_ok(false),
+            // A refusal of what was asked for is an answer.
+            Some(status) => self.count_ok(status.is_success() || status.is_client_error()),
+        }
+    }
+
+    fn count_ok(&self, ok: bool) {
+        if let Some(metrics) = &self.metrics {
+            metrics.workos_ok(ok);
         }
     }
 

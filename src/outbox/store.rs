@@ -29,6 +29,7 @@ pub(crate) async fn record(
                 attempts        = 0,
                 last_error      = null,
                 next_attempt_at = excluded.next_attempt_at,
+                created_at      = case push.status when 'pending' then push.created_at else excluded.created_at end,
                 revision        = push.revision + 1,
                 settled_at      = null
         "#,
