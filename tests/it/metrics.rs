@@ -394,7 +394,7 @@ async fn what_waits_is_measured() {
     nothing.shows("workos_sync_oldest_push_seconds", 0.0);
 
     app.execute(
-        "insert into workos_sync.webhook_events
+        "insert into webhook_events
              (event_id, status, event_type, received_at, outcome, processed_at, next_attempt_at, payload)
          select status || n, status, 'user.created', to_timestamp(1800000000 - age - n),
                 case status when 'processed' then 'stale' end, now(),
@@ -402,7 +402,7 @@ async fn what_waits_is_measured() {
          from (values ('pending', 10, 3), ('failed', 20, 2), ('dead', 500, 4), ('processed', 900, 5),
                       ('ignored', 900, 6), ('discarded', 900, 7)) as events (status, age, count),
               generate_series(1, count) n;
-         insert into workos_sync.external_id_pushes
+         insert into external_id_pushes
              (workos_id, status, organization_id, next_attempt_at, created_at, settled_at)
          select status || n, status, 'x', now(), to_timestamp(1800000000 - age - n),
                 case when status <> 'pending' then now() end
@@ -428,7 +428,7 @@ async fn what_waits_is_measured() {
         waiting.shows(series, value);
     }
 
-    app.execute("alter table workos_sync.external_id_pushes rename to gone")
+    app.execute("alter table external_id_pushes rename to gone")
         .await;
     app.clock.advance(TimeDelta::hours(1));
     app.inbox.measure_backlog().await.unwrap_err();
@@ -485,11 +485,11 @@ async fn a_push_waits_since_it_was_recorded() {
 async fn what_is_done_is_not_read() {
     let db = TestDatabase::new().await;
     sqlx::raw_sql(
-        "insert into workos_sync.webhook_events (event_id, status, outcome, event_type, processed_at, payload)
+        "insert into webhook_events (event_id, status, outcome, event_type, processed_at, payload)
          select 'e' || n, 'processed', 'stale', 'user.created', now(), '{}' from generate_series(1, 20000) n;
-         insert into workos_sync.webhook_events (event_id, event_type, payload)
+         insert into webhook_events (event_id, event_type, payload)
          select 'p' || n, 'user.created', '{}' from generate_series(1, 50) n;
-         insert into workos_sync.external_id_pushes
+         insert into external_id_pushes
              (workos_id, status, organization_id, next_attempt_at, created_at, settled_at)
          select 'org_' || n, 'done', 'x', now(), now(), now() from generate_series(1, 20000) n;
          analyze",
@@ -556,7 +556,7 @@ async fn each_end_of_an_event_is_counted() {
     }
     // By hand: from nowhere, of a type that nobody knows.
     app.execute(
-        r#"insert into workos_sync.webhook_events (event_id, event_type, source, payload)
+        r#"insert into webhook_events (event_id, event_type, source, payload)
            values ('e', 'made.up', 'by hand', '{"id":"e","event":"made.up"}')"#,
     )
     .await;
@@ -626,7 +626,7 @@ async fn failures_are_counted_by_what_is_to_blame() {
 async fn waiting_and_applying_are_measured() {
     let app = TestApp::new().await;
     let lock = app
-        .hold("lock table workos_sync.workos_organization_syncs in share mode")
+        .hold("lock table workos_organization_syncs in share mode")
         .await;
     app.record(&created(1, ACME, "Acme")).await;
     eventually("the service waits for the lock", async || {
@@ -781,7 +781,7 @@ async fn the_process_is_measured() {
     app.metrics.schema_usable(false);
     assert_eq!(scrape(&app).await.value("workos_sync_schema_usable"), 0.0);
 
-    let held = app.hold("lock table workos_sync.webhook_events").await;
+    let held = app.hold("lock table webhook_events").await;
     let (inbox, body) = (app.inbox.clone(), created(1, ACME, "Acme").body());
     let mut recording = JoinSet::new();
     recording.spawn(async move {

@@ -97,7 +97,7 @@ impl Setting {
 
     /// From the database, so that it grows whoever asks.
     async fn next_ulid(&self) -> String {
-        let sql = "select count(*) + coalesce(sum(revision), 0)::bigint from workos_sync.external_id_pushes";
+        let sql = "select count(*) + coalesce(sum(revision), 0)::bigint from external_id_pushes";
         let n: i64 = sqlx::query_scalar(sql)
             .fetch_one(&self.database.pool)
             .await
@@ -117,7 +117,7 @@ impl Setting {
             self.workos.add_organization(&format!("org_{n}"), None);
         }
         sqlx::query(
-            "insert into workos_sync.external_id_pushes (workos_id, organization_id, next_attempt_at, created_at)
+            "insert into external_id_pushes (workos_id, organization_id, next_attempt_at, created_at)
              select 'org_' || n, 'id-' || n, $2, $2 from generate_series(1, $1) n",
         )
         .bind(count)
@@ -138,7 +138,7 @@ impl Setting {
     async fn push(&self, workos_id: &str) -> Push {
         sqlx::query_as(
             "select status, attempts, last_error, next_attempt_at, revision
-             from workos_sync.external_id_pushes where workos_id = $1",
+             from external_id_pushes where workos_id = $1",
         )
         .bind(workos_id)
         .fetch_one(&self.database.pool)
@@ -182,17 +182,6 @@ async fn deliver(outbox: &Outbox) -> usize {
             delivered => count += delivered,
         }
     }
-}
-
-/// Waits until a condition holds.
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let waited = tokio::time::timeout(Duration::from_secs(10), waiting).await;
-    assert!(waited.is_ok(), "waited in vain: {what}");
 }
 
 /// R14: the organization id goes to WorkOS after the commit, in a body that holds nothing else.
@@ -505,7 +494,7 @@ async fn a_cheap_request_goes_ahead_where_nothing_is_due() {
     s.record("org_1").await;
     s.workos.answer_about("org_1", Answer::status(500));
     outbox.wake();
-    until("org_1 failed", async || {
+    eventually("org_1 failed", async || {
         s.push("org_1").await.last_error.is_some()
     })
     .await;
@@ -513,12 +502,12 @@ async fn a_cheap_request_goes_ahead_where_nothing_is_due() {
     let due = s.push("org_1").await.next_attempt_at;
     let pause_is_over = due - TimeDelta::milliseconds(500);
     s.clock.advance(pause_is_over - s.clock.now());
-    until("WorkOS took the cheap request", async || {
+    eventually("WorkOS took the cheap request", async || {
         s.logs.text().contains("takes requests again")
     })
     .await;
     s.clock.advance(due - s.clock.now());
-    until("it is its own failure", async || {
+    eventually("it is its own failure", async || {
         s.push("org_1").await.attempts == 2
     })
     .await;
@@ -553,17 +542,18 @@ async fn an_outage_costs_a_request_a_pause_however_much_waits() {
     assert!((60..=126).contains(&probes), "{probes} probes");
     assert_eq!(s.logs.at("WARN").len(), probes + 1, "one a pause");
     let burnt: i64 = s
-        .scalar("select sum(attempts) from workos_sync.external_id_pushes where status = 'pending'")
+        .scalar("select sum(attempts) from external_id_pushes where status = 'pending'")
         .await;
     assert!(burnt <= 1, "{burnt} attempts");
 
     s.workos.recover();
     s.advance(60);
     assert_eq!(outbox.deliver_due().await.unwrap(), 1, "the probe");
-    assert_eq!(outbox.deliver_due().await.unwrap(), 8, "full speed");
-    assert_eq!(deliver(&outbox).await, 3_000 - 9);
-    let done = "select count(*) from workos_sync.external_id_pushes where status = 'done' and attempts <= 2";
-    assert_eq!(s.scalar(done).await, 3_001);
+    for _ in 0..10 {
+        assert_eq!(outbox.deliver_due().await.unwrap(), 8, "full speed");
+    }
+    let done = "select count(*) from external_id_pushes where status = 'done' and attempts <= 2";
+    assert_eq!(s.scalar(done).await, 1 + 1 + 80);
 }
 
 /// R16: no answer in time and half an answer are retried; a write that was lost that way is found by the read.
@@ -657,7 +647,7 @@ async fn a_row_that_another_claims_is_skipped() {
     s.record("org_1").await;
     s.record("org_2").await;
     let mut tx = s.database.pool.begin().await.unwrap();
-    tx.execute("select from workos_sync.external_id_pushes where workos_id = 'org_1' for update")
+    tx.execute("select from external_id_pushes where workos_id = 'org_1' for update")
         .await
         .unwrap();
     assert_eq!(deliver(&s.outbox()).await, 1);
@@ -717,7 +707,7 @@ async fn the_loop_delivers_and_ends_on_shutdown() {
     let shutdown = CancellationToken::new();
     let mut running = JoinSet::new();
     running.spawn(outbox.clone().run(shutdown.clone()));
-    until("org_1 is done", async || {
+    eventually("org_1 is done", async || {
         s.push("org_1").await.status == "done"
     })
     .await;
@@ -727,7 +717,7 @@ async fn the_loop_delivers_and_ends_on_shutdown() {
     for workos_id in ["org_2", "org_3", "org_4", "org_5", "org_6"] {
         s.record(workos_id).await;
         outbox.wake();
-        until("it is done", async || {
+        eventually("it is done", async || {
             s.push(workos_id).await.status == "done"
         })
         .await;
@@ -765,18 +755,18 @@ async fn the_loop_outlives_a_database_outage() {
     let s = Setting::new().await;
     s.record("org_1").await;
     let pool = &s.database.pool;
-    let rename = "alter table workos_sync.external_id_pushes rename to gone";
+    let rename = "alter table external_id_pushes rename to gone";
     pool.execute(rename).await.unwrap();
     let shutdown = CancellationToken::new();
     let mut running = JoinSet::new();
     running.spawn(s.outbox().run(shutdown.clone()));
     let tries = || s.logs.text().matches("with due as materialized").count();
-    until("two tries went wrong", async || tries() >= 2).await;
+    eventually("two tries went wrong", async || tries() >= 2).await;
     assert_eq!(s.logs.at("ERROR").len(), 1, "{}", s.logs.text());
 
-    let rename = "alter table gone rename to workos_sync.external_id_pushes";
+    let rename = "alter table gone rename to external_id_pushes";
     pool.execute(rename).await.unwrap();
-    until("org_1 is done", async || {
+    eventually("org_1 is done", async || {
         s.push("org_1").await.status == "done"
     })
     .await;
@@ -796,12 +786,12 @@ async fn the_loop_outlives_a_database_that_vanishes() {
     let outbox = Outbox::new(postgres::pool(options, 2), Some(client), clock);
 
     let mut lock = s.database.connect().await;
-    let statement = "begin; lock table workos_sync.external_id_pushes";
+    let statement = "begin; lock table external_id_pushes";
     lock.execute(statement).await.unwrap();
     let shutdown = CancellationToken::new();
     let mut running = JoinSet::new();
     running.spawn(outbox.run(shutdown.clone()));
-    until("the loop waits for the table", async || {
+    eventually("the loop waits for the table", async || {
         s.database.blocked_sessions().await == 1
     })
     .await;
