@@ -510,9 +510,13 @@ async fn a_taken_suffix_is_lengthened() {
     use workos_sync::sync::slug;
 
     let app = TestApp::new().await;
-    let slugs: Vec<_> = slug::candidates("acme", &OrganizationId::new("acme-7").unwrap())
-        .take(8)
-        .collect();
+    let slugs: Vec<_> = slug::candidates(
+        "acme",
+        &OrganizationId::new("acme-7").unwrap(),
+        slug::MAX_LENGTH,
+    )
+    .take(8)
+    .collect();
     for taken in &slugs[..7] {
         sqlx::query("insert into organization_metadata (id, name, slug) values ($1, 'x', $1)")
             .bind(taken)

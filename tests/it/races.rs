@@ -502,9 +502,13 @@ async fn conflict_after_conflict_is_no_failure() {
     use workos_sync::sync::slug;
 
     let app = TestApp::new().await;
-    let slugs: Vec<_> = slug::candidates("acme", &OrganizationId::new(ACME_ID).unwrap())
-        .take(4)
-        .collect();
+    let slugs: Vec<_> = slug::candidates(
+        "acme",
+        &OrganizationId::new(ACME_ID).unwrap(),
+        slug::MAX_LENGTH,
+    )
+    .take(4)
+    .collect();
     let mut others = Vec::new();
     for slug in &slugs[..3] {
         let insert = "insert into organization_metadata (id, name, slug) values ($1, 'Local', $1)";
