@@ -249,11 +249,11 @@ impl<'e> Ledger<'e> {
         if event.change == Change::Delete {
             cursor.deleted_at.get_or_insert(deletion_time(event, now));
         }
-        let entered = Cursor {
-            cursor,
-            moved: true,
-        };
-        self.cursors.insert(event.workos_id.clone(), entered);
+        if self.cursor(&event.workos_id) != Some(&cursor) {
+            let moved = true;
+            self.cursors
+                .insert(event.workos_id.clone(), Cursor { cursor, moved });
+        }
     }
 
     /// The rows that are to be updated with what WorkOS owns (R5).
