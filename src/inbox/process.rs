@@ -56,7 +56,7 @@ pub(super) enum AttemptError {
     Conflict,
     /// The organization has two rows.
     #[error(transparent)]
-    TwoRows(#[from] TwoRows),
+    TwoRows(TwoRows),
     /// Its body is longer than the transaction takes.
     #[error("the body is too long for a batch")]
     TooLong,

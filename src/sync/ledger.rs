@@ -49,9 +49,9 @@ enum Origin<'e> {
 struct Changes<'e> {
     found: OrganizationRow,
     upsert: Option<Upsert<'e>>,
-    /// A relink clears `disabled_at`, which was found to be this.
+    /// The `disabled_at` that a relink clears.
     cleared: Option<DateTime<Utc>>,
-    /// The row's organization is deleted.
+    /// That of the row's organization.
     deletion: Option<Deletion<'e>>,
 }
 
@@ -106,17 +106,13 @@ impl<'e> Ledger<'e> {
             .chain(by_id)
             .map(|row| (row.id.clone(), Entry::found(row)))
             .collect();
+        let unmoved = |cursor| Cursor {
+            cursor,
+            moved: false,
+        };
         ledger.cursors = cursors
             .into_iter()
-            .map(|(workos_id, cursor)| {
-                (
-                    workos_id,
-                    Cursor {
-                        cursor,
-                        moved: false,
-                    },
-                )
-            })
+            .map(|(workos_id, cursor)| (workos_id, unmoved(cursor)))
             .collect();
         Ok(ledger)
     }
@@ -410,10 +406,10 @@ impl<'e> Entry<'e> {
         }
     }
 
-    /// The row has another organization now (R6): what the deletion of the last one did to it is undone.
+    /// The row has another organization now: the deletion of the last one is no matter of its (R6).
     fn change_hands(&mut self, clears_disabled_at: bool) {
         if let Origin::Found(changes) = &mut self.origin {
-            // What isn't written yet needs no clearing.
+            // A deletion of this batch isn't written yet, so it is dropped, not cleared.
             let was_written = changes.deletion.take().is_none();
             if clears_disabled_at && was_written {
                 changes.cleared = self.row.disabled_at;
@@ -424,7 +420,7 @@ impl<'e> Entry<'e> {
         }
     }
 
-    /// The event's organization is deleted: it has the row, if it hadn't, and the row is disabled (R10).
+    /// The event's organization is deleted: the row is linked to it, if it wasn't, and disabled (R10).
     fn disable(&mut self, event: &'e OrganizationEvent, at: DateTime<Utc>) {
         let is_newer = self.row.admits(event);
         self.row.workos_id = Some(event.workos_id.clone());

@@ -4,18 +4,7 @@
 //! chosen once and never touched again, and a guard that makes stale and repeated events harmless. The
 //! decision is [`decide`], without I/O; [`apply()`] is the I/O around it, for one event or for many at once.
 //!
-//! | event | found | applied if | written | outcome |
-//! | --- | --- | --- | --- | --- |
-//! | created, updated | row by `workos_id` | newer than the row's cursor | UPDATE | `updated` |
-//! | created, updated | row by `external_id`, else by the derived id, unlinked | newer than the row's cursor | UPDATE | `linked` |
-//! | created, updated | the same, linked to another organization | that one is deleted, or the event is newer than the row's cursor | UPDATE, with a warning | `linked` |
-//! | created, updated | nothing | | INSERT | `created` |
-//! | deleted | row by `workos_id`, or else an unlinked one, as above | | `disabled_at`, and the link | `disabled` |
-//! | deleted | nothing | | a tombstone | `tombstoned` |
-//! | any, of a deleted organization | an unlinked row, as above | | the link, and `disabled_at` | `disabled` |
-//! | otherwise | | | nothing | `stale` |
-//!
-//! Every created or updated event must also be newer than the organization's own cursor, which outlives its row.
+//! What each kind of event comes to is a table in `docs/design.md`.
 
 mod apply;
 pub mod decide;
