@@ -73,6 +73,7 @@ fn decode_and_decide(bencher: Bencher<'_, '_>) {
             last_event_id: last,
             last_event_updated_at: None,
             deleted_at: None,
+            deletion_is_inferred: false,
         }),
         ..Found::default()
     };

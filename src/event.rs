@@ -94,7 +94,16 @@ id_type! {
     OrganizationId
 }
 
+/// What the ids of the events begin with that we make of what the API shows (R42).
+pub const SNAPSHOT_PREFIX: &str = "snapshot_";
+
 impl EventId {
+    /// Whether we made the event, of what the API showed (R42): a snapshot, or a deletion that `reconcile` found.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.0.starts_with(SNAPSHOT_PREFIX)
+    }
+
     /// The ULID part: what follows the last underscore, where that is a ULID.
     #[must_use]
     pub fn ulid(&self) -> Option<Ulid> {
@@ -137,11 +146,16 @@ pub enum OrganizationEventType {
     Updated,
     /// `organization.deleted`
     Deleted,
+    /// `organization.snapshot`: not WorkOS's, but what its API showed of an organization (R42).
+    Snapshot,
 }
 
 impl OrganizationEventType {
     /// Every type.
-    pub const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
+    pub const ALL: [Self; 4] = [Self::Created, Self::Updated, Self::Deleted, Self::Snapshot];
+
+    /// Those that WorkOS sends.
+    pub const OF_WORKOS: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
 
     /// The type as WorkOS writes it.
     #[must_use]
@@ -150,6 +164,7 @@ impl OrganizationEventType {
             Self::Created => "organization.created",
             Self::Updated => "organization.updated",
             Self::Deleted => "organization.deleted",
+            Self::Snapshot => "organization.snapshot",
         }
     }
 
@@ -286,7 +301,9 @@ impl<'a> Event<'a> {
             .ok_or(DecodeError::Missing { field: "data.id" })?;
         let change = match event_type {
             OrganizationEventType::Deleted => Change::Delete,
-            OrganizationEventType::Created | OrganizationEventType::Updated => Change::Upsert {
+            OrganizationEventType::Created
+            | OrganizationEventType::Updated
+            | OrganizationEventType::Snapshot => Change::Upsert {
                 name: text("data.name", raw.name)?
                     .ok_or(DecodeError::Missing { field: "data.name" })?,
             },
@@ -322,6 +339,18 @@ pub struct OrganizationEvent {
     pub created_at: Option<DateTime<Utc>>,
     /// `data.updated_at`, else the event's `created_at` (R7).
     pub updated_at: Option<DateTime<Utc>>,
+}
+
+impl OrganizationEvent {
+    /// When the event was made, as WorkOS says, else by its id.
+    #[must_use]
+    pub fn made_at(&self) -> Option<DateTime<Utc>> {
+        let by_id = || {
+            let ms = i64::try_from(self.id.ulid()?.timestamp_ms()).ok()?;
+            DateTime::from_timestamp_millis(ms)
+        };
+        self.created_at.or_else(by_id)
+    }
 }
 
 /// What happened to an organization.

@@ -4,7 +4,7 @@
 //! ([`signature`]), its envelope read ([`event`]); the event is made durable and acknowledged ([`inbox`]), waits
 //! for its turn in its organization's lane ([`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
-//! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
+//! ([`postgres`]), what asks WorkOS for what was missed ([`heal`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
 //! ([`metrics`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod dotenv;
 pub mod event;
+pub mod heal;
 pub mod http;
 pub mod inbox;
 pub mod keyed_mutex;

@@ -61,13 +61,25 @@ impl Inbox {
     /// # Errors
     /// For each event, those of [`record`](Self::record).
     pub async fn record_all(&self, events: &[Event<'_>]) -> Vec<Result<Recorded, RecordError>> {
+        self.record_all_from(events, Source::Replay).await
+    }
+
+    /// The same for events from elsewhere than a file.
+    ///
+    /// # Errors
+    /// As [`record_all`](Self::record_all).
+    pub async fn record_all_from(
+        &self,
+        events: &[Event<'_>],
+        source: Source,
+    ) -> Vec<Result<Recorded, RecordError>> {
         // Side by side, and no organization is on two sides.
         let mut sides = [const { Vec::new() }; SIDES];
         for (place, event) in events.iter().enumerate() {
             let mut hasher = DefaultHasher::new();
             event.workos_id.hash(&mut hasher);
             let hash = usize::try_from(hasher.finish() >> 32).unwrap_or_default();
-            sides[hash % SIDES].push((place, self.saved(event)));
+            sides[hash % SIDES].push((place, self.saved(event, source)));
         }
         // As tasks, which nobody's hang-up cancels while they hold lanes.
         let working = sides.map(|side| self.inner.lanes.spawn(self.clone().store_side(side)));
@@ -90,9 +102,9 @@ impl Inbox {
             .collect()
     }
 
-    fn saved(&self, event: &Event<'_>) -> Saved {
+    fn saved(&self, event: &Event<'_>, source: Source) -> Saved {
         Saved {
-            event: self.new_event(event, Source::Replay),
+            event: self.new_event(event, source),
             decoded: event.organization().ok(),
         }
     }

@@ -19,11 +19,14 @@
 mod bulk;
 mod counts;
 mod lanes;
+mod page;
 mod process;
 mod record;
 mod retry;
 mod store;
 mod sweeper;
+
+pub use page::Stored;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -93,16 +96,35 @@ pub enum Source {
     Webhook,
     /// `workos-sync replay`.
     Replay,
+    /// The poll of events.
+    EventsApi,
+    /// `workos-sync catch-up`.
+    CatchUp,
+    /// A snapshot of `workos-sync backfill`.
+    Backfill,
+    /// A snapshot of `workos-sync reconcile`, or a deletion that it found.
+    Reconcile,
 }
 
 impl Source {
     /// Every source.
-    pub const ALL: [Self; 2] = [Self::Webhook, Self::Replay];
+    pub const ALL: [Self; 6] = [
+        Self::Webhook,
+        Self::Replay,
+        Self::EventsApi,
+        Self::CatchUp,
+        Self::Backfill,
+        Self::Reconcile,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
             Self::Replay => "replay",
+            Self::EventsApi => "events_api",
+            Self::CatchUp => "catch_up",
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
         }
     }
 }

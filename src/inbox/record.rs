@@ -240,11 +240,11 @@ impl Inbox {
                 for Waiting { event, answer } in batch {
                     // The first of an id that came twice is the new one.
                     let is_new = new.remove(&event.event_id);
-                    // A replay is settled when all of it is stored: then a lane's events share a batch.
+                    // What is stored in bulk is settled when all of it is stored: then a lane's events share a batch.
                     if is_new && event.ignored {
                         counts::ignored(&self.inner.metrics, event.source);
                     }
-                    if is_new && !event.ignored && event.source != Source::Replay {
+                    if is_new && !event.ignored && event.source == Source::Webhook {
                         self.wake(event.organization_id.unwrap_or(event.event_id));
                     }
                     // Who has gone will find a duplicate.
@@ -273,8 +273,19 @@ impl Inbox {
     }
 
     async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<String>, sqlx::Error> {
+        let now = self.inner.clock.now();
         postgres::transaction(&self.inner.pool, postgres::PATIENCE, async |connection| {
-            store::insert(connection, events).await
+            let new = store::insert(connection, events).await?;
+            let delivered: Vec<_> = events
+                .iter()
+                .filter(|event| event.source == Source::Webhook)
+                .map(|event| event.event_id.as_str())
+                .collect();
+            // What is new was brought by this delivery.
+            if new.len() < events.len() && !delivered.is_empty() {
+                store::mark_delivered(connection, &delivered, now).await?;
+            }
+            Ok::<_, sqlx::Error>(new)
         })
         .await
     }

@@ -81,6 +81,51 @@ pub(super) async fn insert_settled(
     .await
 }
 
+/// A delivery has brought these events, which were stored already: those that the poll had found are marked (R39). A row
+/// that is being applied at this moment is passed over, for the sender waits.
+pub(super) async fn mark_delivered(
+    connection: &mut PgConnection,
+    event_ids: &[&str],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.webhook_events
+        set delivered_at = $2
+        where event_id = any (array(select event_id
+                                    from workos_sync.webhook_events
+                                    where event_id = any ($1)
+                                      and source = 'events_api'
+                                      and delivered_at is null
+                                    for update skip locked))
+        "#,
+        event_ids as _,
+        now,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Remembers when the last delivery came.
+pub(super) async fn note_webhook(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        insert into workos_sync.last_webhook (at)
+        values ($1)
+        on conflict (singleton) do update
+            set at = greatest(last_webhook.at, excluded.at)
+        "#,
+        now,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
 /// What keeps an event from being applied as it comes.
 #[derive(Debug)]
 pub(super) enum InTheWay {

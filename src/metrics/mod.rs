@@ -65,6 +65,11 @@ struct Series {
     backlog_asked_at: Unknown<Seconds>,
     workos_requests: Counters<2>,
     workos_ok: Unknown<Gauge>,
+    poll_last_success: Unknown<Seconds>,
+    poll_events: Counters<1>,
+    poll_gaps: Counters<0>,
+    missed_deliveries: Counters<0>,
+    mirror_trusted: Unknown<Gauge>,
     schema_usable: Gauge,
     connections: Connections,
 }
@@ -146,6 +151,26 @@ impl Default for Metrics {
             workos_ok: ours.add(
                 "workos_api_ok",
                 "Whether WorkOS answered the last request and takes the API key; absent without a key",
+            ),
+            poll_last_success: ours.seconds(
+                "poll_last_success_timestamp",
+                "When the poll last read all events of WorkOS; absent without a poll",
+            ),
+            poll_events: ours.add(
+                "poll_events",
+                "Events that the poll read, by whether the inbox knew them; absent without a poll",
+            ),
+            poll_gaps: ours.add(
+                "poll_gaps",
+                "How often the poll had to read more than the 30 days that WorkOS keeps; absent without a poll",
+            ),
+            missed_deliveries: ours.add(
+                "missed_deliveries",
+                "Events that the poll found, and no delivery brought within two minutes; absent without a poll",
+            ),
+            mirror_trusted: ours.add(
+                "mirror_trusted",
+                "Whether the table of organizations may be taken for what WorkOS has",
             ),
             schema_usable: ours.add(
                 "schema_usable",
@@ -307,6 +332,49 @@ impl Metrics {
     /// Whether WorkOS answers, and takes the API key.
     pub fn workos_ok(&self, ok: bool) {
         self.series.workos_ok.get_or_create(&[]).set(ok.into());
+    }
+
+    /// This process polls.
+    pub fn expect_poll(&self) {
+        for known in ["true", "false"] {
+            drop(self.series.poll_events.get_or_create(&[("known", known)]));
+        }
+        drop(self.series.poll_gaps.get_or_create(&[]));
+        drop(self.series.missed_deliveries.get_or_create(&[]));
+    }
+
+    /// The poll read a page.
+    pub fn poll_events(&self, new: usize, known: usize) {
+        for (label, count) in [("false", new), ("true", known)] {
+            let labels = [("known", label)];
+            let counter = self.series.poll_events.get_or_create(&labels);
+            counter.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// The poll read everything.
+    pub fn poll_succeeded(&self, now: DateTime<Utc>) {
+        let at = seconds(now - DateTime::UNIX_EPOCH);
+        self.series.poll_last_success.get_or_create(&[]).set(at);
+    }
+
+    /// The poll had to read more than WorkOS keeps.
+    pub fn poll_gap(&self) {
+        self.series.poll_gaps.get_or_create(&[]).inc();
+    }
+
+    /// No delivery brought these events.
+    pub fn missed_deliveries(&self, count: u64) {
+        let counter = self.series.missed_deliveries.get_or_create(&[]);
+        counter.inc_by(count);
+    }
+
+    /// Whether the mirror may be trusted (R45).
+    pub fn mirror_trusted(&self, trusted: bool) {
+        self.series
+            .mirror_trusted
+            .get_or_create(&[])
+            .set(trusted.into());
     }
 
     /// Whether the table of organizations has what it takes to apply events; so it is until this says otherwise (R33).

@@ -23,7 +23,7 @@ mod pace;
 mod store;
 mod verdict;
 
-pub(crate) use store::record;
+pub(crate) use store::{conflicts, record, record_conflict};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

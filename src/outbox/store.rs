@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, query};
+use sqlx::{PgConnection, query, query_scalar};
 
-use super::verdict::Ending;
+use super::verdict::{Ending, held_instead};
 use crate::event::{OrganizationId, WorkosId};
 
 /// Records the intentions to write organization ids to WorkOS, in the transaction that writes the organizations
@@ -155,4 +155,53 @@ pub(super) async fn postpone(
     .execute(connection)
     .await?;
     Ok(result.rows_affected() == 1)
+}
+
+/// Those of the organizations whose `external_id` is a recorded conflict.
+pub(crate) async fn conflicts(
+    connection: &mut PgConnection,
+    workos_ids: &[&str],
+) -> Result<Vec<String>, sqlx::Error> {
+    query_scalar!(
+        r#"
+        select workos_id
+        from workos_sync.external_id_pushes
+        where workos_id = any ($1)
+          and status = 'conflict'
+        "#,
+        workos_ids as _,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Records that WorkOS holds another `external_id` than the organization id, which is never overwritten (R15).
+pub(crate) async fn record_conflict(
+    connection: &mut PgConnection,
+    workos_id: &WorkosId,
+    organization_id: &OrganizationId,
+    held: &OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let reason = held_instead(held.as_str(), organization_id);
+    query!(
+        r#"
+        insert into workos_sync.external_id_pushes as push
+            (workos_id, status, organization_id, last_error, next_attempt_at, created_at, settled_at)
+        values ($1, 'conflict', $2, $3, $4, $4, $4)
+        on conflict (workos_id) do update
+            set status          = excluded.status,
+                organization_id = excluded.organization_id,
+                last_error      = excluded.last_error,
+                revision        = push.revision + 1,
+                settled_at      = excluded.settled_at
+        "#,
+        workos_id.as_str(),
+        organization_id.as_str(),
+        reason,
+        now,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
 }

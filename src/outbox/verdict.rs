@@ -68,12 +68,7 @@ pub(super) fn verdict(answer: Result<Pushed, WorkosError>, id: &OrganizationId) 
     match answer {
         Ok(Pushed::Written) => Verdict::Finish(Ending::Written),
         Ok(Pushed::Held(held)) if is_equal(&held, id) => Verdict::Finish(Ending::AlreadyThere),
-        Ok(Pushed::Held(held)) => {
-            let held = shorten(&held);
-            Verdict::Finish(Ending::Conflict(format!(
-                "WorkOS holds external_id {held}, which is not overwritten with {id}"
-            )))
-        }
+        Ok(Pushed::Held(held)) => Verdict::Finish(Ending::Conflict(held_instead(&held, id))),
         Err(refusal @ WorkosError::NotFound) => Verdict::Finish(Ending::Rejected(format!(
             "{refusal}: it was deleted meanwhile, it comes from a sample event of the dashboard, or WORKOS_API_KEY \
              belongs to another environment"
@@ -99,6 +94,12 @@ pub(super) fn asked_pause(trouble: &WorkosError) -> Option<Duration> {
         | WorkosError::ExternalIdAlreadyUsed
         | WorkosError::Rejected { .. } => None,
     }
+}
+
+/// The reason of a conflict.
+pub(super) fn held_instead(held: &str, id: &OrganizationId) -> String {
+    let held = shorten(held);
+    format!("WorkOS holds external_id {held}, which is not overwritten with {id}")
 }
 
 /// Whether what WorkOS holds is the organization id (R15).

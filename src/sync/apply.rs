@@ -65,6 +65,28 @@ pub async fn apply(
     })
 }
 
+/// Says what applying the events would do; writes nothing, and takes no lock.
+///
+/// # Errors
+/// As [`apply()`].
+pub async fn preview(
+    connection: &mut PgConnection,
+    events: &[OrganizationEvent],
+    namespace: &Uuid,
+    now: DateTime<Utc>,
+) -> Result<Vec<Outcome>, ApplyError> {
+    let candidates: Vec<_> = events
+        .iter()
+        .map(|event| candidate_id(event, namespace))
+        .collect();
+    let mut ledger = fetch(connection, events, &candidates).await?;
+    let decided = events
+        .iter()
+        .zip(candidates)
+        .map(|(event, candidate)| ledger.apply(event, candidate, now));
+    Ok(decided.collect())
+}
+
 /// Reads all that the events are decided on.
 async fn fetch<'e>(
     connection: &mut PgConnection,

@@ -48,6 +48,8 @@ pub struct SyncCursor {
     pub last_event_updated_at: Option<DateTime<Utc>>,
     /// When the organization was deleted, once that was applied (with no row: a tombstone).
     pub deleted_at: Option<DateTime<Utc>>,
+    /// No event told the deletion: `reconcile` found that WorkOS doesn't know the organization any more (R44).
+    pub deletion_is_inferred: bool,
 }
 
 impl SyncCursor {
@@ -61,6 +63,14 @@ impl SyncCursor {
             &event.id,
             event.updated_at,
         )
+    }
+
+    /// When the organization was found to be gone, if the event shows that it isn't (R44): it was made after that.
+    #[must_use]
+    pub fn deletion_lifted_by(&self, event: &OrganizationEvent) -> Option<DateTime<Utc>> {
+        let deleted_at = self.deleted_at.filter(|_| self.deletion_is_inferred)?;
+        let is_later = event.made_at().is_some_and(|made| made > deleted_at);
+        (is_later && event.change != Change::Delete).then_some(deleted_at)
     }
 }
 
@@ -78,6 +88,17 @@ pub struct Found {
 }
 
 impl Found {
+    fn cursor_admits(&self, event: &OrganizationEvent) -> bool {
+        let cursor = self.cursor.as_ref();
+        cursor.is_none_or(|cursor| cursor.admits(event))
+    }
+
+    /// Says whether an event is newer than everything that was applied of its organization.
+    fn admits(&self, event: &OrganizationEvent) -> bool {
+        let row = self.by_workos_id.as_ref();
+        self.cursor_admits(event) && row.is_none_or(|row| row.admits(event))
+    }
+
     /// The row that R2 or R3 finds, if no organization has it.
     fn unlinked(&self) -> Option<&OrganizationRow> {
         match (&self.by_workos_id, &self.by_candidate_id) {
@@ -126,6 +147,11 @@ pub enum Decision<'e> {
 pub enum Link {
     /// It was found by it (R1).
     Kept,
+    /// It was found by it, and a deletion that `reconcile` had found is lifted (R44).
+    Returned {
+        /// That deletion had disabled the row: `disabled_at` is cleared.
+        clears_disabled_at: bool,
+    },
     /// It had none (R2, R3).
     Linked,
     /// It was another's (R6).
@@ -153,6 +179,9 @@ pub fn candidate_id(event: &OrganizationEvent, namespace: &Uuid) -> Organization
 /// The event id is the order. Timestamps stand in for it where there is no cursor, or where only one of the
 /// two ids has a ULID, so that an odd id can't freeze a row; without a timestamp on either side the event is
 /// applied.
+///
+/// Between a snapshot and an event, timestamps come first: the id of a snapshot says when it was read, give or take a
+/// minute, and not when the object became so.
 #[must_use]
 pub fn should_process_event(
     row_last_event_id: Option<&EventId>,
@@ -160,12 +189,16 @@ pub fn should_process_event(
     event_id: &EventId,
     event_updated_at: Option<DateTime<Utc>>,
 ) -> bool {
+    let times = event_updated_at.zip(row_updated_at);
+    if let (Some(last), Some((event, row))) = (row_last_event_id, times)
+        && event_id.is_snapshot() != last.is_snapshot()
+        && event != row
+    {
+        return event > row;
+    }
     match row_last_event_id.and_then(|last| event_id.compare(last)) {
         Some(order) => order.is_gt(),
-        None => match (event_updated_at, row_updated_at) {
-            (Some(event), Some(row)) => event >= row,
-            _ => true,
-        },
+        None => times.is_none_or(|(event, row)| event >= row),
     }
 }
 
@@ -176,36 +209,40 @@ pub fn decide<'e>(
     candidate_id: OrganizationId,
     event: &'e OrganizationEvent,
 ) -> Decision<'e> {
-    let deleted_at = found.cursor.as_ref().and_then(|cursor| cursor.deleted_at);
+    let cursor = found.cursor.as_ref();
+    let deleted_at = cursor.and_then(|cursor| cursor.deleted_at);
+    let lifted = cursor.and_then(|cursor| cursor.deletion_lifted_by(event));
     let disable = |row: &OrganizationRow| Decision::Disable {
         id: row.id.clone(),
         deleted_at,
     };
     match &event.change {
+        Change::Upsert { name } if lifted.is_some() => {
+            decide_upsert(found, candidate_id, event, name, lifted)
+        }
         // R10: a deletion is final. The dead take nothing from the living, but no row of theirs stays active.
         _ if deleted_at.is_some() => found.unlinked().map_or(Decision::Stale, disable),
+        // What `reconcile` missed is no news once something newer was applied (R44).
+        Change::Delete if event.id.is_snapshot() && !found.admits(event) => Decision::Stale,
         Change::Delete => {
             let row = found.by_workos_id.as_ref().or_else(|| found.unlinked());
             row.map_or(Decision::Tombstone, disable)
         }
-        Change::Upsert { name } => decide_upsert(found, candidate_id, event, name),
+        Change::Upsert { name } => decide_upsert(found, candidate_id, event, name, None),
     }
 }
 
-/// R1–R7, for an organization that isn't deleted.
+/// R1–R7, for an organization that isn't deleted, or whose deletion the event lifts.
 fn decide_upsert<'e>(
     found: &Found,
     candidate_id: OrganizationId,
     event: &OrganizationEvent,
     name: &'e str,
+    lifted: Option<DateTime<Utc>>,
 ) -> Decision<'e> {
     // What was applied of this WorkOS organization counts wherever the row went meanwhile: it may have been relinked,
     // or removed by the application.
-    if found
-        .cursor
-        .as_ref()
-        .is_some_and(|cursor| !cursor.admits(event))
-    {
+    if lifted.is_none() && !found.cursor_admits(event) {
         return Decision::Stale;
     }
     let update = |row: &OrganizationRow, link, not_followed| Decision::Update {
@@ -216,9 +253,12 @@ fn decide_upsert<'e>(
     };
     match (&found.by_workos_id, &found.by_candidate_id) {
         // R1, R6: never remapped.
-        (Some(row), _) if row.admits(event) => {
+        (Some(row), _) if lifted.is_some() || row.admits(event) => {
             let not_followed = event.external_id.clone().filter(|id| *id != row.id);
-            update(row, Link::Kept, not_followed)
+            let link = lifted.map_or(Link::Kept, |deleted_at| Link::Returned {
+                clears_disabled_at: row.is_disabled_by(deleted_at),
+            });
+            update(row, link, not_followed)
         }
         (Some(_), _) => Decision::Stale,
         // R2, R3, R6
@@ -392,6 +432,7 @@ mod tests {
             last_event_id: id(last),
             last_event_updated_at: None,
             deleted_at,
+            deletion_is_inferred: false,
         }
     }
 

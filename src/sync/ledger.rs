@@ -191,6 +191,12 @@ impl<'e> Ledger<'e> {
     fn link(&mut self, event: &'e OrganizationEvent, id: &OrganizationId, link: Link) -> Outcome {
         match link {
             Link::Kept => return Outcome::Updated,
+            Link::Returned { clears_disabled_at } => {
+                self.entry(id).is_gone_no_more(clears_disabled_at);
+                let disabled_since = self.entry(id).row.disabled_at;
+                self.note(event, id, What::Returned { disabled_since });
+                return Outcome::Updated;
+            }
             Link::Linked => {
                 if let Some(since) = self.entry(id).row.disabled_at {
                     self.note(event, id, What::LinkedDisabled { since });
@@ -201,7 +207,7 @@ impl<'e> Ledger<'e> {
                 clears_disabled_at,
             } => {
                 self.by_workos_id.remove(&from);
-                self.entry(id).change_hands(clears_disabled_at);
+                self.entry(id).is_gone_no_more(clears_disabled_at);
                 let disabled_since = self.entry(id).row.disabled_at;
                 self.note(
                     event,
@@ -233,17 +239,20 @@ impl<'e> Ledger<'e> {
     /// Moves the cursor to the event, never backwards (R11), and remembers a deletion (R10).
     fn advance_cursor(&mut self, event: &OrganizationEvent, now: DateTime<Utc>) {
         let known = self.cursor(&event.workos_id);
-        let deleted_at = known.and_then(|known| known.deleted_at);
+        let lifts = known.is_some_and(|known| known.deletion_lifted_by(event).is_some());
+        let deletion = known.filter(|_| !lifts);
         let mut cursor = match known {
-            Some(known) if !known.admits(event) => known.clone(),
+            Some(known) if !lifts && !known.admits(event) => known.clone(),
             _ => SyncCursor {
                 last_event_id: event.id.clone(),
                 last_event_updated_at: event.updated_at,
-                deleted_at,
+                deleted_at: deletion.and_then(|known| known.deleted_at),
+                deletion_is_inferred: deletion.is_some_and(|known| known.deletion_is_inferred),
             },
         };
-        if event.change == Change::Delete {
-            cursor.deleted_at.get_or_insert(deletion_time(event, now));
+        if event.change == Change::Delete && cursor.deleted_at.is_none() {
+            cursor.deleted_at = Some(deletion_time(event, now));
+            cursor.deletion_is_inferred = event.id.is_snapshot();
         }
         if self.cursor(&event.workos_id) != Some(&cursor) {
             let moved = true;
@@ -335,6 +344,7 @@ impl<'e> Ledger<'e> {
                 last_event_id: cursor.last_event_id.as_str(),
                 last_event_updated_at: cursor.last_event_updated_at,
                 deleted_at: cursor.deleted_at,
+                deletion_is_inferred: cursor.deletion_is_inferred,
             })
             .collect()
     }
@@ -406,8 +416,8 @@ impl<'e> Entry<'e> {
         }
     }
 
-    /// The row has another organization now: the deletion of the last one is no matter of its (R6).
-    fn change_hands(&mut self, clears_disabled_at: bool) {
+    /// The row has another organization now, or its own has returned: the deletion is no matter of its any more (R6, R44).
+    fn is_gone_no_more(&mut self, clears_disabled_at: bool) {
         if let Origin::Found(changes) = &mut self.origin {
             // A deletion of this batch isn't written yet, so it is dropped, not cleared.
             let was_written = changes.deletion.take().is_none();
@@ -473,6 +483,10 @@ struct Note<'e> {
 enum What {
     /// A row that is linked is disabled, and stays so.
     LinkedDisabled { since: DateTime<Utc> },
+    /// R44
+    Returned {
+        disabled_since: Option<DateTime<Utc>>,
+    },
     /// R6
     Relinked {
         from: WorkosId,
@@ -494,6 +508,16 @@ impl Note<'_> {
                 workos.organization_id = %workos_id,
                 "organization {id} is linked to WorkOS organization {workos_id}{}",
                 still_disabled(*since),
+            ),
+            What::Returned { disabled_since } => warn!(
+                event.id = %event.id,
+                organization_id = %id,
+                workos.organization_id = %workos_id,
+                "WorkOS organization {workos_id}, which reconcile had found to be gone, is there: organization {id} is {}",
+                disabled_since.map_or_else(
+                    || "enabled again".to_owned(),
+                    |since| format!("updated{}", still_disabled(since))
+                ),
             ),
             What::Relinked {
                 from,

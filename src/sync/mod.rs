@@ -9,11 +9,12 @@
 mod apply;
 pub mod decide;
 mod ledger;
+pub mod mirror;
 pub mod organization_id;
 pub mod slug;
 mod store;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, preview};
 pub(crate) use store::{Patience, lock_organizations};
 
 use crate::event::{OrganizationId, WorkosId};

@@ -164,7 +164,7 @@ pub(super) async fn fetch_cursors(
 ) -> Result<Vec<(WorkosId, SyncCursor)>, sqlx::Error> {
     let records = query!(
         r#"
-        select workos_id, last_event_id, last_event_updated_at, deleted_at
+        select workos_id, last_event_id, last_event_updated_at, deleted_at, deletion_is_inferred
         from workos_sync.workos_organization_syncs
         where workos_id = any ($1)
         "#,
@@ -179,6 +179,7 @@ pub(super) async fn fetch_cursors(
                 last_event_id: EventId::from_database(record.last_event_id),
                 last_event_updated_at: record.last_event_updated_at,
                 deleted_at: record.deleted_at,
+                deletion_is_inferred: record.deletion_is_inferred,
             };
             (WorkosId::from_database(record.workos_id), cursor)
         })
@@ -403,10 +404,11 @@ pub(super) struct NewCursor<'a> {
     pub(super) last_event_id: &'a str,
     pub(super) last_event_updated_at: Option<DateTime<Utc>>,
     pub(super) deleted_at: Option<DateTime<Utc>>,
+    pub(super) deletion_is_inferred: bool,
 }
 
-/// Advances cursors of WorkOS organizations, and remembers deletions for good. The guard has decided under the
-/// organization's lock, so none goes backwards (R11).
+/// Advances cursors of WorkOS organizations, and remembers deletions, for good unless they are inferred. All was decided
+/// under the organization's lock, so none goes backwards (R11).
 pub(super) async fn advance_cursors(
     connection: &mut PgConnection,
     cursors: &[NewCursor<'_>],
@@ -414,21 +416,23 @@ pub(super) async fn advance_cursors(
 ) -> Result<(), sqlx::Error> {
     query!(
         r#"
-        insert into workos_sync.workos_organization_syncs as sync
-            (workos_id, last_event_id, last_event_updated_at, deleted_at, updated_at)
-        select workos_id, last_event_id, last_event_updated_at, deleted_at, $5
-        from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
-                 as cursors (workos_id, last_event_id, last_event_updated_at, deleted_at)
+        insert into workos_sync.workos_organization_syncs
+            (workos_id, last_event_id, last_event_updated_at, deleted_at, deletion_is_inferred, updated_at)
+        select workos_id, last_event_id, last_event_updated_at, deleted_at, deletion_is_inferred, $6
+        from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::boolean[])
+                 as cursors (workos_id, last_event_id, last_event_updated_at, deleted_at, deletion_is_inferred)
         on conflict (workos_id) do update
             set last_event_id         = excluded.last_event_id,
                 last_event_updated_at = excluded.last_event_updated_at,
-                deleted_at            = coalesce(sync.deleted_at, excluded.deleted_at),
+                deleted_at            = excluded.deleted_at,
+                deletion_is_inferred  = excluded.deletion_is_inferred,
                 updated_at            = excluded.updated_at
         "#,
         &column(cursors, |cursor| cursor.workos_id) as _,
         &column(cursors, |cursor| cursor.last_event_id) as _,
         &column(cursors, |cursor| cursor.last_event_updated_at) as _,
         &column(cursors, |cursor| cursor.deleted_at) as _,
+        &column(cursors, |cursor| cursor.deletion_is_inferred),
         now,
     )
     .execute(connection)

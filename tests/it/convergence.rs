@@ -424,6 +424,7 @@ impl Memory {
                 let row = &mut row.organization;
                 let (linked_to, outcome) = match &link {
                     Link::Kept => (workos_id, Outcome::Updated),
+                    Link::Returned { .. } => panic!("no deletion is inferred here"),
                     Link::Linked => (None, Outcome::Linked),
                     Link::Relinked {
                         from,
@@ -457,6 +458,7 @@ impl Memory {
             last_event_id: event.id.clone(),
             last_event_updated_at: event.updated_at,
             deleted_at: deletion,
+            deletion_is_inferred: false,
         };
         let cursor = self
             .cursors
@@ -854,6 +856,7 @@ async fn cursors(connection: &mut PgConnection) -> HashMap<WorkosId, SyncCursor>
                     last_event_id: EventId::from_database(last_event_id),
                     last_event_updated_at,
                     deleted_at,
+                    deletion_is_inferred: false,
                 };
                 (WorkosId::from_database(workos_id), cursor)
             },

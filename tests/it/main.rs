@@ -18,6 +18,8 @@ mod organizations;
 mod outbox;
 mod properties;
 mod races;
+mod snapshots;
 mod support;
 mod webhook;
 mod workos;
+mod workos_lists;

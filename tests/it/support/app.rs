@@ -207,6 +207,12 @@ impl TestApp {
         self.inbox.record(&event, Source::Webhook).await.unwrap()
     }
 
+    /// Records an event by its body.
+    pub(crate) async fn record_body(&self, body: &str) -> Recorded {
+        let event = Event::parse(body.as_bytes()).unwrap();
+        self.inbox.record(&event, Source::Webhook).await.unwrap()
+    }
+
     /// Records an event, processes what is due, and says what came of it: outcome or status.
     pub(crate) async fn apply(&self, event: &EventBuilder) -> String {
         self.record(event).await;

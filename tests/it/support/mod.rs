@@ -3,6 +3,7 @@
 pub(crate) mod app;
 pub(crate) mod database;
 pub(crate) mod event;
+pub(crate) mod fake_workos;
 pub(crate) mod logs;
 pub(crate) mod proxy;
 pub(crate) mod server;
@@ -13,7 +14,15 @@ pub(crate) use app::{NOW, TestApp, release};
 pub(crate) use database::TestDatabase;
 pub(crate) use event::{EventBuilder, created, deleted, updated};
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use workos_sync::clock::ManualClock;
+
+/// The clock of a test.
+pub(crate) fn manual_clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(NOW))
+}
 
 /// Waits for a condition, and fails the test if it doesn't come true.
 pub(crate) async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {

@@ -1,15 +1,24 @@
-//! The WorkOS API, as far as it is used: read and write the `external_id` of an organization.
+//! The WorkOS API, as far as it is used: list organizations and events, read an organization, write its
+//! `external_id`.
 //!
 //! The answers are typed by what a caller does about them; see <https://workos.com/docs/reference/errors>
 //! for what WorkOS says with which status.
 
+mod budget;
+mod list;
+
+pub use budget::Priority;
+pub use list::{Answered, Lookup, Object, PAGE_ELEMENTS, Page, ReadFrom};
+
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -18,12 +27,16 @@ use url::Url;
 
 use crate::event::{OrganizationId, WorkosId};
 use crate::metrics::Metrics;
+use budget::Budget;
 
 /// How we introduce ourselves.
 const USER_AGENT: &str = concat!("workos-sync/", env!("CARGO_PKG_VERSION"));
 
 /// An organization with all its domains and metadata has some 10 KB: what is longer is no answer of WorkOS.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+/// A page has 100 of them.
+const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// How much of what WorkOS says goes into logs and `last_error`, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
@@ -55,13 +68,15 @@ enum Endpoint {
     GetOrganization,
     UpdateOrganization,
     ListOrganizations,
+    ListEvents,
 }
 
 impl Endpoint {
-    const ALL: [Self; 3] = [
+    const ALL: [Self; 4] = [
         Self::GetOrganization,
         Self::UpdateOrganization,
         Self::ListOrganizations,
+        Self::ListEvents,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -69,6 +84,15 @@ impl Endpoint {
             Self::GetOrganization => "get_organization",
             Self::UpdateOrganization => "update_organization",
             Self::ListOrganizations => "list_organizations",
+            Self::ListEvents => "list_events",
+        }
+    }
+
+    /// A longer answer is none of WorkOS's.
+    const fn longest_answer(self) -> usize {
+        match self {
+            Self::GetOrganization | Self::UpdateOrganization => MAX_BODY_BYTES,
+            Self::ListOrganizations | Self::ListEvents => MAX_PAGE_BYTES,
         }
     }
 }
@@ -155,6 +179,9 @@ pub struct WorkosClient {
     api_key: SecretString,
     /// Counts the requests, where somebody wants to know.
     metrics: Option<Metrics>,
+    /// What all clones may ask together, if that is limited.
+    budget: Option<Arc<Budget>>,
+    priority: Priority,
 }
 
 impl fmt::Debug for WorkosClient {
@@ -232,7 +259,25 @@ impl WorkosClient {
             base_url,
             api_key,
             metrics: None,
+            budget: None,
+            priority: Priority::WriteBack,
         })
+    }
+
+    /// The same client, whose clones share a budget of so many requests a second.
+    #[must_use]
+    pub fn limited_to(mut self, requests_per_second: NonZeroU32) -> Self {
+        self.budget = Some(Arc::new(Budget::new(requests_per_second.get())));
+        self
+    }
+
+    /// The same client, for requests of another priority within the budget.
+    #[must_use]
+    pub fn with_priority(&self, priority: Priority) -> Self {
+        Self {
+            priority,
+            ..self.clone()
+        }
     }
 
     /// The same client, whose requests are counted.
@@ -261,7 +306,7 @@ impl WorkosClient {
         now: DateTime<Utc>,
     ) -> Result<Option<String>, WorkosError> {
         let request = self.http.request(Method::GET, self.organization_url(id)?);
-        let body = self.send(Endpoint::GetOrganization, request, now).await?;
+        let (body, _) = self.send(Endpoint::GetOrganization, request, now).await?;
         let organization: Organization = serde_json::from_slice(&body).map_err(|error| {
             unavailable(self.shorten(&format!("the answer is no organization: {error}")))
         })?;
@@ -337,26 +382,64 @@ impl WorkosClient {
         endpoint: Endpoint,
         request: RequestBuilder,
         now: DateTime<Utc>,
-    ) -> Result<Vec<u8>, WorkosError> {
+    ) -> Result<(Vec<u8>, Answered), WorkosError> {
+        let response = self.ask(endpoint, request).await?;
+        let date = response.date;
+        let started = response.started;
+        let body = self.read(endpoint, response.http, now).await?;
+        let took = started.elapsed();
+        Ok((body, Answered { date, took }))
+    }
+
+    /// Sends the request, once the budget allows it.
+    async fn ask(&self, endpoint: Endpoint, request: RequestBuilder) -> Result<Asked, WorkosError> {
+        if let Some(budget) = &self.budget
+            && let Err(left) = budget.take(self.priority).await
+        {
+            return Err(WorkosError::RateLimited {
+                retry_after: Some(left),
+            });
+        }
+        let started = Instant::now();
         let sent = request.send().await;
         self.count(endpoint, sent.as_ref().ok().map(Response::status));
-        let response = sent.map_err(|error| self.no_answer(error))?;
+        let http = sent.map_err(|error| self.no_answer(error))?;
+        let date = header(&http, DATE).and_then(http_date);
+        Ok(Asked {
+            http,
+            date,
+            started,
+        })
+    }
+
+    /// Reads the body of a good answer, else what the answer means.
+    async fn read(
+        &self,
+        endpoint: Endpoint,
+        response: Response,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<u8>, WorkosError> {
         let status = response.status();
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| retry_after(value.to_str().ok()?, now));
+        let retry_after = header(&response, RETRY_AFTER).and_then(|value| retry_after(value, now));
         match status {
-            _ if status.is_success() => self.body(response).await,
+            _ if status.is_success() => self.body(response, endpoint.longest_answer()).await,
             StatusCode::NOT_FOUND => Err(WorkosError::NotFound),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(WorkosError::Unauthorized {
                 status: status.as_u16(),
             }),
             // The body isn't asked: it may be an object, or a bare string.
-            StatusCode::TOO_MANY_REQUESTS => Err(WorkosError::RateLimited { retry_after }),
+            StatusCode::TOO_MANY_REQUESTS => {
+                if let (Some(budget), Some(asked)) = (&self.budget, retry_after) {
+                    budget.pause(asked);
+                }
+                Err(WorkosError::RateLimited { retry_after })
+            }
             StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
                 // The status is final whether or not the reason gets here.
-                let body = self.body(response).await.unwrap_or_default();
+                let body = self
+                    .body(response, endpoint.longest_answer())
+                    .await
+                    .unwrap_or_default();
                 let refusal = Refusal::read(&body);
                 if refusal.has_code(EXTERNAL_ID_ALREADY_USED) {
                     return Err(WorkosError::ExternalIdAlreadyUsed);
@@ -398,15 +481,15 @@ impl WorkosClient {
         }
     }
 
-    async fn body(&self, mut response: Response) -> Result<Vec<u8>, WorkosError> {
+    async fn body(&self, mut response: Response, longest: usize) -> Result<Vec<u8>, WorkosError> {
         let mut body = Vec::new();
         while let Some(chunk) = response
             .chunk()
             .await
             .map_err(|error| self.no_answer(error))?
         {
-            if body.len() + chunk.len() > MAX_BODY_BYTES {
-                let reason = format!("the answer is longer than {MAX_BODY_BYTES} bytes");
+            if body.len() + chunk.len() > longest {
+                let reason = format!("the answer is longer than {longest} bytes");
                 return Err(unavailable(reason));
             }
             body.extend_from_slice(&chunk);
@@ -422,6 +505,17 @@ impl WorkosClient {
     fn shorten(&self, text: &str) -> String {
         shorten(&text.replace(self.api_key.expose_secret(), "[API key]"))
     }
+}
+
+/// An answer of which the head has come.
+struct Asked {
+    http: Response,
+    date: Option<DateTime<Utc>>,
+    started: Instant,
+}
+
+fn header(response: &Response, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
 }
 
 const fn unavailable(reason: String) -> WorkosError {
@@ -460,9 +554,14 @@ fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    // Of the three forms of a date only this one may be sent nowadays; it is one of RFC 2822's.
-    let at = DateTime::parse_from_rfc2822(value).ok()?;
-    Some((at.to_utc() - now).to_std().unwrap_or(Duration::ZERO))
+    Some((http_date(value)? - now).to_std().unwrap_or(Duration::ZERO))
+}
+
+/// Reads a date of HTTP. Of its three forms only this one may be sent nowadays; it is one of RFC 2822's.
+fn http_date(value: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc2822(value.trim())
+        .ok()
+        .map(|at| at.to_utc())
 }
 
 /// The body of a refusal: `{"code", "message", "errors": […]}`, where each may be missing, `message` may be a

@@ -1,0 +1,228 @@
+//! Reads all organizations of WorkOS, and applies each as a snapshot (R41).
+
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use serde_json::value::RawValue;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::intake::{Tally, take_in};
+use super::lease::RunLease;
+use super::poll::OVERLAP;
+use super::runs::{self, Kind, Run};
+use super::snapshot::Shown;
+use super::{HealError, key, patiently};
+use crate::clock::Clock;
+use crate::event::Event;
+use crate::inbox::{Inbox, Source};
+use crate::postgres;
+use crate::sync::{self, mirror};
+use crate::workos::{Page, WorkosClient, WorkosError};
+
+/// What a command that asks WorkOS for everything needs.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// Of the database.
+    pub pool: PgPool,
+    /// Where the database is, for the connection that holds the lease.
+    pub options: PgConnectOptions,
+    /// Where snapshots go.
+    pub inbox: Inbox,
+    /// The API.
+    pub client: WorkosClient,
+    /// The database's time.
+    pub clock: Arc<dyn Clock>,
+    /// Of derived organization ids.
+    pub namespace: Uuid,
+}
+
+/// How a backfill is to go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Begin anew, whatever was broken off.
+    pub restart: bool,
+    /// Write nothing, and say what would be done.
+    pub dry_run: bool,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How many pages are done.
+    pub pages: i64,
+    /// How many organizations these had.
+    pub seen: i64,
+}
+
+/// Reads all organizations. Where an earlier run was broken off, this one goes on.
+///
+/// # Errors
+/// Another run is under way, the key is of another environment, WorkOS or the database doesn't answer. What was read is
+/// kept.
+pub async fn run(
+    means: &Means,
+    options: Options,
+    mut progress: impl FnMut(Progress),
+) -> Result<(Progress, Tally), HealError> {
+    let mut lease = RunLease::take(&means.options, Kind::Backfill).await?;
+    key::check(&means.pool, &means.client, &*means.clock).await?;
+    let result = if options.dry_run {
+        dry_run(means, &mut progress).await
+    } else {
+        read_all(means, options, &mut lease, &mut progress).await
+    };
+    lease.end().await;
+    result
+}
+
+async fn read_all(
+    means: &Means,
+    options: Options,
+    lease: &mut RunLease,
+    progress: &mut impl FnMut(Progress),
+) -> Result<(Progress, Tally), HealError> {
+    let pool = &means.pool;
+    let mut run = open(means, options).await?;
+    loop {
+        let (page, began_anew) = read_page(means, run.after.as_deref()).await?;
+        if began_anew {
+            run.pages = 0;
+            run.seen = 0;
+        }
+        let shown = Shown::of(page.answered)?;
+        // Where the poll is to begin: before anything of this was read, as far back as a round reads.
+        run.boundary.get_or_insert(shown.at + MARGIN - OVERLAP);
+        let bodies = snapshots(&shown, &page.elements);
+        let mut tally = take_in(&means.inbox, &bodies, Source::Backfill).await?;
+        tally.dead += i64::try_from(page.elements.len() - bodies.len()).unwrap_or(i64::MAX);
+        run.pages += 1;
+        run.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
+        run.after = page.after;
+        lease.check().await?;
+        postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+            runs::turn_page(connection, &run, &tally).await
+        })
+        .await?;
+        progress(Progress {
+            pages: run.pages,
+            seen: run.seen,
+        });
+        if run.after.is_none() {
+            break;
+        }
+    }
+    let now = means.clock.now();
+    let tally = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+        runs::complete_backfill(connection, &run, now).await?;
+        runs::tally(connection, run.run_id).await
+    })
+    .await?;
+    let done = Progress {
+        pages: run.pages,
+        seen: run.seen,
+    };
+    Ok((done, tally))
+}
+
+/// What [`Shown::at`] is before the request.
+const MARGIN: TimeDelta = TimeDelta::seconds(60);
+
+/// The run that was broken off, or a new one.
+async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
+    let now = means.clock.now();
+    let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        if !options.restart
+            && let Some(run) = runs::broken_off(connection, Kind::Backfill).await?
+        {
+            return Ok::<_, sqlx::Error>(run);
+        }
+        let is_whole = !mirror::has_linked_rows(connection).await?;
+        runs::begin(connection, Kind::Backfill, is_whole, now).await
+    })
+    .await?;
+    if run.pages > 0 {
+        info!(
+            pages = run.pages,
+            organizations = run.seen,
+            "the backfill goes on behind {} organizations",
+            run.seen,
+        );
+    }
+    Ok(run)
+}
+
+/// A page, and whether it is the first one because WorkOS refuses where it was to begin.
+pub(super) async fn read_page(
+    means: &Means,
+    after: Option<&str>,
+) -> Result<(Page, bool), HealError> {
+    let ask = async |after| {
+        patiently(async || {
+            let now = means.clock.now();
+            means.client.list_organizations(after, now).await
+        })
+        .await
+    };
+    match ask(after).await {
+        Err(WorkosError::Rejected { message, .. }) if after.is_some() => {
+            warn!("WorkOS refuses where the list was to go on, it is read anew: {message}");
+            Ok((ask(None).await?, true))
+        }
+        page => Ok((page?, false)),
+    }
+}
+
+/// The bodies of the snapshots of a page.
+fn snapshots(shown: &Shown, elements: &[Box<RawValue>]) -> Vec<String> {
+    elements
+        .iter()
+        .filter_map(|element| match shown.snapshot(element) {
+            Ok(snapshot) => Some(snapshot.body),
+            Err(reason) => {
+                error!("{reason}");
+                None
+            }
+        })
+        .collect()
+}
+
+async fn dry_run(
+    means: &Means,
+    progress: &mut impl FnMut(Progress),
+) -> Result<(Progress, Tally), HealError> {
+    let (mut done, mut total) = (Progress::default(), Tally::default());
+    let mut after = None;
+    loop {
+        let (page, began_anew) = read_page(means, after.as_deref()).await?;
+        if began_anew {
+            (done, total) = Default::default();
+        }
+        let shown = Shown::of(page.answered)?;
+        let bodies = snapshots(&shown, &page.elements);
+        let events: Vec<_> = bodies
+            .iter()
+            .filter_map(|body| Event::parse(body.as_bytes()).ok()?.organization().ok())
+            .collect();
+        total.dead += i64::try_from(page.elements.len() - events.len()).unwrap_or(i64::MAX);
+        let now = means.clock.now();
+        let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+            sync::preview(connection, &events, &means.namespace, now)
+                .await
+                .map_err(HealError::from)
+        })
+        .await?;
+        for outcome in outcomes {
+            total.add(outcome.as_str(), 1);
+        }
+        done.pages += 1;
+        done.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
+        progress(done);
+        after = page.after;
+        if after.is_none() {
+            return Ok((done, total));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Finds what was missed, and mends it (R36–R46).
+//!
+//! Webhooks get lost: WorkOS gives up after three days, an endpoint is switched off, a firewall changes. What is here asks
+//! WorkOS instead, and puts what it finds into the same inbox: events that no delivery brought, and snapshots, which
+//! are objects of a list taken as events. The guard makes harmless what was there already.
+
+pub mod backfill;
+mod intake;
+pub mod key;
+mod lease;
+pub mod poll;
+pub mod reconcile;
+mod runs;
+pub mod snapshot;
+mod store;
+pub mod trust;
+
+pub use intake::Tally;
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::backoff::backoff;
+use crate::postgres::error::{DatabaseCause, describe};
+use crate::sync::ApplyError;
+use crate::workos::WorkosError;
+
+/// How often a command asks again where WorkOS is in trouble, before it gives up.
+const TRIES: u32 = 5;
+
+/// The longest pause of our own choice between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why something that was missed couldn't be looked for.
+#[derive(Debug, thiserror::Error)]
+pub enum HealError {
+    /// WorkOS doesn't answer, or refuses.
+    #[error(transparent)]
+    Workos(#[from] WorkosError),
+    /// The database doesn't answer.
+    #[error("{}", describe(.0))]
+    Database(#[from] sqlx::Error),
+    /// Its answers can't be put in order with events.
+    #[error(
+        "the answer of WorkOS has no readable Date: what it shows can't be put in order with events"
+    )]
+    NoDate,
+    /// It has taken over.
+    #[error("another replica polls meanwhile")]
+    LeaseLost,
+    /// One run of a kind at a time.
+    #[error("another {kind} is under way on this database")]
+    Busy {
+        /// Of this kind.
+        kind: &'static str,
+    },
+    /// WorkOS knows none of the organizations here.
+    #[error(
+        "WORKOS_API_KEY belongs to another WorkOS environment than this database: WorkOS knows none of {asked} \
+         organizations that are linked here"
+    )]
+    WrongKey {
+        /// How many were asked for.
+        asked: usize,
+    },
+    /// What was found couldn't be made durable.
+    #[error("what was read could not be stored: {0}")]
+    NotStored(String),
+    /// The list can't be read to its end.
+    #[error("WorkOS refuses where its list of organizations was to go on: run it again")]
+    ListChanged,
+    /// More organizations are gone than may be disabled.
+    #[error(
+        "more than {most} organizations are deleted in WorkOS, so nothing is written: look at what `reconcile` \
+         says without --apply, then raise --max-disable"
+    )]
+    TooManyDeletions {
+        /// How many may be.
+        most: usize,
+    },
+    /// What is here can't be compared.
+    #[error(transparent)]
+    Compare(#[from] ApplyError),
+}
+
+impl HealError {
+    /// How long WorkOS wants to be left alone.
+    const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Workos(
+                WorkosError::RateLimited { retry_after }
+                | WorkosError::Unavailable { retry_after, .. },
+            ) => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl DatabaseCause for HealError {
+    fn database_cause(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Database(error) | Self::Compare(ApplyError::Database(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<snapshot::NoDate> for HealError {
+    fn from(_: snapshot::NoDate) -> Self {
+        Self::NoDate
+    }
+}
+
+/// Asks WorkOS, for a command: waits as long as WorkOS wants where it limits the rate, and asks a few times where it is in
+/// trouble.
+async fn patiently<T>(
+    mut ask: impl AsyncFnMut() -> Result<T, WorkosError>,
+) -> Result<T, WorkosError> {
+    let mut tries = 0;
+    loop {
+        let trouble = match ask().await {
+            Err(trouble @ WorkosError::RateLimited { .. }) => trouble,
+            Err(trouble @ WorkosError::Unavailable { .. }) if tries + 1 < TRIES => trouble,
+            result => return result,
+        };
+        tries += 1;
+        let own = backoff(tries, LONGEST_PAUSE, fastrand::f64());
+        let asked = match &trouble {
+            WorkosError::RateLimited { retry_after }
+            | WorkosError::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        let pause = asked.unwrap_or(own);
+        warn!("{trouble}; next try in {:.1} s", pause.as_secs_f64());
+        tokio::time::sleep(pause).await;
+    }
+}

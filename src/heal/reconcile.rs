@@ -1,0 +1,557 @@
+//! Compares all organizations of WorkOS with the rows, and mends what differs (R43, R44).
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tracing::error;
+
+use super::backfill::{Means, Progress, read_page};
+use super::intake::{Tally, take_in};
+use super::lease::RunLease;
+use super::runs::{self, Kind, Run};
+use super::snapshot::{Shown, Snapshot};
+use super::{HealError, key, patiently};
+use crate::event::{Event, OrganizationEvent, parse_timestamp};
+use crate::inbox::Source;
+use crate::outbox;
+use crate::postgres;
+use crate::sync::mirror::{self, LinkedRow};
+use crate::sync::{self, Outcome};
+use crate::workos::{Lookup, Object};
+
+/// What changed in WorkOS so shortly before the answer may be on its way here.
+const ON_ITS_WAY: TimeDelta = TimeDelta::minutes(2);
+
+/// How many rows, or snapshots, are taken in hand at once.
+const BATCH: i64 = 100;
+
+/// How many organizations `--apply` disables without being told to.
+const FEW: usize = 10;
+
+/// How a reconcile is to go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Mend what differs.
+    pub apply: bool,
+    /// How many organizations may be disabled; `None`: ten, or 5 % of the rows if that is more.
+    pub max_disable: Option<usize>,
+}
+
+/// In what way a row and an organization differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// The organization has no row.
+    MissingHere,
+    /// The names differ.
+    Name,
+    /// The `external_id` is none, or isn't the row's id.
+    ExternalId,
+    /// WorkOS doesn't know the row's organization any more.
+    DeletedThere,
+    /// WorkOS knows the row's organization, but doesn't list it.
+    MissingThere,
+    /// The row is disabled. No drift.
+    DisabledHere,
+    /// The `external_id` is a recorded conflict. No drift.
+    ExternalIdConflict,
+}
+
+impl Difference {
+    /// Whether it is drift; otherwise it is for information.
+    #[must_use]
+    pub const fn is_drift(self) -> bool {
+        !matches!(self, Self::DisabledHere | Self::ExternalIdConflict)
+    }
+
+    /// The words for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MissingHere => "missing here",
+            Self::Name => "name",
+            Self::ExternalId => "external_id",
+            Self::DeletedThere => "deleted there",
+            Self::MissingThere => "missing there",
+            Self::DisabledHere => "disabled here",
+            Self::ExternalIdConflict => "external_id conflict",
+        }
+    }
+}
+
+/// Something that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// In what way.
+    pub difference: Difference,
+    /// Whether it counts as drift.
+    pub drift: bool,
+    /// The WorkOS organization.
+    pub workos_id: String,
+    /// The row.
+    pub organization_id: Option<String>,
+    /// What the row has.
+    pub here: Option<String>,
+    /// What WorkOS has.
+    pub there: Option<String>,
+}
+
+/// What a reconcile came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// How many organizations WorkOS has.
+    pub organizations: i64,
+    /// How many differences are drift.
+    pub drift: i64,
+    /// How many of them are left; with `--apply`, how many organizations.
+    pub left: i64,
+    /// How many differences are for information.
+    pub information: i64,
+}
+
+impl Report {
+    /// Nothing differs, or not any more.
+    #[must_use]
+    pub const fn is_in_step(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// An organization, as far as it is compared.
+#[derive(Deserialize)]
+struct There {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    external_id: Option<String>,
+    #[serde(default)]
+    updated_at: Option<String>,
+}
+
+impl There {
+    fn read(object: &RawValue) -> Self {
+        // What can't be read differs from what is here.
+        serde_json::from_str(object.get()).unwrap_or(Self {
+            name: None,
+            external_id: None,
+            updated_at: None,
+        })
+    }
+
+    fn is_on_its_way(&self, shown: &Shown) -> bool {
+        let updated_at = self.updated_at.as_deref().and_then(parse_timestamp);
+        updated_at.is_some_and(|updated_at| updated_at > shown.date - ON_ITS_WAY)
+    }
+}
+
+/// What differs so far.
+struct Comparison<F> {
+    report: Report,
+    /// What no snapshot mends.
+    missing_there: i64,
+    tell: F,
+}
+
+impl<F: FnMut(&Found)> Comparison<F> {
+    fn tell(
+        &mut self,
+        difference: Difference,
+        workos_id: &str,
+        row: Option<&LinkedRow>,
+        here: Option<String>,
+        there: Option<String>,
+    ) {
+        let drift = difference.is_drift();
+        if drift {
+            self.report.drift += 1;
+            self.report.left += 1;
+        } else {
+            self.report.information += 1;
+        }
+        (self.tell)(&Found {
+            difference,
+            drift,
+            workos_id: workos_id.to_owned(),
+            organization_id: row.map(|row| row.id.to_string()),
+            here,
+            there,
+        });
+    }
+}
+
+/// Compares, tells what differs as it is found, and mends it where `options` say so.
+///
+/// # Errors
+/// Another run is under way, the key is of another environment, WorkOS or the database doesn't answer, or more would be
+/// disabled than may be: then nothing is written.
+pub async fn run(
+    means: &Means,
+    options: Options,
+    tell: impl FnMut(&Found),
+    mut progress: impl FnMut(Progress),
+) -> Result<Report, HealError> {
+    let mut lease = RunLease::take(&means.options, Kind::Reconcile).await?;
+    if options.apply {
+        key::check(&means.pool, &means.client, &*means.clock).await?;
+    }
+    let now = means.clock.now();
+    let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        let run = runs::begin(connection, Kind::Reconcile, false, now).await?;
+        runs::forget_others(connection, run.run_id).await?;
+        Ok::<_, sqlx::Error>(run)
+    })
+    .await?;
+    let mut comparison = Comparison {
+        report: Report::default(),
+        missing_there: 0,
+        tell,
+    };
+    let result = compare_and_mend(
+        means,
+        options,
+        &run,
+        &mut lease,
+        &mut comparison,
+        &mut progress,
+    )
+    .await;
+    let report = comparison.report;
+    let status = if result.is_ok() { "complete" } else { "failed" };
+    let is_whole = result.is_ok() && report.is_in_step();
+    let now = means.clock.now();
+    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        runs::end(connection, run.run_id, status, is_whole, report.left, now).await
+    })
+    .await?;
+    lease.end().await;
+    result.map(|()| report)
+}
+
+async fn compare_and_mend(
+    means: &Means,
+    options: Options,
+    run: &Run,
+    lease: &mut RunLease,
+    comparison: &mut Comparison<impl FnMut(&Found)>,
+    progress: &mut impl FnMut(Progress),
+) -> Result<(), HealError> {
+    let mut done = Progress::default();
+    let mut after = None;
+    loop {
+        let (page, began_anew) = read_page(means, after.as_deref()).await?;
+        if began_anew {
+            return Err(HealError::ListChanged);
+        }
+        let shown = Shown::of(page.answered)?;
+        compare_page(means, run, &shown, &page.elements, comparison).await?;
+        done.pages += 1;
+        done.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
+        comparison.report.organizations = done.seen;
+        progress(done);
+        lease.check().await?;
+        after = page.after;
+        if after.is_none() {
+            break;
+        }
+    }
+    let deletions = compare_rows(means, options, run, lease, comparison).await?;
+    if options.apply {
+        let left = mend(means, run, &deletions, lease).await?;
+        comparison.report.left = comparison.missing_there + left;
+    }
+    Ok(())
+}
+
+/// An organization of a page, and the event that it makes.
+struct Listed {
+    snapshot: Snapshot,
+    event: Option<OrganizationEvent>,
+    there: There,
+}
+
+async fn compare_page(
+    means: &Means,
+    run: &Run,
+    shown: &Shown,
+    elements: &[Box<RawValue>],
+    comparison: &mut Comparison<impl FnMut(&Found)>,
+) -> Result<(), HealError> {
+    let mut listed = Vec::with_capacity(elements.len());
+    for element in elements {
+        match shown.snapshot(element) {
+            Ok(snapshot) => listed.push(Listed {
+                event: organization(&snapshot),
+                snapshot,
+                there: There::read(element),
+            }),
+            Err(reason) => error!("{reason}"),
+        }
+    }
+    let ids: Vec<_> = listed
+        .iter()
+        .map(|listed| listed.snapshot.workos_id.as_str())
+        .collect();
+    let events: Vec<_> = listed
+        .iter()
+        .filter_map(|listed| listed.event.clone())
+        .collect();
+    let now = means.clock.now();
+    let (rows, outcomes, conflicts) =
+        postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+            let rows = mirror::linked_rows(connection, &ids).await?;
+            let outcomes = sync::preview(connection, &events, &means.namespace, now).await?;
+            let conflicts = outbox::conflicts(connection, &ids).await?;
+            Ok::<_, HealError>((rows, outcomes, conflicts))
+        })
+        .await?;
+    let rows: HashMap<_, _> = rows
+        .iter()
+        .map(|row| (row.workos_id.as_str(), row))
+        .collect();
+    let outcomes: HashMap<_, _> = events
+        .iter()
+        .map(|event| event.workos_id.as_str())
+        .zip(outcomes)
+        .collect();
+    let conflicts: HashSet<_> = conflicts.iter().map(String::as_str).collect();
+
+    let mut snapshots = Vec::with_capacity(listed.len());
+    for Listed {
+        snapshot, there, ..
+    } in &listed
+    {
+        let id = snapshot.workos_id.as_str();
+        let row = rows.get(id).copied();
+        // One that can't be decoded has no outcome: it differs, and mending it makes a dead letter that says why.
+        let is_older = outcomes.get(id) == Some(&Outcome::Stale);
+        let differs = !is_older
+            && !there.is_on_its_way(shown)
+            && compare(id, row, there, conflicts.contains(id), comparison);
+        snapshots.push(differs.then_some(snapshot.body.as_str()));
+    }
+    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        runs::see(connection, run.run_id, &ids, &snapshots).await
+    })
+    .await?;
+    Ok(())
+}
+
+/// Compares an organization with its row; says whether there is drift.
+fn compare(
+    id: &str,
+    row: Option<&LinkedRow>,
+    there: &There,
+    is_conflict: bool,
+    comparison: &mut Comparison<impl FnMut(&Found)>,
+) -> bool {
+    let before = comparison.report.drift;
+    let Some(row) = row else {
+        comparison.tell(Difference::MissingHere, id, None, None, there.name.clone());
+        return true;
+    };
+    if there.name.as_ref() != Some(&row.name) {
+        comparison.tell(
+            Difference::Name,
+            id,
+            Some(row),
+            Some(row.name.clone()),
+            there.name.clone(),
+        );
+    }
+    let external_id = there.external_id.as_deref().filter(|id| !id.is_empty());
+    if external_id != Some(row.id.as_str()) {
+        let difference = if external_id.is_some() && is_conflict {
+            Difference::ExternalIdConflict
+        } else {
+            Difference::ExternalId
+        };
+        comparison.tell(
+            difference,
+            id,
+            Some(row),
+            Some(row.id.to_string()),
+            external_id.map(str::to_owned),
+        );
+    }
+    if let Some(since) = row.disabled_at {
+        comparison.tell(
+            Difference::DisabledHere,
+            id,
+            Some(row),
+            Some(since.to_rfc3339()),
+            None,
+        );
+    }
+    comparison.report.drift > before
+}
+
+/// Looks for rows whose organization the list lacks; gives the deletions that mend them, where that is wanted.
+async fn compare_rows(
+    means: &Means,
+    options: Options,
+    run: &Run,
+    lease: &mut RunLease,
+    comparison: &mut Comparison<impl FnMut(&Found)>,
+) -> Result<Vec<String>, HealError> {
+    let pool = &means.pool;
+    let most = match options.max_disable {
+        _ if !options.apply => usize::MAX,
+        Some(most) => most,
+        None => {
+            let rows = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+                mirror::count_active_rows(connection).await
+            })
+            .await?;
+            std::cmp::max(FEW, usize::try_from(rows / 20).unwrap_or(FEW))
+        }
+    };
+    let mut deletions = Vec::new();
+    let mut after = String::new();
+    loop {
+        let (rows, unseen) = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+            let rows = mirror::active_rows_after(connection, &after, BATCH).await?;
+            let ids: Vec<_> = rows.iter().map(|row| row.workos_id.as_str()).collect();
+            let unseen = runs::unseen(connection, run.run_id, &ids).await?;
+            Ok::<_, sqlx::Error>((rows, unseen))
+        })
+        .await?;
+        let Some(last) = rows.last() else {
+            return Ok(deletions);
+        };
+        after = last.workos_id.to_string();
+        for row in rows
+            .iter()
+            .filter(|row| unseen.iter().any(|id| id == row.workos_id.as_str()))
+        {
+            let Some(deletion) = compare_unlisted(means, row, comparison).await? else {
+                continue;
+            };
+            if options.apply {
+                deletions.push(deletion);
+            }
+            if deletions.len() > most {
+                return Err(HealError::TooManyDeletions { most });
+            }
+        }
+        lease.check().await?;
+    }
+}
+
+/// Asks for the organization of a row that the list lacks; gives the deletion that mends it, if that is what it needs.
+async fn compare_unlisted(
+    means: &Means,
+    row: &LinkedRow,
+    comparison: &mut Comparison<impl FnMut(&Found)>,
+) -> Result<Option<String>, HealError> {
+    let id = row.workos_id.as_str();
+    let found = patiently(async || {
+        let now = means.clock.now();
+        means.client.look_up(&row.workos_id, now).await
+    })
+    .await?;
+    match found {
+        Lookup::Gone(answered) => {
+            let deletion = Shown::of(answered)?.deletion(&row.workos_id);
+            if is_older(means, &deletion).await? {
+                return Ok(None);
+            }
+            let here = Some(row.name.clone());
+            comparison.tell(Difference::DeletedThere, id, Some(row), here, None);
+            Ok(Some(deletion.body))
+        }
+        Lookup::Found(Object { text, answered }) => {
+            let shown = Shown::of(answered)?;
+            let there = There::read(&text);
+            let is_older = match shown.snapshot(&text) {
+                Ok(snapshot) => is_older(means, &snapshot).await?,
+                Err(_) => false,
+            };
+            if !is_older && !there.is_on_its_way(&shown) {
+                let here = Some(row.name.clone());
+                comparison.missing_there += 1;
+                comparison.tell(Difference::MissingThere, id, Some(row), here, there.name);
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// Whether something newer was applied of the organization.
+async fn is_older(means: &Means, snapshot: &Snapshot) -> Result<bool, HealError> {
+    let Some(event) = organization(snapshot) else {
+        return Ok(false);
+    };
+    let now = means.clock.now();
+    let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        sync::preview(connection, &[event], &means.namespace, now)
+            .await
+            .map_err(HealError::from)
+    })
+    .await?;
+    Ok(outcomes == [Outcome::Stale])
+}
+
+fn organization(snapshot: &Snapshot) -> Option<OrganizationEvent> {
+    let event = Event::parse(snapshot.body.as_bytes()).ok()?;
+    event.organization().ok()
+}
+
+/// Applies the snapshots and the deletions; says how many organizations that didn't mend.
+async fn mend(
+    means: &Means,
+    run: &Run,
+    deletions: &[String],
+    lease: &mut RunLease,
+) -> Result<i64, HealError> {
+    let mut total = Tally::default();
+    let mut after = String::new();
+    loop {
+        let batch = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+            runs::snapshots_after(connection, run.run_id, &after, BATCH).await
+        })
+        .await?;
+        let Some((last, _)) = batch.last() else {
+            break;
+        };
+        after.clone_from(last);
+        lease.check().await?;
+        let bodies: Vec<_> = batch.into_iter().map(|(_, body)| body).collect();
+        total.add_all(&take_in(&means.inbox, &bodies, Source::Reconcile).await?);
+        record_conflicts(means, &bodies).await?;
+    }
+    for bodies in deletions.chunks(usize::try_from(BATCH).unwrap_or(1)) {
+        lease.check().await?;
+        total.add_all(&take_in(&means.inbox, bodies, Source::Reconcile).await?);
+    }
+    Ok(total.dead + total.unsettled)
+}
+
+/// An `external_id` that isn't the row's id is never overwritten (R15), so it is recorded as a conflict.
+async fn record_conflicts(means: &Means, bodies: &[String]) -> Result<(), HealError> {
+    let told: Vec<_> = bodies
+        .iter()
+        .filter_map(|body| {
+            let event = Event::parse(body.as_bytes()).ok()?.organization().ok()?;
+            Some((event.workos_id, event.external_id?))
+        })
+        .collect();
+    if told.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = told.iter().map(|(id, _)| id.as_str()).collect();
+    let now = means.clock.now();
+    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        let rows = mirror::linked_rows(connection, &ids).await?;
+        for row in &rows {
+            let held = told.iter().find(|(id, _)| *id == row.workos_id);
+            if let Some((_, held)) = held.filter(|(_, held)| *held != row.id) {
+                outbox::record_conflict(connection, &row.workos_id, &row.id, held, now).await?;
+            }
+        }
+        Ok::<_, sqlx::Error>(())
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! The runs of the commands that ask WorkOS for everything: where each stands, and what came of it.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, query, query_as, query_scalar};
+
+use super::intake::Tally;
+
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// R41
+    Backfill,
+    /// R43
+    Reconcile,
+    /// R40
+    CatchUp,
+}
+
+impl Kind {
+    /// The kind as the database and the command line have it.
+    #[must_use]
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+            Self::CatchUp => "catch_up",
+        }
+    }
+}
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) run_id: i64,
+    pub(super) after: Option<String>,
+    pub(super) boundary: Option<DateTime<Utc>>,
+    pub(super) pages: i64,
+    pub(super) seen: i64,
+}
+
+/// The run of this kind that was broken off.
+pub(super) async fn broken_off(
+    connection: &mut PgConnection,
+    kind: Kind,
+) -> Result<Option<Run>, sqlx::Error> {
+    query_as!(
+        Run,
+        r#"
+        select run_id, after, boundary, pages, seen
+        from workos_sync.runs
+        where kind = $1
+          and status = 'running'
+        order by run_id desc
+        limit 1
+        "#,
+        kind.as_str(),
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Begins a run; those of its kind that were broken off are given up.
+pub(super) async fn begin(
+    connection: &mut PgConnection,
+    kind: Kind,
+    is_whole: bool,
+    now: DateTime<Utc>,
+) -> Result<Run, sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.runs
+        set status   = 'abandoned',
+            ended_at = $2
+        where kind = $1
+          and status = 'running'
+        "#,
+        kind.as_str(),
+        now,
+    )
+    .execute(&mut *connection)
+    .await?;
+    query_as!(
+        Run,
+        r#"
+        insert into workos_sync.runs (kind, started_at, is_whole)
+        values ($1, $2, $3)
+        returning run_id, after, boundary, pages, seen
+        "#,
+        kind.as_str(),
+        now,
+        is_whole,
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// A page of a run is done.
+pub(super) async fn turn_page(
+    connection: &mut PgConnection,
+    run: &Run,
+    tally: &Tally,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.runs
+        set after    = $2,
+            boundary = $3,
+            pages    = $4,
+            seen     = $5,
+            created  = created + $6,
+            updated  = updated + $7,
+            linked   = linked + $8,
+            stale    = stale + $9,
+            dead     = dead + $10,
+            failed   = failed + $11
+        where run_id = $1
+        "#,
+        run.run_id,
+        run.after,
+        run.boundary,
+        run.pages,
+        run.seen,
+        tally.created,
+        tally.updated,
+        tally.linked,
+        tally.stale,
+        tally.dead,
+        tally.unsettled,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// What the pages of a run came to.
+pub(super) async fn tally(
+    connection: &mut PgConnection,
+    run_id: i64,
+) -> Result<Tally, sqlx::Error> {
+    query_as!(
+        Tally,
+        r#"
+        select created, updated, linked, stale, dead, failed as unsettled, 0::bigint as "disabled!"
+        from workos_sync.runs
+        where run_id = $1
+        "#,
+        run_id,
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// A backfill is complete; the poll begins where it began, if it has no position yet (R41).
+pub(super) async fn complete_backfill(
+    connection: &mut PgConnection,
+    run: &Run,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.runs
+        set status   = 'complete',
+            after    = null,
+            ended_at = $2
+        where run_id = $1
+        "#,
+        run.run_id,
+        now,
+    )
+    .execute(&mut *connection)
+    .await?;
+    query!(
+        "update workos_sync.event_poll set position = $1 where position is null",
+        run.boundary,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// A run has ended; what it has seen is forgotten.
+pub(super) async fn end(
+    connection: &mut PgConnection,
+    run_id: i64,
+    status: &str,
+    is_whole: bool,
+    drift: i64,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.runs
+        set status   = $2,
+            is_whole = $3,
+            drift    = $4,
+            ended_at = $5
+        where run_id = $1
+        "#,
+        run_id,
+        status,
+        is_whole,
+        drift,
+        now,
+    )
+    .execute(&mut *connection)
+    .await?;
+    query!(
+        "delete from workos_sync.run_organizations where run_id = $1",
+        run_id,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// What a run that was broken off has seen is forgotten.
+pub(super) async fn forget_others(
+    connection: &mut PgConnection,
+    run_id: i64,
+) -> Result<(), sqlx::Error> {
+    query!(
+        "delete from workos_sync.run_organizations where run_id < $1",
+        run_id,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// A run has seen these organizations, with the snapshots that mend those that differ.
+pub(super) async fn see(
+    connection: &mut PgConnection,
+    run_id: i64,
+    workos_ids: &[&str],
+    snapshots: &[Option<&str>],
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        insert into workos_sync.run_organizations (run_id, workos_id, snapshot)
+        select $1, workos_id, snapshot
+        from unnest($2::text[], $3::text[]) as seen (workos_id, snapshot)
+        on conflict (run_id, workos_id) do update
+            set snapshot = excluded.snapshot
+        "#,
+        run_id,
+        workos_ids as _,
+        snapshots as _,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Those of the organizations that a run hasn't seen.
+pub(super) async fn unseen(
+    connection: &mut PgConnection,
+    run_id: i64,
+    workos_ids: &[&str],
+) -> Result<Vec<String>, sqlx::Error> {
+    query_scalar!(
+        r#"
+        select workos_id as "workos_id!"
+        from unnest($2::text[]) as asked (workos_id)
+        where not exists (select
+                          from workos_sync.run_organizations as seen
+                          where seen.run_id = $1
+                            and seen.workos_id = asked.workos_id)
+          and not exists (select
+                          from workos_sync.workos_organization_syncs as sync
+                          where sync.workos_id = asked.workos_id
+                            and sync.deleted_at is not null)
+        "#,
+        run_id,
+        workos_ids as _,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// The snapshots that mend what differs, behind an organization; at most `limit`.
+pub(super) async fn snapshots_after(
+    connection: &mut PgConnection,
+    run_id: i64,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let records = query!(
+        r#"
+        select workos_id, snapshot as "snapshot!"
+        from workos_sync.run_organizations
+        where run_id = $1
+          and workos_id > $2
+          and snapshot is not null
+        order by workos_id
+        limit $3
+        "#,
+        run_id,
+        after,
+        limit,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(records
+        .into_iter()
+        .map(|record| (record.workos_id, record.snapshot))
+        .collect())
+}

@@ -1,0 +1,165 @@
+//! The SQL of `event_poll`, `runs` and `run_organizations`, and of the view `status`.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, query, query_as, query_scalar};
+
+/// Where the poll stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PollState {
+    pub(super) position: Option<DateTime<Utc>>,
+    pub(super) round_after: Option<String>,
+    pub(super) round_until: Option<DateTime<Utc>>,
+    pub(super) round_leaves: Option<DateTime<Utc>>,
+    pub(super) counted_until: Option<DateTime<Utc>>,
+}
+
+/// Takes the lease of the poll, if a round is due and nobody else is at it.
+pub(super) async fn take_lease(
+    connection: &mut PgConnection,
+    owner: &str,
+    until: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Option<PollState>, sqlx::Error> {
+    query_as!(
+        PollState,
+        r#"
+        update workos_sync.event_poll
+        set lease_owner = $1,
+            lease_until = $2
+        where (lease_until is null or lease_until <= $3 or lease_owner = $1)
+          and (next_at is null or next_at <= $3)
+        returning position, round_after, round_until, round_leaves, counted_until
+        "#,
+        owner,
+        until,
+        now,
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Gives the lease back; the next round is due at `next_at`.
+pub(super) async fn give_back(
+    connection: &mut PgConnection,
+    owner: &str,
+    next_at: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.event_poll
+        set lease_owner = null,
+            lease_until = null,
+            next_at     = $2
+        where lease_owner = $1
+        "#,
+        owner,
+        next_at,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// What a page leaves of the poll's position.
+#[derive(Debug, Clone)]
+pub(super) struct Turn<'a> {
+    /// Where the position is then, if the page was the last one.
+    pub(super) position: Option<DateTime<Utc>>,
+    /// Everything is read.
+    pub(super) is_drained: bool,
+    /// Where the round goes on.
+    pub(super) after: Option<&'a str>,
+    pub(super) until: Option<DateTime<Utc>>,
+    pub(super) leaves: Option<DateTime<Utc>>,
+}
+
+/// Writes where the poll stands, and renews the lease; says whether it still was the owner's.
+pub(super) async fn turn(
+    connection: &mut PgConnection,
+    owner: &str,
+    turn: &Turn<'_>,
+    lease_until: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let written = query!(
+        r#"
+        update workos_sync.event_poll
+        set position        = coalesce($2, position),
+            round_after     = $3,
+            round_until     = $4,
+            round_leaves    = $5,
+            last_answer_at  = $7,
+            last_drained_at = case when $8 then $7 else last_drained_at end,
+            lease_until     = $6
+        where lease_owner = $1
+        "#,
+        owner,
+        turn.position,
+        turn.after,
+        turn.until,
+        turn.leaves,
+        lease_until,
+        now,
+        turn.is_drained,
+    )
+    .execute(connection)
+    .await?;
+    Ok(written.rows_affected() == 1)
+}
+
+/// Remembers that more had to be read than WorkOS promises to keep.
+pub(super) async fn note_gap(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!("update workos_sync.event_poll set gap_at = $1", now)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Remembers how often `serve` polls; 0: never.
+pub(super) async fn note_interval(
+    connection: &mut PgConnection,
+    seconds: i32,
+) -> Result<(), sqlx::Error> {
+    query!(
+        "update workos_sync.event_poll set poll_seconds = $1",
+        seconds
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Counts the events that the poll stored until a time, and no delivery has brought; each once.
+pub(super) async fn count_missed(
+    connection: &mut PgConnection,
+    owner: &str,
+    until: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
+    // By webhook_events_undelivered_idx.
+    query_scalar!(
+        r#"
+        with before as materialized (select counted_until
+                                     from workos_sync.event_poll
+                                     where lease_owner = $1 for update),
+             counted as (update workos_sync.event_poll
+                 set counted_until = $2
+                 from before
+                 where event_poll.lease_owner = $1
+                   and (before.counted_until is null or before.counted_until < $2))
+        select count(*) as "count!"
+        from before,
+             workos_sync.webhook_events as event
+        where event.source = 'events_api'
+          and event.delivered_at is null
+          and event.received_at > before.counted_until
+          and event.received_at <= $2
+        "#,
+        owner,
+        until,
+    )
+    .fetch_one(connection)
+    .await
+}

@@ -1,0 +1,110 @@
+//! Stores a page of events together with what is written beside them: the position of the poll (R36).
+
+use std::collections::HashSet;
+
+use sqlx::{Connection, PgConnection};
+
+use super::store::{self, NewEvent};
+use super::{Inbox, Source, counts};
+use crate::event::Event;
+use crate::postgres::error::{self, DatabaseCause};
+use crate::postgres::{self};
+
+/// What storing a page did.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// How many events are new.
+    pub new: usize,
+    /// How many were there already.
+    pub known: usize,
+    /// Those that Postgres can't store, now or ever, with the reason.
+    pub unstorable: Vec<(String, String)>,
+}
+
+impl Inbox {
+    /// Makes a page of events durable, and what is written beside them, in one transaction; then has them processed. An
+    /// event that can't be stored costs its neighbours nothing.
+    ///
+    /// # Errors
+    /// Nothing is stored: the database doesn't answer, or `beside` failed.
+    pub async fn record_page<E>(
+        &self,
+        events: &[Event<'_>],
+        source: Source,
+        beside: impl AsyncFn(&mut PgConnection) -> Result<(), E>,
+    ) -> Result<Stored, E>
+    where
+        E: From<sqlx::Error> + DatabaseCause,
+    {
+        let mut events: Vec<_> = events
+            .iter()
+            .map(|event| self.new_event(event, source))
+            .collect();
+        // Whoever else inserts does it in this order too.
+        events.sort_by(|a, b| a.event_id.cmp(&b.event_id));
+        events.dedup_by(|a, b| a.event_id == b.event_id);
+        let pool = &self.inner.pool;
+        let together = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+            let all: Vec<_> = events.iter().collect();
+            let new = store::insert(connection, &all).await?;
+            beside(connection).await?;
+            Ok::<_, E>((new, Vec::new()))
+        })
+        .await;
+        let (new, unstorable) = match together {
+            Err(error)
+                if error
+                    .database_cause()
+                    .is_some_and(error::is_about_the_content) =>
+            {
+                postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+                    let stored = insert_each(connection, &events).await?;
+                    beside(connection).await?;
+                    Ok::<_, E>(stored)
+                })
+                .await?
+            }
+            together => together?,
+        };
+        let stored = Stored {
+            new: new.len(),
+            known: events.len() - new.len() - unstorable.len(),
+            unstorable,
+        };
+        let new: HashSet<_> = new.into_iter().collect();
+        for event in events {
+            if !new.contains(&event.event_id) {
+                continue;
+            }
+            if event.ignored {
+                counts::ignored(&self.inner.metrics, source);
+            } else {
+                self.wake(event.organization_id.unwrap_or(event.event_id));
+            }
+        }
+        Ok(stored)
+    }
+}
+
+/// Stores events each for itself; says which are new, and which can't be stored.
+async fn insert_each(
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+) -> Result<(Vec<String>, Vec<(String, String)>), sqlx::Error> {
+    let (mut new, mut unstorable) = (Vec::new(), Vec::new());
+    for event in events {
+        let mut savepoint = connection.begin().await?;
+        match store::insert(&mut savepoint, &[event]).await {
+            Ok(stored) => {
+                savepoint.commit().await?;
+                new.extend(stored);
+            }
+            Err(error) if error::is_about_the_content(&error) => {
+                savepoint.rollback().await?;
+                unstorable.push((event.event_id.clone(), error::describe(&error)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((new, unstorable))
+}

@@ -1,0 +1,462 @@
+//! A WorkOS environment: organizations that are made, renamed and deleted, the events that belong to it, and the API
+//! that shows both, with the habits of the real one. What it sends as webhooks the test delivers, or loses.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use chrono::{DateTime, TimeDelta, Utc};
+use hyper::{Method, StatusCode};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use ulid::Ulid;
+use url::Url;
+use workos_sync::clock::{Clock, ManualClock};
+use workos_sync::workos::WorkosClient;
+
+use super::event::rfc3339;
+use super::torn::Torn;
+use super::workos::Answer;
+
+/// An environment with an API on a port of its own; gone when dropped.
+pub(crate) struct FakeEnvironment {
+    url: Url,
+    state: Arc<Mutex<Environment>>,
+    _server: JoinSet<()>,
+}
+
+/// How the API is to behave.
+#[derive(Debug, Clone)]
+pub(crate) struct Habits {
+    /// How long a new event isn't shown.
+    pub(crate) hides_events_for: TimeDelta,
+    /// How long events are kept.
+    pub(crate) keeps_events_for: TimeDelta,
+    /// A `range_start` from before that is refused; otherwise what is kept is shown.
+    pub(crate) refuses_what_is_gone: bool,
+    /// The list of types isn't looked at, as by the emulator.
+    pub(crate) shows_every_type: bool,
+    /// Whether answers have a `Date`, and which.
+    pub(crate) date: Dates,
+}
+
+/// The `Date` of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dates {
+    Right,
+    Unreadable,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            hides_events_for: TimeDelta::seconds(5),
+            keeps_events_for: TimeDelta::days(30),
+            refuses_what_is_gone: false,
+            shows_every_type: false,
+            date: Dates::Right,
+        }
+    }
+}
+
+struct Environment {
+    clock: Arc<ManualClock>,
+    habits: Habits,
+    organizations: Vec<Organization>,
+    events: Vec<MadeEvent>,
+    /// The events that are still to be delivered.
+    deliveries: Vec<String>,
+    requests: Vec<String>,
+    next: VecDeque<Answer>,
+    last: DateTime<Utc>,
+    count: u128,
+}
+
+#[derive(Debug, Clone)]
+struct Organization {
+    id: String,
+    name: String,
+    external_id: Option<String>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+struct MadeEvent {
+    id: String,
+    event_type: String,
+    created_at: DateTime<Utc>,
+    body: Value,
+}
+
+impl Organization {
+    fn json(&self) -> Value {
+        json!({
+            "object": "organization",
+            "id": self.id,
+            "name": self.name,
+            "external_id": self.external_id,
+            "domains": [],
+            "metadata": {},
+            "allow_profiles_outside_organization": false,
+            "created_at": rfc3339(self.created_at),
+            "updated_at": rfc3339(self.updated_at),
+        })
+    }
+}
+
+impl FakeEnvironment {
+    /// An empty one, whose time is the clock's.
+    pub(crate) async fn start(clock: &Arc<ManualClock>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(Environment {
+            clock: Arc::clone(clock),
+            habits: Habits::default(),
+            organizations: Vec::new(),
+            events: Vec::new(),
+            deliveries: Vec::new(),
+            requests: Vec::new(),
+            next: VecDeque::new(),
+            last: DateTime::<Utc>::MIN_UTC,
+            count: 0,
+        }));
+        let router = Router::new()
+            .fallback(handle)
+            .with_state(Arc::clone(&state));
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            url: Url::parse(&format!("http://{address}")).unwrap(),
+            state,
+            _server: server,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Environment> {
+        self.state.lock().unwrap()
+    }
+
+    /// A client of it, with a budget that no test feels.
+    pub(crate) fn client(&self) -> WorkosClient {
+        let key = SecretString::from("sk_test_the_key");
+        WorkosClient::new(self.url.clone(), key)
+            .unwrap()
+            .limited_to(NonZeroU32::new(10_000).unwrap())
+    }
+
+    pub(crate) fn url(&self) -> Url {
+        self.url.clone()
+    }
+
+    pub(crate) fn set_habits(&self, habits: Habits) {
+        self.state().habits = habits;
+    }
+
+    /// Answers the next request so.
+    pub(crate) fn answer_next(&self, answer: Answer) {
+        self.state().next.push_back(answer);
+    }
+
+    /// What it was asked so far: method, path and query of each.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.state().requests.clone()
+    }
+
+    /// The same from now on.
+    pub(crate) fn forget_requests(&self) {
+        self.state().requests.clear();
+    }
+
+    /// Makes an organization; says its id.
+    pub(crate) fn create(&self, name: &str) -> String {
+        self.create_with(name, None)
+    }
+
+    pub(crate) fn create_with(&self, name: &str, external_id: Option<&str>) -> String {
+        let mut state = self.state();
+        let (at, n) = state.tick();
+        let organization = Organization {
+            id: format!("org_{}", ulid(at, n)),
+            name: name.to_owned(),
+            external_id: external_id.map(str::to_owned),
+            created_at: at,
+            updated_at: at,
+        };
+        let id = organization.id.clone();
+        state.emit("organization.created", &organization.json());
+        state.organizations.push(organization);
+        id
+    }
+
+    /// Changes its name.
+    pub(crate) fn rename(&self, id: &str, name: &str) {
+        self.change(id, |organization| name.clone_into(&mut organization.name));
+    }
+
+    pub(crate) fn set_external_id(&self, id: &str, external_id: Option<&str>) {
+        self.change(id, |organization| {
+            organization.external_id = external_id.map(str::to_owned);
+        });
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Organization)) {
+        let mut state = self.state();
+        let (at, _) = state.tick();
+        let organization = state
+            .organizations
+            .iter_mut()
+            .find(|organization| organization.id == id)
+            .unwrap();
+        change(organization);
+        organization.updated_at = at;
+        let json = organization.json();
+        state.emit("organization.updated", &json);
+    }
+
+    pub(crate) fn delete(&self, id: &str) {
+        let mut state = self.state();
+        state.tick();
+        let place = state
+            .organizations
+            .iter()
+            .position(|organization| organization.id == id)
+            .unwrap();
+        let organization = state.organizations.remove(place);
+        state.emit("organization.deleted", &organization.json());
+    }
+
+    /// An event of a type that isn't handled.
+    pub(crate) fn emit(&self, event_type: &str) {
+        let mut state = self.state();
+        state.tick();
+        state.emit(event_type, &json!({ "id": "other_1" }));
+    }
+
+    /// What an organization is called, and its `external_id`.
+    pub(crate) fn organization(&self, id: &str) -> Option<(String, Option<String>)> {
+        let state = self.state();
+        let found = state.organizations.iter().find(|found| found.id == id)?;
+        Some((found.name.clone(), found.external_id.clone()))
+    }
+
+    /// The bodies of the events that it hasn't delivered yet; the test delivers them, in any order, once, twice or
+    /// never.
+    pub(crate) fn take_deliveries(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().deliveries)
+    }
+
+    /// The ids of all events so far.
+    pub(crate) fn event_ids(&self) -> Vec<String> {
+        let state = self.state();
+        state.events.iter().map(|event| event.id.clone()).collect()
+    }
+}
+
+fn ulid(at: DateTime<Utc>, n: u128) -> Ulid {
+    Ulid::from_parts(u64::try_from(at.timestamp_millis()).unwrap(), n)
+}
+
+impl Environment {
+    /// No two things happen in one millisecond.
+    fn tick(&mut self) -> (DateTime<Utc>, u128) {
+        let next = self.last + TimeDelta::milliseconds(1);
+        self.last = std::cmp::max(self.clock.now(), next);
+        self.count += 1;
+        (self.last, self.count)
+    }
+
+    fn emit(&mut self, event_type: &str, data: &Value) {
+        let id = format!("event_{}", ulid(self.last, self.count));
+        let body = json!({
+            "object": "event",
+            "id": id,
+            "event": event_type,
+            "data": data,
+            "created_at": rfc3339(self.last),
+            "context": {"new": true},
+        });
+        self.deliveries.push(body.to_string());
+        self.events.push(MadeEvent {
+            id,
+            event_type: event_type.to_owned(),
+            created_at: self.last,
+            body,
+        });
+    }
+
+    fn answer(&mut self, method: &Method, path: &str, query: &Query, body: &str) -> Response {
+        match (method, path.strip_prefix("/organizations")) {
+            (&Method::GET, Some("")) => self.list_organizations(query),
+            (_, Some(id)) => self.organization(method, id.trim_start_matches('/'), body),
+            _ if path == "/events" => self.list_events(query),
+            _ => refusal(404, json!({"message": "Not Found"})),
+        }
+    }
+
+    fn list_organizations(&self, query: &Query) -> Response {
+        let mut all: Vec<_> = self.organizations.iter().collect();
+        if query.get("order") != Some("asc") {
+            all.reverse();
+        }
+        let start = match query.get("after") {
+            None => 0,
+            Some(after) => match all.iter().position(|found| found.id == after) {
+                Some(place) => place + 1,
+                None => {
+                    return refusal(400, json!({"message": "Invalid cursor", "code": "invalid"}));
+                }
+            },
+        };
+        let rest = &all[start..];
+        let page: Vec<_> = rest.iter().take(query.limit()).collect();
+        let after = (page.len() < rest.len()).then(|| page[page.len() - 1].id.clone());
+        let data: Vec<_> = page.iter().map(|found| found.json()).collect();
+        Json(json!({"object": "list", "data": data, "list_metadata": {"before": null, "after": after}}))
+            .into_response()
+    }
+
+    fn list_events(&self, query: &Query) -> Response {
+        let Some(types) = query.get("events") else {
+            let errors = json!([{"code": "required", "field": "events"}]);
+            return refusal(
+                422,
+                json!({"message": "Validation failed.", "errors": errors}),
+            );
+        };
+        let time = |name| query.get(name).map(|text| text.parse().unwrap());
+        let (start, end): (Option<DateTime<Utc>>, Option<DateTime<Utc>>) =
+            (time("range_start"), time("range_end"));
+        let now = self.clock.now();
+        let kept_since = now - self.habits.keeps_events_for;
+        let is_refused = match (query.get("after"), start) {
+            (Some(_), Some(_)) => true,
+            (Some(after), None) => !self
+                .events
+                .iter()
+                .any(|event| event.id == after && event.created_at >= kept_since),
+            (None, Some(start)) => {
+                end.unwrap_or(now) - start > TimeDelta::days(30)
+                    || (self.habits.refuses_what_is_gone && start < kept_since)
+            }
+            (None, None) => false,
+        };
+        if is_refused {
+            return refusal(400, json!({"message": "Invalid range or cursor"}));
+        }
+        let visible: Vec<_> = self
+            .events
+            .iter()
+            .filter(|event| event.created_at >= kept_since)
+            .filter(|event| event.created_at <= now - self.habits.hides_events_for)
+            .filter(|event| start.is_none_or(|start| event.created_at >= start))
+            .filter(|event| end.is_none_or(|end| event.created_at <= end))
+            .filter(|event| query.get("after").is_none_or(|after| *event.id > *after))
+            .filter(|event| {
+                self.habits.shows_every_type
+                    || types.split(',').any(|kind| kind == event.event_type)
+            })
+            .collect();
+        let page: Vec<_> = visible.iter().take(query.limit()).collect();
+        let after = (page.len() < visible.len()).then(|| page[page.len() - 1].id.clone());
+        let data: Vec<_> = page.iter().map(|event| event.body.clone()).collect();
+        Json(json!({"object": "list", "data": data, "list_metadata": {"after": after}}))
+            .into_response()
+    }
+
+    fn organization(&mut self, method: &Method, id: &str, body: &str) -> Response {
+        let Some(place) = self.organizations.iter().position(|found| found.id == id) else {
+            let body = json!({"message": "Organization not found.", "code": "entity_not_found"});
+            return refusal(404, body);
+        };
+        if method == Method::PUT {
+            let update: Value = serde_json::from_str(body).unwrap();
+            let external_id = update["external_id"].as_str().map(str::to_owned);
+            if self
+                .organizations
+                .iter()
+                .any(|found| found.id != id && found.external_id == external_id)
+            {
+                return refusal(
+                    400,
+                    json!({"message": "taken", "code": "external_id_already_used"}),
+                );
+            }
+            let (at, _) = self.tick();
+            self.organizations[place].external_id = external_id;
+            self.organizations[place].updated_at = at;
+            let json = self.organizations[place].json();
+            self.emit("organization.updated", &json);
+        }
+        Json(self.organizations[place].json()).into_response()
+    }
+}
+
+fn refusal(status: u16, body: Value) -> Response {
+    (StatusCode::from_u16(status).unwrap(), Json(body)).into_response()
+}
+
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(key, _)| key == name)?;
+        Some(&found.1)
+    }
+
+    fn limit(&self) -> usize {
+        self.get("limit").map_or(10, |limit| limit.parse().unwrap())
+    }
+}
+
+async fn handle(State(state): State<Arc<Mutex<Environment>>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    let query = head.uri.query().unwrap_or_default();
+    let query = url::form_urlencoded::parse(query.as_bytes());
+    let query = Query(query.into_owned().collect());
+    let next = {
+        let mut state = state.lock().unwrap();
+        state.requests.push(format!("{} {}", head.method, head.uri));
+        state.next.pop_front()
+    };
+    let mut response = match next {
+        Some(Answer::Hang) => std::future::pending().await,
+        Some(Answer::Cut) => return Body::new(Torn::default()).into_response(),
+        Some(Answer::Respond {
+            status,
+            headers,
+            body,
+        }) => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            response.body(Body::from(body)).unwrap()
+        }
+        Some(Answer::Hold(mut released)) => {
+            let _ = released.wait_for(|released| *released).await;
+            state
+                .lock()
+                .unwrap()
+                .answer(&head.method, head.uri.path(), &query, &body)
+        }
+        None => state
+            .lock()
+            .unwrap()
+            .answer(&head.method, head.uri.path(), &query, &body),
+    };
+    let state = state.lock().unwrap();
+    let date = match state.habits.date {
+        Dates::Right => state.clock.now().to_rfc2822().replace("+0000", "GMT"),
+        Dates::Unreadable => "yesterday".to_owned(),
+    };
+    response.headers_mut().insert("date", date.parse().unwrap());
+    response
+}
