@@ -89,6 +89,7 @@ impl App {
         max_body_bytes: usize,
     ) -> Self {
         metrics.expect_deliveries(Recorded::ALL.map(Recorded::as_str));
+        metrics.expect_deliveries(Problem::DELIVERY_CODES);
         metrics.expect_secrets(secrets.len());
         Self {
             inner: Arc::new(Inner {

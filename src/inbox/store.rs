@@ -397,8 +397,8 @@ pub(super) async fn remove_settled(
 /// What waits, in the inbox and to be written to WorkOS.
 pub(super) async fn backlog(executor: impl PgExecutor<'_>) -> Result<Backlog, sqlx::Error> {
     // By webhook_events_lane_idx, webhook_events_next_attempt_at_idx, webhook_events_dead_idx,
-    // external_id_pushes_due_idx and external_id_pushes_refused_idx: what is done isn't read. In a flood each part ends
-    // at its limit, where the number matters no more, and the oldest of so many is old.
+    // external_id_pushes_due_idx and external_id_pushes_refused_idx: what is done isn't read. The limits bound what a
+    // flood costs; the oldest of the first 100,000 is old enough for an alarm.
     query_as!(
         Backlog,
         r#"
