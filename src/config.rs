@@ -144,7 +144,19 @@ pub struct Settings {
     )]
     migrate_on_start: String,
 
-    /// How long requests and events in hand may take to finish after SIGTERM or SIGINT
+    /// How long connections are still accepted after SIGTERM, SIGINT or SIGHUP, while `readyz` says 503: the time
+    /// that a load balancer takes to see it
+    #[arg(
+        long,
+        env = "SHUTDOWN_DELAY_SECONDS",
+        global = true,
+        hide_env_values = true,
+        default_value = "0",
+        value_name = "SECONDS"
+    )]
+    shutdown_delay_seconds: String,
+
+    /// How long requests and events in hand may take to finish after that
     #[arg(
         long,
         env = "SHUTDOWN_GRACE_SECONDS",
@@ -254,6 +266,8 @@ pub struct Config {
     pub database_max_connections: u32,
     /// `MIGRATE_ON_START`
     pub migrate_on_start: bool,
+    /// `SHUTDOWN_DELAY_SECONDS`
+    pub shutdown_delay: Duration,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
     /// `INBOX_RETENTION_DAYS`; `None` keeps for ever.
@@ -358,6 +372,11 @@ impl Settings {
                 2..=10_000,
             )?,
             migrate_on_start: parse("MIGRATE_ON_START", "true or false", &self.migrate_on_start)?,
+            shutdown_delay: seconds(
+                "SHUTDOWN_DELAY_SECONDS",
+                &self.shutdown_delay_seconds,
+                86_400,
+            )?,
             shutdown_grace: seconds(
                 "SHUTDOWN_GRACE_SECONDS",
                 &self.shutdown_grace_seconds,

@@ -9,6 +9,7 @@
 //! 5. the background tasks, then the door.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, migrate};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
 use crate::telemetry::{self, Metrics};
 use crate::workos::WorkosClient;
@@ -52,30 +53,64 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let port = listener::bind(config.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
-    let Some(url) = &config.database_url else {
-        let server = match Embedded::start(&embedded_options(&config), shutdown.soft()).await {
-            Err(EmbeddedError::Interrupted) => return Ok(ExitCode::SUCCESS),
-            started => started?,
-        };
-        if config.webhook_secrets.is_empty() {
-            config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
-        }
-        let result = serve(&config, connect_options(server.url())?, port, shutdown).await;
-        server.stop().await?;
-        return result;
+    let exit = match &config.database_url {
+        Some(url) => serve(&config, connect_options(url)?, port, &shutdown).await?,
+        None => with_private_postgres(config, port, &shutdown).await?,
     };
-    serve(&config, connect_options(url)?, port, shutdown).await
+    info!(?exit, "stopped");
+    Ok(exit.into())
+}
+
+/// Serves with a private Postgres, which is there as long as the service is.
+async fn with_private_postgres(
+    config: Config,
+    port: TcpSocket,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
+    let mut server = match Embedded::start(&embedded_options(&config), shutdown.ending()).await {
+        Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
+        started => started?,
+    };
+    let served = serve_on(&mut server, config, port, shutdown).await;
+    let stopped = server.stop(shutdown.hard()).await;
+    let exit = served?;
+    stopped?;
+    Ok(shutdown.unless_forced(exit))
+}
+
+/// Serves, and has the private Postgres started again if it ends. Ends when that fails: a service that can only
+/// answer 503 would look alive.
+async fn serve_on(
+    server: &mut Embedded,
+    mut config: Config,
+    port: TcpSocket,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
+    if config.webhook_secrets.is_empty() {
+        config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
+    }
+    let database = connect_options(server.url())?;
+    let mut serving = pin!(serve(&config, database, port, shutdown));
+    tokio::select! {
+        exit = serving.as_mut() => exit,
+        error = server.keep_running() => {
+            shutdown.fail("private postgres");
+            // Its own end tells nothing: it has no database.
+            let _consequence = serving.await;
+            Err(error.into())
+        }
+    }
 }
 
 async fn serve(
     config: &Config,
     database: PgConnectOptions,
     port: TcpSocket,
-    shutdown: Shutdown,
-) -> anyhow::Result<ExitCode> {
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
     tokio::select! {
         ready = prepare(config, &database) => ready?,
-        () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
+        () = shutdown.ending().cancelled() => return Ok(shutdown.unless_forced(Exit::Clean)),
     }
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -118,7 +153,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.soft().clone(), database),
+        Health::new(shutdown.ending().clone(), database),
         clock,
         metrics,
         config.webhook_secrets.clone(),
@@ -141,14 +176,15 @@ async fn serve(
         listener::serve(tcp, router, limits, stop, tracker).await;
     });
 
-    let exit = shutdown.finish(config.shutdown_grace).await;
+    let exit = shutdown
+        .finish(config.shutdown_delay, config.shutdown_grace)
+        .await;
     if timeout(CLOSE_TIMEOUT, pool.close()).await.is_err() {
         warn!(
             "some database connections are still busy: what they had in hand is still in the inbox"
         );
     }
-    info!(?exit, "stopped");
-    Ok(exit.into())
+    Ok(exit)
 }
 
 /// Waits for the database, and brings its schema up to date.
