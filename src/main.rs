@@ -27,10 +27,13 @@ fn run() -> anyhow::Result<ExitCode> {
     // Before the runtime has threads: the environment isn't theirs to read while it changes.
     config::load_dotenv()?;
     let cli = Cli::read()?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(cli.run())
+        .build()?;
+    let code = runtime.block_on(cli.run());
+    // A thread may still wait for standard input; the process doesn't.
+    runtime.shutdown_background();
+    code
 }
 
 /// One line with the whole chain of causes, and the cure on the next where one is known.

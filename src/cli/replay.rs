@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 
 use super::{Database, bring_schema_up_to_date, sign};
-use crate::clock::SystemClock;
+use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::event::Event;
 use crate::inbox::{Inbox, RecordError, Recorded};
@@ -45,7 +45,8 @@ async fn replay(
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
     bring_schema_up_to_date(&database.options).await?;
-    let clock = Arc::new(SystemClock);
+    let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
+    let clock = Arc::new(clock);
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
@@ -61,7 +62,10 @@ async fn replay(
         (Vec::new(), 0_u64, 0_u64, 0_u64);
     let mut texts = Vec::new();
     for file in files {
-        match sign::read(file).and_then(|bytes| text(bytes, file)) {
+        // Not by this task: what comes through a pipe may never end, and a signal has to be seen all the same.
+        let source = file.clone();
+        let read = tokio::task::spawn_blocking(move || sign::read(&source)).await?;
+        match read.and_then(|bytes| text(bytes, file)) {
             Ok(text) => texts.push((file, text)),
             Err(error) => {
                 refused += 1;

@@ -25,7 +25,7 @@ use ulid::Ulid;
 use uuid::Uuid;
 
 use super::{bring_schema_up_to_date, connect_options, embedded_options, wait_for};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
@@ -108,14 +108,17 @@ async fn serve(
     port: TcpSocket,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
-    tokio::select! {
-        ready = prepare(config, &database) => ready?,
-        () = shutdown.ending().cancelled() => return Ok(shutdown.unless_forced(Exit::Clean)),
-    }
-
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let metrics = Metrics::default();
     let pool = postgres::pool(database.clone(), config.database_max_connections);
+    let start = async {
+        prepare(config, &database).await?;
+        anyhow::Ok(postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?)
+    };
+    let clock = tokio::select! {
+        clock = start => Arc::new(clock?),
+        () = shutdown.ending().cancelled() => return Ok(shutdown.unless_forced(Exit::Clean)),
+    };
+
+    let metrics = Metrics::default();
     let client = config
         .api_key
         .as_ref()
@@ -126,13 +129,13 @@ async fn serve(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
         );
     }
-    let outbox = Outbox::new(pool.clone(), client, Arc::clone(&clock));
+    let outbox = Outbox::new(pool.clone(), client, clock.clone());
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let lanes = usize::try_from(config.database_max_connections / 2)?;
     let inbox = Inbox::new(
         pool.clone(),
-        Arc::clone(&clock),
+        clock.clone(),
         outbox.clone(),
         config.org_id_namespace,
         metrics.clone(),
@@ -140,6 +143,10 @@ async fn serve(
         shutdown.soft().clone(),
     );
 
+    shutdown.spawn("database clock", {
+        let (pool, stop) = (pool.clone(), shutdown.soft().clone());
+        async move { clock.keep(pool, stop).await }
+    });
     shutdown.spawn("sweeper", inbox.clone().run_sweeper());
     shutdown.spawn("dead letter gauge", inbox.clone().run_dead_letter_gauge());
     if let Some(age) = config.inbox_retention {
@@ -154,7 +161,7 @@ async fn serve(
     let app = App::new(
         inbox,
         Health::new(shutdown.ending().clone(), database),
-        clock,
+        Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
         config.webhook_tolerance,

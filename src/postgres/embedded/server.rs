@@ -116,7 +116,10 @@ impl Server {
     async fn adopt(&mut self) -> Result<Option<u16>, EmbeddedError> {
         let deadline = Instant::now() + PATIENCE;
         while let Some(file) = self.running() {
-            self.postmaster = Some(Postmaster::Left(file.pid));
+            if self.postmaster.is_none() {
+                tracing::info!("a killed process left the private postgres running; waiting for it");
+                self.postmaster = Some(Postmaster::Left(file.pid));
+            }
             if let Some(port) = file.port
                 && let Ok(fsync) = prepare(port, &self.password).await
             {
