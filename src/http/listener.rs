@@ -181,6 +181,7 @@ pub async fn serve(
     });
     match listener {
         Ok(listener) => {
+            door.http.keep_alive(false);
             while let Some(tcp) = accepted(&listener).await {
                 door.let_in(tcp).await;
             }

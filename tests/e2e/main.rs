@@ -11,6 +11,7 @@
 mod configuration;
 mod emulator;
 mod hardening;
+mod interrupted;
 mod lifecycle;
 mod migrate;
 mod private_database;

@@ -117,7 +117,9 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         while let Some(file) = self.running() {
             if self.postmaster.is_none() {
-                tracing::info!("a killed process left the private postgres running; waiting for it");
+                tracing::info!(
+                    "a killed process left the private postgres running; waiting for it"
+                );
                 self.postmaster = Some(Postmaster::Left(file.pid));
             }
             if let Some(port) = file.port
