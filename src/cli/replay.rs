@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::PgPool;
+use tracing::info;
 
 use super::{Database, bring_schema_up_to_date, sign};
 use crate::clock::DatabaseClock;
@@ -25,7 +26,11 @@ const CHUNK: usize = 8_000;
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     Database::with(&config, async |database| {
-        let pool = postgres::pool(database.options.clone(), config.database_max_connections);
+        info!(database = %database.url, "replaying into {}", database.url);
+        let pool = postgres::pool(
+            database.url.options.clone(),
+            config.database_max_connections,
+        );
         let result = replay(&config, database, &pool, files).await;
         pool.close().await;
         result
@@ -44,7 +49,7 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.options).await?;
+    bring_schema_up_to_date(&database.url).await?;
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let inbox = Inbox::new(

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
@@ -24,14 +23,14 @@ use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{bring_schema_up_to_date, connect_options, embedded_options, wait_for};
+use super::{bring_schema_up_to_date, embedded_options, private_url, wait_for};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
-use crate::postgres::{self, migrate};
+use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
 use crate::telemetry::{self, Metrics};
@@ -54,7 +53,7 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
     let exit = match &config.database_url {
-        Some(url) => serve(&config, connect_options(url)?, port, &shutdown).await?,
+        Some(url) => serve(&config, url, port, &shutdown).await?,
         None => with_private_postgres(config, port, &shutdown).await?,
     };
     info!(?exit, "stopped");
@@ -89,8 +88,8 @@ async fn serve_on(
     if config.webhook_secrets.is_empty() {
         config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
     }
-    let database = connect_options(server.url())?;
-    let mut serving = pin!(serve(&config, database, port, shutdown));
+    let database = private_url(server.url())?;
+    let mut serving = pin!(serve(&config, &database, port, shutdown));
     tokio::select! {
         exit = serving.as_mut() => exit,
         error = server.keep_running() => {
@@ -104,13 +103,13 @@ async fn serve_on(
 
 async fn serve(
     config: &Config,
-    database: PgConnectOptions,
+    database: &DatabaseUrl,
     port: TcpSocket,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
-    let pool = postgres::pool(database.clone(), config.database_max_connections);
+    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
     let start = async {
-        prepare(config, &database).await?;
+        prepare(config, database).await?;
         anyhow::Ok(postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?)
     };
     let clock = tokio::select! {
@@ -160,7 +159,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.ending().clone(), database),
+        Health::new(shutdown.ending().clone(), database.options.clone()),
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
@@ -171,7 +170,12 @@ async fn serve(
         listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
     let url = format!("http://{}{}", reachable(address), config.webhook_path);
-    info!(%address, version = env!("CARGO_PKG_VERSION"), "listening on {address}");
+    info!(
+        %address,
+        %database,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening on {address}, writing into {database}"
+    );
     if config.database_url.is_none() {
         print_what_to_paste(&url, &config.webhook_secrets[0]);
     }
@@ -195,7 +199,7 @@ async fn serve(
 }
 
 /// Waits for the database, and brings its schema up to date.
-async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<()> {
+async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<()> {
     wait_for(database).await?;
     if config.migrate_on_start {
         for version in bring_schema_up_to_date(database).await? {
@@ -203,7 +207,7 @@ async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result
         }
         return Ok(());
     }
-    let mut connection = PgConnection::connect_with(database).await?;
+    let mut connection = PgConnection::connect_with(&database.options).await?;
     if !migrate::pending(&mut connection).await?.is_empty() {
         bail!(
             "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"

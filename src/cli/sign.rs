@@ -16,10 +16,7 @@ use crate::signature;
 pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
     let secret = match config.webhook_secrets.first() {
         Some(secret) => secret.clone(),
-        None => made_secret(config)?.ok_or_else(|| ConfigError {
-            variable: "WORKOS_WEBHOOK_SECRET",
-            problem: "required to sign".to_owned(),
-        })?,
+        None => made_secret(config)?,
     };
     let body = read(file)?;
     println!(
@@ -29,12 +26,22 @@ pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The one that `serve` made beside its private database.
-fn made_secret(config: &Config) -> anyhow::Result<Option<SecretString>> {
+/// The one that `serve` made beside its private database. None is made here: nobody would accept its signatures.
+fn made_secret(config: &Config) -> anyhow::Result<SecretString> {
+    let wrong = |problem| ConfigError {
+        variable: "WORKOS_WEBHOOK_SECRET",
+        problem,
+    };
     if config.database_url.is_some() {
-        return Ok(None);
+        return Err(wrong("required to sign".to_owned()).into());
     }
-    Ok(embedded::webhook_secret(&config.data_dir)?)
+    let made = embedded::webhook_secret(&config.data_dir)?;
+    Ok(made.ok_or_else(|| {
+        wrong(format!(
+            "not set, and `workos-sync serve` has made none in {}",
+            config.data_dir.display()
+        ))
+    })?)
 }
 
 /// Reads a file, or standard input where it is called `-`.
