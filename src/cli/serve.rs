@@ -8,6 +8,7 @@
 //! 4. the schema: every table is there before the first request;
 //! 5. the background tasks, then the door.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -229,10 +230,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the
 /// log: a signature is good for a while.
-#[expect(
-    clippy::print_stdout,
-    reason = "meant for whoever started this by hand"
-)]
 fn print_what_to_paste(url: &str, secret: &SecretString) {
     let now = SystemClock.now();
     let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
@@ -242,7 +239,9 @@ fn print_what_to_paste(url: &str, secret: &SecretString) {
         r#"{{"id":"event_{id}","event":"organization.created","created_at":"{at}","data":{{"object":"organization","id":"org_01EHWNCE74X7JSDV0X3SZ3KJNY","name":"Acme, Inc.","external_id":null,"created_at":"{at}","updated_at":"{at}"}}}}"#
     );
     let header = signature::sign(secret, body.as_bytes(), now);
-    println!(
+    // Whoever started it as a service may have closed it.
+    let _unread = writeln!(
+        std::io::stdout(),
         "\nworkos-sync receives webhooks at {url}\n\n\
          Send it an event (this signature is good for a few minutes; `workos-sync sign FILE` makes a fresh one):\n\n\
          curl -sS {url} -H 'WorkOS-Signature: {header}' -H 'Content-Type: application/json' -H 'Prefer: wait=5' --data-raw '{body}'\n"

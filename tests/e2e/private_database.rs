@@ -1,5 +1,6 @@
 //! `serve` in an empty folder: a private Postgres, found again and never left behind.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
@@ -177,7 +178,10 @@ async fn a_postgres_that_dies_is_started_again() {
             names(&folder).await == [format!("Acme {n}")]
         })
         .await;
-        assert_eq!(service.get("/readyz").await, Some(200));
+        eventually("it is ready", async || {
+            service.get("/readyz").await == Some(200)
+        })
+        .await;
     }
     service.terminate().await.assert(0);
     assert_eq!(folder.processes(), [""; 0], "nobody is left behind");
@@ -221,6 +225,26 @@ async fn postgres_ends_with_the_service() {
     let body = event(1, Kind::Created, "org_a", "Acme");
     assert_eq!(service.apply(&body).await["outcome"], "created");
     service.terminate().await.assert(0);
+    assert_eq!(folder.processes(), [""; 0], "nobody is left behind");
+}
+
+/// R31: the terminal that is closed is also where the log goes: that nobody reads it any more is no reason to panic.
+#[tokio::test]
+async fn a_log_that_nobody_reads_keeps_nobody_from_ending() {
+    let folder = Folder::new();
+    let variables = [("LISTEN_ADDR", "127.0.0.1:0")];
+    let mut command = program(&folder, &variables, &[]);
+    let mut service = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(service.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("listening on")));
+    drop(log);
+    signal(service.id(), "HUP");
+    eventually("it ends", async || service.try_wait().unwrap().is_some()).await;
+    assert_eq!(service.wait().unwrap().code(), Some(0));
     assert_eq!(folder.processes(), [""; 0], "nobody is left behind");
 }
 
