@@ -68,7 +68,10 @@ async fn replay(
         (Vec::new(), 0_u64, 0_u64, 0_u64);
     let mut texts = Vec::new();
     for file in files {
-        match sign::read(file).and_then(|bytes| text(bytes, file)) {
+        // Not by this task: what comes through a pipe may never end, and a signal has to be seen all the same.
+        let source = file.clone();
+        let read = tokio::task::spawn_blocking(move || sign::read(&source)).await?;
+        match read.and_then(|bytes| text(bytes, file)) {
             Ok(text) => texts.push((file, text)),
             Err(error) => {
                 refused += 1;
