@@ -1,3 +1,8 @@
+-- The search path of a role that is called as our schema begins with it; the application's table is never there.
+select set_config('search_path', string_agg(quote_ident(schema), ','), true)
+from unnest(current_schemas(false)) as schemas (schema)
+where schema <> 'workos_sync';
+
 -- The application's table. In a database whose application brought its own, only what is missing is added:
 -- nothing is altered that is there, so that a role that doesn't own the table can run this too.
 create table if not exists organization_metadata

@@ -1,5 +1,5 @@
 -- The inbox: every accepted event, durable before it is acknowledged.
-create table webhook_events
+create table workos_sync.webhook_events
 (
     event_id        text        not null,
     -- Text and a CHECK, not an ENUM: easier to evolve.
@@ -13,11 +13,19 @@ create table webhook_events
     -- tries as a new event.
     refusals        integer     not null default 0,
     last_error      text,
+    -- What failed, short, and equal for equal failures: `check:name_is_short`, `decode:data.name`.
+    cause           text,
+    -- Of a stale event: the cursor and the time that refused it.
+    compared        jsonb,
     received_at     timestamptz not null default now(),
     processed_at    timestamptz,
     -- When a failed event is pending again.
     next_attempt_at timestamptz,
     source          text        not null default 'webhook',
+    -- When a delivery brought an event that was stored from elsewhere before.
+    delivered_at    timestamptz,
+    -- To be decided again by an operator's wish: an id that equals the cursor is fresh then.
+    replayed        boolean     not null default false,
     -- json keeps the text as it came. jsonb would refuse "\u0000", and refuse it at the door, where the
     -- sender would repeat it for three days; so it is a dead letter that an operator can read.
     payload         json        not null,
@@ -37,7 +45,7 @@ create table webhook_events
             end) stored,
     constraint webhook_events_pkey primary key (event_id),
     constraint webhook_events_status_check
-        check (status in ('pending', 'processed', 'ignored', 'failed', 'dead')),
+        check (status in ('pending', 'processed', 'ignored', 'failed', 'dead', 'discarded')),
     constraint webhook_events_outcome_check
         check (outcome in ('created', 'updated', 'linked', 'disabled', 'stale', 'tombstoned')),
     constraint webhook_events_processed_check
@@ -47,17 +55,33 @@ create table webhook_events
 );
 
 -- The next event of a lane, and the lanes that have one: only what is due is in it.
-create index webhook_events_lane_idx on webhook_events (lane, event_order)
+create index webhook_events_lane_idx on workos_sync.webhook_events (lane, event_order)
     where status = 'pending';
 
 -- The events that wait for their next attempt.
-create index webhook_events_next_attempt_at_idx on webhook_events (next_attempt_at)
+create index webhook_events_next_attempt_at_idx on workos_sync.webhook_events (next_attempt_at)
     where status = 'failed';
 
 -- Retention.
-create index webhook_events_processed_at_idx on webhook_events (processed_at)
-    where status in ('processed', 'ignored');
+create index webhook_events_processed_at_idx on workos_sync.webhook_events (processed_at)
+    where status in ('processed', 'ignored', 'discarded');
 
 -- The operator's question at 3 a.m.
-create index webhook_events_dead_idx on webhook_events (received_at)
+create index webhook_events_dead_idx on workos_sync.webhook_events (received_at)
     where status = 'dead';
+
+-- What went wrong at each attempt: the first ten and the last ten of an event, for as long as the event.
+create table workos_sync.event_attempts
+(
+    event_id text        not null,
+    attempt  integer     not null,
+    at       timestamptz not null,
+    cause    text        not null,
+    error    text        not null,
+    constraint event_attempts_pkey primary key (event_id, attempt),
+    constraint event_attempts_event_id_fkey
+        foreign key (event_id) references workos_sync.webhook_events (event_id) on delete cascade
+);
+
+select workos_sync.keep_private('table', 'workos_sync.webhook_events');
+select workos_sync.keep_private('table', 'workos_sync.event_attempts');

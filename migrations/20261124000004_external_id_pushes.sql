@@ -1,6 +1,6 @@
 -- The outbox: organization ids that are to be written to WorkOS as external_id. A row is recorded in the
 -- transaction that writes the organization, and delivered after it: a crash in between loses nothing.
-create table external_id_pushes
+create table workos_sync.external_id_pushes
 (
     workos_id       text        not null,
     status          text        not null default 'pending',
@@ -21,5 +21,7 @@ create table external_id_pushes
         check ((status = 'pending') = (settled_at is null))
 );
 
-create index external_id_pushes_due_idx on external_id_pushes (next_attempt_at)
+create index external_id_pushes_due_idx on workos_sync.external_id_pushes (next_attempt_at)
     where status = 'pending';
+
+select workos_sync.keep_private('table', 'workos_sync.external_id_pushes');

@@ -31,7 +31,7 @@ const FETCH = {
   text: `select organization.id, sync.last_event_id
          from (select $1::text as workos_id) as wanted
                 left join organization_metadata organization on organization.workos_id = wanted.workos_id
-                left join workos_organization_syncs sync on sync.workos_id = wanted.workos_id`,
+                left join workos_sync.workos_organization_syncs sync on sync.workos_id = wanted.workos_id`,
 };
 const LOCK = {
   name: 'lock',
@@ -58,7 +58,7 @@ const INSERT = {
 };
 const ADVANCE = {
   name: 'advance',
-  text: `insert into workos_organization_syncs (workos_id, last_event_id, last_event_updated_at, updated_at)
+  text: `insert into workos_sync.workos_organization_syncs (workos_id, last_event_id, last_event_updated_at, updated_at)
          values ($1, $2, $3, now())
          on conflict (workos_id) do update
            set last_event_id = excluded.last_event_id,

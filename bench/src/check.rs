@@ -28,9 +28,11 @@ impl Before {
 }
 
 async fn count_events(pool: &PgPool) -> anyhow::Result<i64> {
-    Ok(sqlx::query_scalar("select count(*) from webhook_events")
-        .fetch_one(pool)
-        .await?)
+    Ok(
+        sqlx::query_scalar("select count(*) from workos_sync.webhook_events")
+            .fetch_one(pool)
+            .await?,
+    )
 }
 
 async fn count_organizations(pool: &PgPool) -> anyhow::Result<i64> {
@@ -48,7 +50,7 @@ pub(crate) async fn inbox(pool: &PgPool, before: &Before, events: &[Event]) -> a
         "select format('%s: %s, %s attempts, %s', sent.id, coalesce(status, 'lost'), coalesce(attempts, 0),
                        coalesce(last_error, 'no error'))
          from unnest($1::text[]) as sent (id)
-                  left join webhook_events on event_id = sent.id
+                  left join workos_sync.webhook_events on event_id = sent.id
          where event_id is null
             or status not in ('processed', 'ignored')
             or attempts <> 1",
@@ -96,7 +98,7 @@ pub(crate) async fn organizations(
                        sent.name, sent.event_id)
          from unnest($1::text[], $2::text[], $3::text[]) as sent (workos_id, event_id, name)
                   left join organization_metadata organization using (workos_id)
-                  left join workos_organization_syncs sync using (workos_id)
+                  left join workos_sync.workos_organization_syncs sync using (workos_id)
          where organization.name is distinct from sent.name
             or organization.workos_last_event_id is distinct from sent.event_id
             or sync.last_event_id is distinct from sent.event_id",
@@ -143,7 +145,7 @@ mod tests {
     async fn two_updates(pool: &PgPool) -> (Before, Vec<Event>) {
         run(
             pool,
-            "truncate organization_metadata, workos_organization_syncs, webhook_events;
+            "truncate organization_metadata, workos_sync.workos_organization_syncs, workos_sync.webhook_events cascade;
              insert into organization_metadata (id, name, slug, workos_id)
              values ('1', 'One', 'one', 'org_1'), ('2', 'Two', 'two', 'org_2')",
         )
@@ -157,12 +159,12 @@ mod tests {
             run(
                 pool,
                 &format!(
-                    "insert into webhook_events
+                    "insert into workos_sync.webhook_events
                          (event_id, status, outcome, event_type, attempts, processed_at, payload)
                      values ('{id}', 'processed', 'updated', 'organization.updated', 1, now(), '{{}}');
                      update organization_metadata set name = 'New', workos_last_event_id = '{id}'
                      where workos_id = '{workos_id}';
-                     insert into workos_organization_syncs (workos_id, last_event_id, updated_at)
+                     insert into workos_sync.workos_organization_syncs (workos_id, last_event_id, updated_at)
                      values ('{workos_id}', '{id}', now())"
                 ),
             )
@@ -187,24 +189,24 @@ mod tests {
         let pool = migrated(&postgres).await;
         for (damage, expected) in [
             (
-                "delete from webhook_events where event_id = (select min(event_id) from webhook_events)",
+                "delete from workos_sync.webhook_events where event_id = (select min(event_id) from workos_sync.webhook_events)",
                 ": lost, ",
             ),
             (
-                "update webhook_events set attempts = 2 where event_id = (select min(event_id) from webhook_events)",
+                "update workos_sync.webhook_events set attempts = 2 where event_id = (select min(event_id) from workos_sync.webhook_events)",
                 ": processed, 2 attempts, no error",
             ),
             (
-                "update webhook_events set status = 'pending', outcome = null, processed_at = null",
+                "update workos_sync.webhook_events set status = 'pending', outcome = null, processed_at = null",
                 "2 events were lost, not settled, or settled twice",
             ),
             (
-                "update webhook_events set status = 'dead', last_error = 'poison'",
+                "update workos_sync.webhook_events set status = 'dead', last_error = 'poison'",
                 ": dead, 1 attempts, poison",
             ),
             (
-                "insert into webhook_events (event_id, event_type, payload)
-                 select event_id || 'again', event_type, payload from webhook_events limit 1",
+                "insert into workos_sync.webhook_events (event_id, event_type, payload)
+                 select event_id || 'again', event_type, payload from workos_sync.webhook_events limit 1",
                 "2 events were sent, 3 are in the inbox",
             ),
             (
@@ -212,7 +214,7 @@ mod tests {
                 "org_1: is 'One' as of ",
             ),
             (
-                "update workos_organization_syncs set last_event_id = 'event_0' where workos_id = 'org_2'",
+                "update workos_sync.workos_organization_syncs set last_event_id = 'event_0' where workos_id = 'org_2'",
                 "the cursor is at event_0",
             ),
             (

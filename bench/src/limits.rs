@@ -39,14 +39,14 @@ update organization_metadata
 set name = 'Organization ' || :n::bigint || ' as of ' || :e::bigint, workos_updated_at = now(),
     workos_last_event_id = 'event_' || lpad(:e::bigint::text, 26, '0'), updated_at = now()
 where workos_id = 'org_01SEED' || lpad(:n::bigint::text, 20, '0');
-insert into workos_organization_syncs (workos_id, last_event_id, last_event_updated_at, updated_at)
+insert into workos_sync.workos_organization_syncs (workos_id, last_event_id, last_event_updated_at, updated_at)
 values ('org_01SEED' || lpad(:n::bigint::text, 20, '0'), 'event_' || lpad(:e::bigint::text, 26, '0'), now(), now())
 on conflict (workos_id) do update
 set last_event_id = excluded.last_event_id, last_event_updated_at = excluded.last_event_updated_at,
     updated_at = excluded.updated_at;
 commit;
 ",
-    proof: "select count(*) > 1000 from organization_metadata join workos_organization_syncs using (workos_id)
+    proof: "select count(*) > 1000 from organization_metadata join workos_sync.workos_organization_syncs using (workos_id)
             where name like '% as of %' and last_event_id not like 'event%AAAAAAAA%'",
 };
 
@@ -63,14 +63,14 @@ insert into organization_metadata
     (id, name, slug, workos_id, workos_updated_at, workos_last_event_id, updated_at)
 values (md5(:e::bigint::text)::uuid::text, 'Organization new ' || :e::bigint, 'organization-new-' || :e::bigint,
         'org_' || lpad(:e::bigint::text, 26, '0'), now(), 'event_' || lpad(:e::bigint::text, 26, '0'), now());
-insert into workos_organization_syncs (workos_id, last_event_id, last_event_updated_at, updated_at)
+insert into workos_sync.workos_organization_syncs (workos_id, last_event_id, last_event_updated_at, updated_at)
 values ('org_' || lpad(:e::bigint::text, 26, '0'), 'event_' || lpad(:e::bigint::text, 26, '0'), now(), now());
-insert into external_id_pushes (workos_id, organization_id, next_attempt_at, created_at)
+insert into workos_sync.external_id_pushes (workos_id, organization_id, next_attempt_at, created_at)
 values ('org_' || lpad(:e::bigint::text, 26, '0'), md5(:e::bigint::text)::uuid::text, now(), now());
 commit;
 ",
-    proof: "select count(*) > 1000 from external_id_pushes
-            join organization_metadata using (workos_id) join workos_organization_syncs using (workos_id)",
+    proof: "select count(*) > 1000 from workos_sync.external_id_pushes
+            join organization_metadata using (workos_id) join workos_sync.workos_organization_syncs using (workos_id)",
 };
 
 /// One row of an inbox a transaction. The table has a primary key and no other index.

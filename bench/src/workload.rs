@@ -375,7 +375,7 @@ impl Bench {
         .execute(&pool)
         .await?;
         sqlx::query(
-            "insert into workos_organization_syncs
+            "insert into workos_sync.workos_organization_syncs
                  (workos_id, last_event_id, last_event_updated_at, updated_at)
              select 'org_01SEED' || lpad(n::text, 20, '0'),
                     'event_01AAAAAAAA' || lpad(n::text, 16, '0'), '2025-01-01', now()
@@ -523,7 +523,7 @@ async fn fill_inbox(pool: &PgPool, events: u64, organizations: u64) -> anyhow::R
             let from = next.get();
             next.set(from + FILL_CHUNK);
             sqlx::query(
-                "insert into webhook_events
+                "insert into workos_sync.webhook_events
                      (event_id, status, outcome, event_type, organization_id, attempts,
                       received_at, processed_at, source, payload)
                  select event_id, 'processed', 'updated', 'organization.updated', workos_id, 1,
@@ -546,9 +546,9 @@ async fn fill_inbox(pool: &PgPool, events: u64, organizations: u64) -> anyhow::R
     };
     let vacuumed = |setting: &'static str| sqlx::raw_sql(setting).execute(pool);
     // It is vacuumed at the end, once.
-    vacuumed("alter table webhook_events set (autovacuum_enabled = off)").await?;
+    vacuumed("alter table workos_sync.webhook_events set (autovacuum_enabled = off)").await?;
     tokio::try_join!(fill(), fill())?;
-    vacuumed("alter table webhook_events reset (autovacuum_enabled)").await?;
+    vacuumed("alter table workos_sync.webhook_events reset (autovacuum_enabled)").await?;
     Ok(())
 }
 
@@ -563,8 +563,8 @@ async fn drained(pool: &PgPool) -> anyhow::Result<()> {
     let deadline = Instant::now() + DRAIN_TIMEOUT;
     loop {
         let waiting: bool = sqlx::query_scalar(
-            "select exists (select from webhook_events where status = 'pending')
-                 or exists (select from webhook_events where status = 'failed')",
+            "select exists (select from workos_sync.webhook_events where status = 'pending')
+                 or exists (select from workos_sync.webhook_events where status = 'failed')",
         )
         .fetch_one(pool)
         .await?;
@@ -584,7 +584,7 @@ async fn lag(pool: &PgPool, events: &[Event]) -> anyhow::Result<[f64; 2]> {
     let lags: Vec<f64> = sqlx::query_scalar(
         "select percentile_disc(array[0.5, 0.99]) within group
                     (order by extract(epoch from processed_at - received_at)::float8 * 1000)
-         from webhook_events
+         from workos_sync.webhook_events
          where event_id = any ($1::text[])",
     )
     .bind(&ids)
@@ -599,9 +599,9 @@ async fn lag(pool: &PgPool, events: &[Event]) -> anyhow::Result<[f64; 2]> {
 async fn last_to_first(pool: &PgPool, events: &[Event]) -> anyhow::Result<Option<f64>> {
     let ids: Vec<&str> = events.iter().map(|event| event.id.as_str()).collect();
     let times: Vec<DateTime<Utc>> = sqlx::query_scalar(
-        "select processed_at from webhook_events
+        "select processed_at from workos_sync.webhook_events
          where event_id = any ($1::text[])
-           and processed_at <= (select max(received_at) from webhook_events where event_id = any ($1::text[]))
+           and processed_at <= (select max(received_at) from workos_sync.webhook_events where event_id = any ($1::text[]))
          order by processed_at",
     )
     .bind(&ids)

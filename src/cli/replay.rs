@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use super::{Database, bring_schema_up_to_date, sign};
-use crate::clock::SystemClock;
+use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::event::Event;
 use crate::inbox::{Inbox, RecordError, Recorded};
@@ -45,7 +45,8 @@ async fn replay(
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
     bring_schema_up_to_date(&database.options).await?;
-    let clock = Arc::new(SystemClock);
+    let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
+    let clock = Arc::new(clock);
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),

@@ -24,7 +24,7 @@ use ulid::Ulid;
 use uuid::Uuid;
 
 use super::{bring_schema_up_to_date, connect_options, embedded_options, wait_for};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
@@ -75,9 +75,10 @@ async fn serve(
         () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
     }
 
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let pool = postgres::pool(database.clone(), config.database_max_connections);
+    let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
+    let clock = Arc::new(clock);
     let client = config
         .api_key
         .as_ref()
@@ -88,13 +89,13 @@ async fn serve(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
         );
     }
-    let outbox = Outbox::new(pool.clone(), client, Arc::clone(&clock));
+    let outbox = Outbox::new(pool.clone(), client, clock.clone());
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let lanes = usize::try_from(config.database_max_connections / 2)?;
     let inbox = Inbox::new(
         pool.clone(),
-        Arc::clone(&clock),
+        clock.clone(),
         outbox.clone(),
         config.org_id_namespace,
         metrics.clone(),
@@ -102,6 +103,10 @@ async fn serve(
         shutdown.soft().clone(),
     );
 
+    shutdown.spawn("database clock", {
+        let (pool, stop) = (pool.clone(), shutdown.soft().clone());
+        async move { clock.keep(pool, stop).await }
+    });
     shutdown.spawn("sweeper", inbox.clone().run_sweeper());
     shutdown.spawn("dead letter gauge", inbox.clone().run_dead_letter_gauge());
     if let Some(age) = config.inbox_retention {
@@ -116,7 +121,7 @@ async fn serve(
     let app = App::new(
         inbox,
         Health::new(shutdown.soft().clone(), database),
-        clock,
+        Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
         config.webhook_tolerance,

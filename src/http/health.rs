@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
-use crate::postgres::migrate;
+use crate::postgres::{self, migrate};
 
 /// How long the database may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,6 +58,8 @@ pub enum NotReady {
     ShuttingDown,
     /// The database can't be reached, or doesn't answer in time.
     Database,
+    /// The database takes no writes.
+    ReadOnly,
     /// The database lacks migrations.
     Schema,
 }
@@ -67,6 +69,7 @@ impl NotReady {
         match self {
             Self::ShuttingDown => "shutting_down",
             Self::Database => "database_unavailable",
+            Self::ReadOnly => "database_read_only",
             Self::Schema => "schema_outdated",
         }
     }
@@ -75,6 +78,7 @@ impl NotReady {
         match self {
             Self::ShuttingDown => "the service is shutting down",
             Self::Database => "the database does not answer",
+            Self::ReadOnly => "the database takes no writes",
             Self::Schema => "the database schema is not current: run `workos-sync migrate`",
         }
     }
@@ -119,7 +123,7 @@ impl Health {
         }))
     }
 
-    /// Asks whether the service is going to stay, the database answers, and its schema is current. Writes
+    /// Asks whether the service is going to stay, the database answers and takes writes, and its schema is current. Writes
     /// nothing. Takes little more than a second, whatever the database does and however many ask at once.
     ///
     /// # Errors
@@ -147,10 +151,20 @@ impl Health {
 
 impl Probe {
     async fn ask(&mut self, database: &PgConnectOptions) -> Result<(), NotReady> {
-        // Taken out: on an error, on the timeout, or when the prober hangs up half-way, it is dropped.
+        // Taken out: unless it may be kept, it is dropped, also when the prober hangs up half-way.
         let kept = self.connection.take();
-        let (verdict, reason) = match timeout(TIMEOUT, pending(kept, database)).await {
-            Ok(Ok((connection, pending))) => {
+        let (verdict, reason) = match timeout(TIMEOUT, look(kept, database)).await {
+            // A new connection may lead to another server.
+            Ok(Ok((
+                _,
+                Found {
+                    read_only: true, ..
+                },
+            ))) => (
+                Err(NotReady::ReadOnly),
+                "it is a standby, or set so".to_owned(),
+            ),
+            Ok(Ok((connection, Found { pending, .. }))) => {
                 self.connection = Some(connection);
                 if pending.is_empty() {
                     (Ok(()), String::new())
@@ -158,10 +172,7 @@ impl Probe {
                     (Err(NotReady::Schema), format!("pending: {pending:?}"))
                 }
             }
-            Ok(Err(error)) => (
-                Err(NotReady::Database),
-                crate::postgres::error::describe(&error),
-            ),
+            Ok(Err(error)) => (Err(NotReady::Database), postgres::error::describe(&error)),
             Err(_elapsed) => (
                 Err(NotReady::Database),
                 format!("no answer within {} s", TIMEOUT.as_secs()),
@@ -180,25 +191,43 @@ impl Probe {
     }
 }
 
-/// Asks on the kept connection, or on a new one if that has died since: a database that was restarted between
-/// two probes is ready.
-async fn pending(
+/// What a look at the database found.
+struct Found {
+    /// It takes no writes: a standby, or a server or role that is set so.
+    read_only: bool,
+    /// The migrations that it lacks.
+    pending: Vec<i64>,
+}
+
+/// Looks on the kept connection, or on a new one if that has died since: a database that was restarted between two
+/// probes is ready.
+async fn look(
     kept: Option<PgConnection>,
     database: &PgConnectOptions,
-) -> Result<(PgConnection, Vec<i64>), sqlx::Error> {
+) -> Result<(PgConnection, Found), sqlx::Error> {
     if let Some(mut connection) = kept
-        && let Ok(pending) = migrate::pending(&mut connection).await
+        && let Ok(found) = ask(&mut connection).await
     {
-        return Ok((connection, pending));
+        return Ok((connection, found));
     }
     let mut connection = database.connect().await?;
+    let found = ask(&mut connection).await?;
+    Ok((connection, found))
+}
+
+async fn ask(connection: &mut PgConnection) -> Result<Found, sqlx::Error> {
+    let mut tx = postgres::begin(connection).await?;
     // The server's side ends too: nothing else tells a statement that waits for a lock that we have gone.
-    sqlx::query!(
-        r#"select set_config('statement_timeout', $1, false) as "set""#,
+    let read_only = sqlx::query_scalar!(
+        r#"
+        select current_setting('transaction_read_only')::boolean as "read_only!"
+        from set_config('statement_timeout', $1, true)
+        "#,
         TIMEOUT.as_millis().to_string()
     )
-    .fetch_one(&mut connection)
+    .fetch_one(&mut *tx)
     .await?;
-    let pending = migrate::pending(&mut connection).await?;
-    Ok((connection, pending))
+    let pending = migrate::pending(&mut tx).await?;
+    tx.rollback().await?;
+    Ok(Found { read_only, pending })
 }

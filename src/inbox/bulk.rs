@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tracing::debug;
 
 use super::lanes::HeldLane;
@@ -19,7 +19,7 @@ use super::record::Answer;
 use super::store::{self, InTheWay, NewEvent};
 use super::{Inbox, RecordError, Recorded, Source};
 use crate::event::{Event, OrganizationEvent};
-use crate::sync::{self, Patience};
+use crate::sync::{self, Outcome, Patience};
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
 const SIDES: usize = 4;
@@ -42,6 +42,15 @@ impl Saved {
     fn lane(&self) -> Option<&str> {
         self.decoded.as_ref().map(|event| event.workos_id.as_str())
     }
+}
+
+/// What a transaction did.
+struct Bulk<'e> {
+    /// The ids of the events that are new.
+    stored: Vec<String>,
+    applied: Vec<(&'e NewEvent, Outcome)>,
+    /// The outbox has something to do.
+    push_recorded: bool,
 }
 
 impl Inbox {
@@ -125,13 +134,24 @@ impl Inbox {
         let lanes: BTreeSet<_> = events.iter().filter_map(Saved::lane).collect();
         let held = self.inner.lanes.hold(lanes);
         let result = self
-            .within(async |connection: &mut PgConnection| {
-                self.attempt_in_bulk(connection, events, &held).await
-            })
+            .within(async |tx: &mut PgConnection| self.attempt_in_bulk(tx, events, &held).await)
             .await;
         self.release(held, false);
         match result {
-            Ok(new) => Some(new),
+            Ok(Bulk {
+                stored,
+                applied,
+                push_recorded,
+            }) => {
+                if push_recorded {
+                    self.inner.outbox.wake();
+                }
+                self.count_steps(applied.len());
+                for (event, outcome) in applied {
+                    self.tell(&Settling::of_new(event), Some(outcome));
+                }
+                Some(stored)
+            }
             Err(error) => {
                 let events = events.len();
                 debug!(%error, events, "saved events are stored, to be applied later: {error}");
@@ -140,13 +160,13 @@ impl Inbox {
         }
     }
 
-    /// Locks, looks, applies and stores in one transaction. An error rolls it back.
-    async fn attempt_in_bulk(
+    /// Locks, looks, applies and stores in one transaction.
+    async fn attempt_in_bulk<'e>(
         &self,
-        connection: &mut PgConnection,
-        events: &[Saved],
+        tx: &mut PgConnection,
+        events: &'e [Saved],
         held: &[HeldLane],
-    ) -> Result<Vec<String>, AttemptError> {
+    ) -> Result<Bulk<'e>, AttemptError> {
         let inner = &self.inner;
         let now = inner.clock.now();
         let names: Vec<_> = held.iter().map(|lane| lane.name.clone()).collect();
@@ -154,12 +174,11 @@ impl Inbox {
             .iter()
             .map(|saved| saved.event.event_id.as_str())
             .collect();
-        let mut tx = connection.begin().await?;
-        let locked = sync::lock_organizations(&mut tx, &names, Patience::Try).await?;
+        let locked = sync::lock_organizations(tx, &names, Patience::Try).await?;
         let mut free: HashSet<_> = locked.iter().map(String::as_str).collect();
         // Of an id that comes twice, the first is the new one.
         let mut known = HashSet::new();
-        let in_the_way = store::in_the_way(&mut tx, &ids, &names).await?;
+        let in_the_way = store::in_the_way(tx, &ids, &names).await?;
         for found in &in_the_way {
             match found {
                 InTheWay::Event(id) => known.insert(id.as_str()),
@@ -179,28 +198,24 @@ impl Inbox {
             .collect();
         applied.sort_by_cached_key(|(_, event)| (event.workos_id.to_string(), event.id.order()));
         let (places, applied): (Vec<_>, Vec<_>) = applied.into_iter().unzip();
-        let result = sync::apply(&mut tx, &applied, &inner.namespace, now).await?;
+        let result = sync::apply(tx, &applied, &inner.namespace, now).await?;
         let mut outcomes = vec![None; new.len()];
         for (place, outcome) in places.into_iter().zip(result.outcomes) {
             outcomes[place] = Some(outcome);
         }
         let rows: Vec<_> = new.iter().map(|saved| &saved.event).collect();
-        let stored = store::insert_settled(&mut tx, &rows, &outcomes, Some(now)).await?;
+        let stored = store::insert_settled(tx, &rows, &outcomes, Some(now)).await?;
         if stored.len() < new.len() {
             // Somebody else stored one of them meanwhile, and it may be one of the applied.
             return Err(AttemptError::Conflict);
         }
-        tx.commit().await?;
-
-        if result.push_recorded {
-            inner.outbox.wake();
-        }
-        self.count_steps(applied.len());
-        for (saved, outcome) in new.iter().zip(outcomes) {
-            if let Some(outcome) = outcome {
-                self.tell(&Settling::of_new(&saved.event), Some(outcome));
-            }
-        }
-        Ok(stored)
+        let applied = rows.into_iter().zip(outcomes);
+        Ok(Bulk {
+            stored,
+            applied: applied
+                .filter_map(|(event, outcome)| Some((event, outcome?)))
+                .collect(),
+            push_recorded: result.push_recorded,
+        })
     }
 }

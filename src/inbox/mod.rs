@@ -358,7 +358,7 @@ impl Watch {
     async fn look_up(&self) -> Option<Settled> {
         // A database that doesn't answer is asked again: the deadline is the caller's.
         let pool = &self.inbox.inner.pool;
-        let standing = postgres::ask(pool, postgres::PATIENCE, async |connection| {
+        let standing = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
             store::standing(connection, &self.event_id).await
         })
         .await

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tracing::{debug, error, info, warn};
 
 use super::lanes::HeldLane;
@@ -18,7 +18,7 @@ use super::store::{self, Claimed, NewEvent};
 use super::{Inbox, Settled, Status};
 use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
-use crate::postgres::error::{self, FailureClass};
+use crate::postgres::error::{self, DatabaseCause, FailureClass};
 use crate::sync::{self, ApplyError, Outcome, Patience};
 use crate::telemetry::panic_message;
 
@@ -73,6 +73,15 @@ impl From<ApplyError> for AttemptError {
     }
 }
 
+impl DatabaseCause for AttemptError {
+    fn database_cause(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Database(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 impl AttemptError {
     fn class(&self) -> FailureClass {
         match self {
@@ -86,11 +95,15 @@ impl AttemptError {
         }
     }
 
-    /// The class once trying again at once didn't help: a unique index that still refuses isn't a race.
+    /// The class once trying again at once didn't help. What still refuses isn't a race; only the transactions that
+    /// Postgres itself breaks off (class 40) may have been unlucky again.
     fn lasting_class(&self) -> FailureClass {
-        match self {
-            Self::Database(error) if error::is_unique_violation(error) => FailureClass::Refused,
-            _ => self.class(),
+        match (self, self.class()) {
+            (Self::Database(error), FailureClass::Conflict) if error::is_rolled_back(error) => {
+                FailureClass::Transient
+            }
+            (_, FailureClass::Conflict) => FailureClass::Refused,
+            (_, class) => class,
         }
     }
 }
@@ -176,6 +189,10 @@ impl<'a> Settling<'a> {
 /// What a transaction did.
 #[derive(Debug, Default)]
 struct Attempt {
+    /// The places of the events that were settled, among the claimed, with their outcomes.
+    settled: Vec<(usize, Option<Outcome>)>,
+    /// The outbox has something to do.
+    push_recorded: bool,
     /// The lanes that had no event, or had all their events settled.
     quiet: HashSet<String>,
     /// The lanes that had as many events as were taken.
@@ -267,45 +284,50 @@ impl Inbox {
         terms: Terms,
         claimed: &mut Vec<Claimed>,
     ) -> Result<Attempt, AttemptError> {
-        let attempt = async |connection: &mut PgConnection| {
-            self.attempt(connection, lanes, terms, claimed).await
-        };
-        self.within(attempt).await
+        let attempt = self
+            .within(async |tx: &mut PgConnection| self.attempt(tx, lanes, terms, claimed).await)
+            .await?;
+        if attempt.push_recorded {
+            self.inner.outbox.wake();
+        }
+        self.count_steps(attempt.settled.len());
+        for &(place, outcome) in &attempt.settled {
+            self.tell(&Settling::of_claimed(&claimed[place]), outcome);
+        }
+        Ok(attempt)
     }
 
-    /// Has an attempt made, and ends it where the database doesn't answer, or the attempt panics.
+    /// Has an attempt made in a transaction, and ends it where the database doesn't answer, or the attempt panics.
     pub(super) async fn within<T>(
         &self,
         attempt: impl AsyncFnOnce(&mut PgConnection) -> Result<T, AttemptError>,
     ) -> Result<T, AttemptError> {
-        let attempt = postgres::ask(&self.inner.pool, ATTEMPT_TIMEOUT, async |connection| {
-            // An attempt that failed leaves a connection that is as good as before.
-            Ok(attempt(connection).await)
-        });
-        match caught(attempt).await {
-            Ok(attempt) => attempt.unwrap_or_else(|error| Err(error.into())),
-            Err(panic) => Err(AttemptError::Bug(panic)),
-        }
+        caught(postgres::transaction(
+            &self.inner.pool,
+            ATTEMPT_TIMEOUT,
+            attempt,
+        ))
+        .await
+        .unwrap_or_else(|panic| Err(AttemptError::Bug(panic)))
     }
 
-    /// Claims, applies and settles events in one transaction (R25). An error rolls it back.
+    /// Claims, applies and settles events in one transaction (R25).
     async fn attempt(
         &self,
-        connection: &mut PgConnection,
+        tx: &mut PgConnection,
         lanes: &[String],
         terms: Terms,
         claimed: &mut Vec<Claimed>,
     ) -> Result<Attempt, AttemptError> {
         let inner = &self.inner;
         let now = inner.clock.now();
-        let mut tx = connection.begin().await?;
-        let locked = sync::lock_organizations(&mut tx, lanes, terms.patience).await?;
+        let locked = sync::lock_organizations(tx, lanes, terms.patience).await?;
         let Terms {
             events,
             longest_payload,
             ..
         } = terms;
-        *claimed = store::claim(&mut tx, &locked, events, longest_payload).await?;
+        *claimed = store::claim(tx, &locked, events, longest_payload).await?;
         let oldest = claimed.iter().map(|claimed| claimed.received_at).min();
         let mut attempt = Attempt {
             quiet: locked.into_iter().collect(),
@@ -313,8 +335,6 @@ impl Inbox {
             ..Attempt::default()
         };
         if claimed.is_empty() {
-            // Said, not left to the pool: the locks go with it.
-            tx.rollback().await?;
             return Ok(attempt);
         }
 
@@ -332,30 +352,25 @@ impl Inbox {
             }
         }
         let events: Vec<_> = read.iter().filter_map(|(_, event)| event.clone()).collect();
-        let applied = sync::apply(&mut tx, &events, &inner.namespace, now).await?;
+        let applied = sync::apply(tx, &events, &inner.namespace, now).await?;
         let mut outcomes = applied.outcomes.into_iter();
-        let settled: Vec<_> = read
+        attempt.push_recorded = applied.push_recorded;
+        attempt.settled = read
             .into_iter()
-            .map(|(place, event)| (&claimed[place], event.and_then(|_| outcomes.next())))
+            .map(|(place, event)| (place, event.and_then(|_| outcomes.next())))
             .collect();
-        let ids: Vec<_> = settled
+        let (ids, outcomes): (Vec<_>, Vec<_>) = attempt
+            .settled
             .iter()
-            .map(|(claimed, _)| claimed.event_id.as_str())
-            .collect();
-        let outcomes: Vec<_> = settled.iter().map(|(_, outcome)| *outcome).collect();
+            .map(|&(place, outcome)| (claimed[place].event_id.as_str(), outcome))
+            .unzip();
         if !ids.is_empty() {
-            store::settle(&mut tx, &ids, &outcomes, now).await?;
+            store::settle(tx, &ids, &outcomes, now).await?;
         }
-        tx.commit().await?;
 
-        if applied.push_recorded {
-            inner.outbox.wake();
-        }
-        self.count_steps(settled.len());
         let mut counts = HashMap::<&str, i64>::new();
-        for (claimed, outcome) in settled {
-            self.tell(&Settling::of_claimed(claimed), outcome);
-            *counts.entry(&claimed.lane).or_default() += 1;
+        for &(place, _) in &attempt.settled {
+            *counts.entry(&claimed[place].lane).or_default() += 1;
         }
         for (lane, count) in counts {
             if count >= terms.events {
@@ -385,7 +400,7 @@ impl Inbox {
             Verdict::Dead => (None, 0),
         };
         let reason = cause.to_string();
-        let failed = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+        let failed = postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
             store::fail(connection, &claimed.event_id, retry_at, refusals, &reason).await
         });
         if !failed.await? {

@@ -270,7 +270,7 @@ impl Inbox {
     }
 
     async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<String>, sqlx::Error> {
-        postgres::ask(&self.inner.pool, postgres::PATIENCE, async |connection| {
+        postgres::transaction(&self.inner.pool, postgres::PATIENCE, async |connection| {
             store::insert(connection, events).await
         })
         .await

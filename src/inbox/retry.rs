@@ -35,7 +35,10 @@ pub(super) fn judge(
     match class {
         FailureClass::Permanent => Verdict::Dead,
         FailureClass::Refused if refusals >= REFUSALS => Verdict::Dead,
-        FailureClass::Refused | FailureClass::Conflict | FailureClass::Transient => {
+        FailureClass::Refused
+        | FailureClass::Conflict
+        | FailureClass::Unusable
+        | FailureClass::Transient => {
             let pause = backoff(attempts.unsigned_abs(), LONGEST_PAUSE, jitter);
             Verdict::RetryAt(now + TimeDelta::from_std(pause).expect("at most LONGEST_PAUSE"))
         }

@@ -47,7 +47,7 @@ pub(super) async fn insert_settled(
     let received_at: Vec<_> = events.iter().map(|event| event.received_at).collect();
     query_scalar!(
         r#"
-        insert into webhook_events
+        insert into workos_sync.webhook_events
             (event_id, status, outcome, event_type, organization_id, attempts, received_at, processed_at, source,
              payload)
         select event_id,
@@ -99,13 +99,13 @@ pub(super) async fn in_the_way(
     let records = query!(
         r#"
         select event_id as event, null as lane
-        from webhook_events
+        from workos_sync.webhook_events
         where event_id = any ($1)
         union all
         select null, lane
         from unnest($2::text[]) as lanes (lane)
         where exists (select
-                      from webhook_events
+                      from workos_sync.webhook_events
                       where status = 'pending'
                         and webhook_events.lane = lanes.lane)
         "#,
@@ -171,7 +171,7 @@ pub(super) async fn claim(
                    refusals,
                    received_at,
                    event_order
-            from webhook_events
+            from workos_sync.webhook_events
             where status = 'pending'
               and webhook_events.lane = lanes.lane
             order by event_order
@@ -196,7 +196,7 @@ pub(super) async fn settle(
 ) -> Result<(), sqlx::Error> {
     query!(
         r#"
-        update webhook_events as event
+        update workos_sync.webhook_events as event
         set status          = case when settled.outcome is null then 'ignored' else 'processed' end,
             outcome         = settled.outcome,
             attempts        = attempts + 1,
@@ -238,7 +238,7 @@ pub(super) async fn fail(
     };
     let result = query!(
         r#"
-        update webhook_events
+        update workos_sync.webhook_events
         set status          = $2,
             attempts        = attempts + 1,
             refusals        = $5,
@@ -267,7 +267,7 @@ pub(super) async fn has_failed_due(
     query_scalar!(
         r#"
         select exists (select
-                       from webhook_events
+                       from workos_sync.webhook_events
                        where status = 'failed'
                          and next_attempt_at <= $1) as "due!"
         "#,
@@ -287,11 +287,11 @@ pub(super) async fn take_up_failed(
     // By webhook_events_next_attempt_at_idx: what isn't due isn't read.
     let result = query!(
         r#"
-        update webhook_events
+        update workos_sync.webhook_events
         set status          = 'pending',
             next_attempt_at = null
         where event_id = any (array(select event_id
-                                    from webhook_events
+                                    from workos_sync.webhook_events
                                     where status = 'failed'
                                       and next_attempt_at <= $1
                                     order by next_attempt_at
@@ -317,14 +317,14 @@ pub(super) async fn due_lanes(
         r#"
         with recursive due as (
             (select lane
-             from webhook_events
+             from workos_sync.webhook_events
              where status = 'pending'
                and lane > $1
              order by lane
              limit 1)
             union all
             select (select lane
-                    from webhook_events
+                    from workos_sync.webhook_events
                     where status = 'pending'
                       and lane > due.lane
                     order by lane
@@ -359,7 +359,7 @@ pub(super) async fn standing(
 ) -> Result<Option<Standing>, sqlx::Error> {
     query_as!(
         Standing,
-        "select status, outcome, last_error from webhook_events where event_id = $1",
+        "select status, outcome, last_error from workos_sync.webhook_events where event_id = $1",
         event_id.as_str(),
     )
     .fetch_optional(executor)
@@ -376,9 +376,9 @@ pub(super) async fn remove_settled(
     let result = query!(
         r#"
         delete
-        from webhook_events
+        from workos_sync.webhook_events
         where event_id = any (array(select event_id
-                                    from webhook_events
+                                    from workos_sync.webhook_events
                                     where status in ('processed', 'ignored')
                                       and processed_at < $1
                                     order by processed_at
@@ -396,9 +396,11 @@ pub(super) async fn remove_settled(
 /// How many dead letters there are.
 pub(super) async fn count_dead(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
     // By webhook_events_dead_idx.
-    query_scalar!(r#"select count(*) as "count!" from webhook_events where status = 'dead'"#)
-        .fetch_one(executor)
-        .await
+    query_scalar!(
+        r#"select count(*) as "count!" from workos_sync.webhook_events where status = 'dead'"#
+    )
+    .fetch_one(executor)
+    .await
 }
 
 /// How the given events ended, or where they stand, with counts.
@@ -409,7 +411,7 @@ pub(super) async fn results(
     let records = query!(
         r#"
         select coalesce(outcome, status) as "result!", count(*) as "count!"
-        from webhook_events
+        from workos_sync.webhook_events
         where event_id = any ($1)
         group by 1
         order by 2 desc, 1

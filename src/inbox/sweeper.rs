@@ -60,7 +60,7 @@ impl Inbox {
         let now = inner.clock.now();
         let after = inner.position.take();
         let (taken_up, lanes) =
-            postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
+            postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
                 // Asked first: a look that finds nothing writes nothing.
                 let taken_up = if store::has_failed_due(&mut *connection, now).await? {
                     store::take_up_failed(&mut *connection, PAGE, now).await?
@@ -71,7 +71,7 @@ impl Inbox {
                 if lanes.is_empty() && !after.is_empty() {
                     lanes = store::due_lanes(connection, "", PAGE).await?;
                 }
-                Ok((taken_up, lanes))
+                Ok::<_, sqlx::Error>((taken_up, lanes))
             })
             .await?;
         let found = lanes.len();
@@ -106,9 +106,10 @@ impl Inbox {
         let shutdown = &self.inner.shutdown;
         loop {
             // An outage is logged by the sweeper.
-            let count = postgres::ask(&self.inner.pool, postgres::PATIENCE, async |connection| {
-                store::count_dead(connection).await
-            });
+            let count =
+                postgres::transaction(&self.inner.pool, postgres::PATIENCE, async |connection| {
+                    store::count_dead(connection).await
+                });
             if let Ok(count) = count.await {
                 self.inner.metrics.dead_letters(count);
             }
@@ -144,10 +145,11 @@ impl Inbox {
         let cutoff = inner.clock.now() - age;
         let mut removed = 0;
         while !inner.shutdown.is_cancelled() {
-            let batch = postgres::ask(&inner.pool, postgres::PATIENCE, async |connection| {
-                store::remove_settled(connection, cutoff, RETENTION_BATCH).await
-            })
-            .await?;
+            let batch =
+                postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
+                    store::remove_settled(connection, cutoff, RETENTION_BATCH).await
+                })
+                .await?;
             removed += batch;
             if batch < RETENTION_BATCH.unsigned_abs() {
                 break;

@@ -205,7 +205,7 @@ impl Outbox {
         reason: Option<&str>,
     ) -> Result<bool, sqlx::Error> {
         let now = self.clock.now();
-        let settled = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+        let settled = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::settle(connection, claimed, settlement, reason, now).await
         })
         .await?;
@@ -220,7 +220,7 @@ impl Outbox {
         counts: bool,
         reason: &str,
     ) -> Result<bool, sqlx::Error> {
-        let postponed = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+        let postponed = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::postpone(connection, claimed, until, counts, reason).await
         })
         .await?;

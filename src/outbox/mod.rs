@@ -137,7 +137,7 @@ impl Outbox {
         if limit == 0 {
             return Ok(0);
         }
-        let claimed = postgres::ask(&self.pool, postgres::PATIENCE, async |connection| {
+        let claimed = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::claim_due(connection, limit, now, now + LEASE).await
         })
         .await?;

@@ -18,7 +18,7 @@ pub(crate) async fn record(
     let ids: Vec<_> = intentions.values().map(OrganizationId::as_str).collect();
     query!(
         r#"
-        insert into external_id_pushes as push
+        insert into workos_sync.external_id_pushes as push
             (workos_id, organization_id, next_attempt_at, created_at)
         select workos_id, organization_id, $3, $3
         from unnest($1::text[], $2::text[]) as intentions (workos_id, organization_id)
@@ -66,13 +66,13 @@ pub(super) async fn claim_due(
         r#"
         with due as materialized (
             select workos_id
-            from external_id_pushes
+            from workos_sync.external_id_pushes
             where status = 'pending'
               and next_attempt_at <= $1
             order by next_attempt_at
             limit $3 for update skip locked
         )
-        update external_id_pushes as push
+        update workos_sync.external_id_pushes as push
         set next_attempt_at = $2,
             attempts        = push.attempts + 1
         from due
@@ -128,7 +128,7 @@ pub(super) async fn settle(
 ) -> Result<bool, sqlx::Error> {
     let result = query!(
         r#"
-        update external_id_pushes
+        update workos_sync.external_id_pushes
         set status     = $3,
             last_error = $4,
             settled_at = $5
@@ -158,7 +158,7 @@ pub(super) async fn postpone(
 ) -> Result<bool, sqlx::Error> {
     let result = query!(
         r#"
-        update external_id_pushes
+        update workos_sync.external_id_pushes
         set next_attempt_at = $3,
             attempts        = attempts - $4,
             last_error      = $5

@@ -5,56 +5,127 @@
 
 use std::borrow::Cow;
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 /// What to do about an event that could not be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
     /// Another writer was in the way: try again at once, from the fetch on, a few times.
     Conflict,
-    /// The database is away, overloaded or not yet as it should be: try again later, for ever.
+    /// The database is away, overloaded or too slow: try again later, for ever.
     Transient,
-    /// A rule that the host application added refuses the row: try a few times, then it is a dead letter.
+    /// A right, a table or a column is missing. While nothing else is applied either, the schema is at fault, not the
+    /// event.
+    Unusable,
+    /// The host application refuses the row: try a few times, then it is a dead letter.
     Refused,
     /// What the event contains can't be stored: a dead letter.
     Permanent,
 }
 
+/// An error that may have come from the database.
+pub trait DatabaseCause {
+    /// What the database, or the connection to it, said.
+    fn database_cause(&self) -> Option<&sqlx::Error>;
+}
+
+impl DatabaseCause for sqlx::Error {
+    fn database_cause(&self) -> Option<&sqlx::Error> {
+        Some(self)
+    }
+}
+
 /// Classes a database error.
 #[must_use]
 pub fn classify(error: &sqlx::Error) -> FailureClass {
-    let sqlx::Error::Database(error) = error else {
-        // Connection lost, pool exhausted or closed, TLS, protocol: nothing about the event.
+    if is_an_outage(error) {
         return FailureClass::Transient;
-    };
-    let code = error.code().unwrap_or(Cow::Borrowed(""));
-    match &*code {
-        // unique_violation, serialization_failure, deadlock_detected
-        "23505" | "40001" | "40P01" => FailureClass::Conflict,
+    }
+    // Without a SQLSTATE it is a value that can't be decoded, or a bug of a driver: no wait mends that.
+    class_of(&code(error).unwrap_or_default())
+}
+
+/// What a SQLSTATE says of the event that met it. What isn't known says that the host refuses it: a trigger can raise
+/// whatever it likes, and a dead letter is seen, where an event that is retried for ever isn't (R26).
+fn class_of(code: &str) -> FailureClass {
+    match code {
+        // unique_violation. Or plans of a table that has changed: feature_not_supported ("cached plan must not change
+        // result type"), invalid_sql_statement_name. The next connection has none.
+        "23505" | "0A000" | "26000" => FailureClass::Conflict,
         // program_limit_exceeded, statement_too_complex: what the event contains is too large for an index.
         "54000" | "54001" => FailureClass::Permanent,
+        // read_only_sql_transaction, lock_not_available
+        "25006" | "55P03" => FailureClass::Transient,
         _ => match code.get(..2) {
-            // Integrity constraint violation: CHECK, NOT NULL, foreign key, exclusion; 44: a view's CHECK; P0:
-            // a PL/pgSQL trigger of the host application (RAISE, ASSERT, SELECT INTO STRICT).
-            Some("23" | "44" | "P0") => FailureClass::Refused,
+            // transaction_rollback: serialization_failure, deadlock_detected
+            Some("40") => FailureClass::Conflict,
             // Data exception: a value that no retry makes storable.
             Some("22") => FailureClass::Permanent,
-            // Everything else is about the database, not about the event: connections (08), resources (53),
-            // operator intervention (57), timeouts (55P03, 57014), and what an operator can mend (missing
-            // privileges or tables, 42).
-            _ => FailureClass::Transient,
+            // insufficient_resources, operator_intervention (timeouts among it), system_error
+            Some("53" | "57" | "58") => FailureClass::Transient,
+            // syntax_error_or_access_rule_violation, invalid_schema_name
+            Some("42" | "3F") => FailureClass::Unusable,
+            // Integrity constraints (23, 44), triggers (09, 27, P0, whatever they raise), and all the rest.
+            _ => FailureClass::Refused,
         },
     }
 }
 
-/// Says whether the error is about the database as a whole, so that any other statement would meet it too:
-/// connections, too many of them, a server that starts or stops, one that only reads.
+fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error()?.code()
+}
+
+/// Says whether the server ended the session with this error: a shutdown, too many connections, a refused login.
+fn is_fatal(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
+}
+
+/// Says whether the error is about the database as a whole, so that any other statement would meet it too: no
+/// connection, too many of them, a server that starts or stops, one that only reads.
 #[must_use]
 pub fn is_an_outage(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(error) = error else {
-        return true;
-    };
-    error.code().is_some_and(|code| {
-        code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "25006"
-    })
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Configuration(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(_) => {
+            is_fatal(error)
+                || code(error).is_some_and(|code| code.starts_with("57P") || code == "25006")
+        }
+        _ => false,
+    }
+}
+
+/// Says whether the connection that met this error is of no use any more, though it may still answer: its server only
+/// reads, so that a new connection leads elsewhere after a failover; its plans are of a table that has changed; or it
+/// isn't known what it would answer next.
+#[must_use]
+pub fn ends_the_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(_) => {
+            is_fatal(error)
+                || ages_the_pool(error)
+                || code(error).is_some_and(|code| code.starts_with("57P"))
+        }
+        _ => false,
+    }
+}
+
+/// Says whether the other connections of the pool would meet the same error, being as old: they led to the server that
+/// only reads now, or have plans of the table that has changed.
+#[must_use]
+pub fn ages_the_pool(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| matches!(&*code, "25006" | "0A000" | "26000"))
 }
 
 /// Says whether a lock was waited for in vain (`lock_not_available`).
@@ -63,10 +134,11 @@ pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| code == "55P03"))
 }
 
-/// Says whether a unique index refused the row.
+/// Says whether Postgres broke the transaction off to let another one pass (class 40): a deadlock, a serialization
+/// failure.
 #[must_use]
-pub fn is_unique_violation(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(error) if error.is_unique_violation())
+pub fn is_rolled_back(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code.starts_with("40"))
 }
 
 /// Says whether the database refused the statement because of what the values hold: sent again, it would be
@@ -111,16 +183,58 @@ pub fn describe(error: &sqlx::Error) -> String {
 mod tests {
     use super::*;
 
-    /// R26: what says nothing about the event is tried again for ever.
+    /// R26: what says nothing about the event is tried again for ever; what can't be decoded is no outage.
     #[test]
-    fn errors_of_the_connection_are_transient() {
+    fn only_an_outage_is_one() {
         for error in [
             sqlx::Error::PoolTimedOut,
             sqlx::Error::PoolClosed,
             sqlx::Error::WorkerCrashed,
         ] {
+            assert!(is_an_outage(&error), "{error}");
             assert_eq!(classify(&error), FailureClass::Transient, "{error}");
             assert!(!is_about_the_content(&error));
+        }
+        for error in [
+            sqlx::Error::ColumnDecode {
+                index: "3".to_owned(),
+                source: "no timestamp".into(),
+            },
+            sqlx::Error::Protocol("as this test wants".to_owned()),
+            sqlx::Error::RowNotFound,
+        ] {
+            assert!(!is_an_outage(&error), "{error}");
+            assert_eq!(classify(&error), FailureClass::Refused, "{error}");
+        }
+    }
+
+    /// R26: all the classes of SQLSTATEs that Postgres has, and some that a trigger makes up.
+    #[test]
+    fn every_class_of_sqlstates_has_one_of_failures() {
+        use FailureClass::{Conflict, Permanent, Refused, Transient, Unusable};
+        for (codes, class) in [
+            ("23505 0A000 26000 40001 40P01 40003", Conflict),
+            ("53000 53100 53200 57014 58030 58P01 55P03 25006", Transient),
+            ("42501 42P01 42703 42804 42883 428C9 3F000", Unusable),
+            ("22001 22003 22008 22P05 54000 54001", Permanent),
+            (
+                "23502 23503 23514 23P01 44000 P0001 P0002 P0004 09000 27000",
+                Refused,
+            ),
+            ("ORG01 ZZ999 99999 T0000 U1234", Refused),
+            (
+                "00000 01000 02000 03000 08000 08006 0B000 0F000 0L000 0P000 0Z000 20000 21000 24000",
+                Refused,
+            ),
+            (
+                "25000 25P02 28000 2B000 2D000 2F000 34000 38000 39000 3B000 3D000 54011 55000 55006",
+                Refused,
+            ),
+            ("72000 F0000 HV000 XX000 XX001", Refused),
+        ] {
+            for code in codes.split(' ') {
+                assert_eq!(class_of(code), class, "{code}");
+            }
         }
     }
 }

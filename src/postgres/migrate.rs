@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 
 use super::error;
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// As in `sqlx.toml`, which the macro reads and a rebuilt [`Migrator`] doesn't.
-const TABLE: &str = "_workos_sync_migrations";
+const TABLE: &str = "workos_sync.migrations";
 
 /// The session lock that the migrating replica holds: "workos" in ASCII, beyond the 32 bits of the slug locks
 /// that share its key space.
@@ -63,7 +63,7 @@ fn describe(error: &MigrateError) -> String {
 pub async fn pending(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
     let migrations = MIGRATOR.iter().map(|migration| migration.version);
     let exists = sqlx::query_scalar!(
-        r#"select to_regclass('_workos_sync_migrations') is not null as "exists!""#
+        r#"select to_regclass('workos_sync.migrations') is not null as "exists!""#
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -72,7 +72,7 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Er
     }
     // Not checked at compile time: the migrator makes this table, no migration does.
     let applied: Vec<i64> =
-        sqlx::query_scalar("select version from _workos_sync_migrations where success")
+        sqlx::query_scalar("select version from workos_sync.migrations where success")
             .fetch_all(&mut *connection)
             .await?;
     Ok(migrations
@@ -95,6 +95,14 @@ pub async fn run(options: &PgConnectOptions) -> Result<Vec<i64>, SchemaError> {
     lock(&mut connection).await?;
     let pending = pending(&mut connection).await?;
 
+    // Asked first: even where the schema is there, CREATE wants a right on the database.
+    let exists =
+        sqlx::query_scalar!(r#"select to_regnamespace('workos_sync') is not null as "exists!""#)
+            .fetch_one(&mut connection)
+            .await?;
+    if !exists {
+        connection.execute("create schema workos_sync").await?;
+    }
     let mut migrator = Migrator::with_migrations(MIGRATOR.iter().cloned().collect());
     migrator.dangerous_set_table_name(TABLE);
     migrator.set_ignore_missing(true).set_locking(false);

@@ -1,4 +1,4 @@
-//! The database: connections and their settings.
+//! The database: connections, and transactions with the settings that our promises rest on.
 
 pub mod embedded;
 pub mod error;
@@ -10,35 +10,34 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor, PgConnection, PgPool, Postgres};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
-/// How long a statement may run, and how long it may wait for a lock: a lane that waits for a row that somebody
-/// else holds gives its connection back after this time, and the event is retried. A server whose default is
-/// to answer a COMMIT before it is durable is told otherwise, for we acknowledge after it (R23). So is one whose
-/// default is a stricter isolation: there, the snapshot would be older than the lock that was waited for.
+use error::DatabaseCause;
+
+/// Begins a transaction, with its settings, in one round trip. They end with the transaction: behind a pooler, the
+/// session is lent to other clients.
 ///
-/// Every statement of ours is to go by an index, also while a table that grew a thousandfold still has the
-/// statistics of a small one; a planner that may not scan or hash a table looks the rows up.
-const SESSION_SETTINGS: &str = "
-    select set_config('statement_timeout', '15s', false),
-           set_config('lock_timeout', '5s', false),
-           set_config('idle_in_transaction_session_timeout', '30s', false),
-           set_config('default_transaction_isolation', 'read committed', false),
-           set_config('enable_seqscan', 'off', false),
-           set_config('enable_hashjoin', 'off', false),
-           set_config('enable_mergejoin', 'off', false),
-           set_config('synchronous_commit',
-                      case current_setting('synchronous_commit')
-                          when 'off' then 'on'
-                          else current_setting('synchronous_commit')
-                          end,
-                      false)";
+/// A server whose default is to answer a COMMIT before it is durable is told otherwise, for we acknowledge after it
+/// (R23). So is one whose default is a stricter isolation: there, the snapshot would be older than the lock that was
+/// waited for. Whoever meets a lock for longer than `lock_timeout` gives the connection back, and comes again.
+///
+/// Every statement of ours is to go by an index, also while a table that grew a thousandfold still has the statistics
+/// of a small one; a planner that may not scan or hash a table looks the rows up.
+const BEGIN: &str = "
+    begin isolation level read committed;
+    set local synchronous_commit = on;
+    set local statement_timeout = '15s';
+    set local lock_timeout = '5s';
+    set local idle_in_transaction_session_timeout = '30s';
+    set local enable_seqscan = off;
+    set local enable_hashjoin = off;
+    set local enable_mergejoin = off";
 
 /// How long to wait for a free or a new connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a single statement may take to be answered. Beyond every timeout of the database: it ends the wait
-/// for one that doesn't even answer that.
+/// How long a transaction of a single statement may take. Beyond every timeout of the database: it ends the wait for
+/// one that doesn't even answer that.
 pub const PATIENCE: Duration = Duration::from_secs(16);
 
 /// Reads a connection string.
@@ -58,55 +57,89 @@ pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .after_connect(|connection, _| {
-            Box::pin(async move {
-                // Set, not passed as start-up options: PgBouncer refuses those.
-                connection.execute(SESSION_SETTINGS).await.map(drop)
-            })
-        })
         .connect_lazy_with(options)
 }
 
-/// Does some work on a connection of the pool, within a time.
-///
-/// Where the work is broken off, at the end of `limit` or because the caller is dropped, the connection is
-/// closed. The pool would take it back when it answers, and a peer that vanished never does: each such
-/// connection would take a place of the pool until TCP gives up, a quarter of an hour later.
+/// Begins a transaction with the settings that our promises rest on.
 ///
 /// # Errors
-/// There was no connection, the work's own error, or the limit was reached ([`sqlx::Error::Io`]).
-pub async fn ask<T>(
+/// The database doesn't answer.
+pub async fn begin(
+    connection: &mut PgConnection,
+) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
+    connection.begin_with(BEGIN).await
+}
+
+/// Does some work in a transaction on a connection of the pool, within a time; commits it, or rolls it back where the
+/// work fails.
+///
+/// Where the work is broken off, at the end of `limit` or because the caller is dropped, the connection is closed. The
+/// pool would take it back when it answers, and a peer that vanished never does: each such connection would take a
+/// place of the pool until TCP gives up, a quarter of an hour later. So is a connection whose error says that it, or
+/// the server behind it, is of no use any more: the next one may lead to another server.
+///
+/// # Errors
+/// There was no connection, the work's own error, or the limit was reached ([`sqlx::Error::Io`]). If the answer to the
+/// COMMIT got lost, the work may be durable all the same.
+pub async fn transaction<T, E>(
     pool: &PgPool,
     limit: Duration,
-    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, sqlx::Error> {
-    let asked = async {
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E>
+where
+    E: From<sqlx::Error> + DatabaseCause,
+{
+    let within = async {
         let mut lent = Lent {
             connection: pool.acquire().await?,
-            done: false,
+            is_sound: false,
         };
-        let result = work(&mut lent.connection).await;
-        lent.done = true;
+        let result = commit(&mut lent.connection, work).await;
+        let cause = result.as_ref().err().and_then(E::database_cause);
+        lent.is_sound = !cause.is_some_and(error::ends_the_connection);
+        if cause.is_some_and(error::ages_the_pool) {
+            while let Some(mut idle) = pool.try_acquire() {
+                idle.close_on_drop();
+            }
+        }
         result
     };
-    match tokio::time::timeout(limit, asked).await {
+    match tokio::time::timeout(limit, within).await {
         Ok(result) => result,
         Err(_elapsed) => {
             let message = format!("no answer within {} s", limit.as_secs());
-            Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+            Err(sqlx::Error::from(io::Error::new(io::ErrorKind::TimedOut, message)).into())
         }
     }
 }
 
-/// A connection that is closed when it is dropped, unless its work is done.
+async fn commit<T, E: From<sqlx::Error>>(
+    connection: &mut PgConnection,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut transaction = begin(connection).await?;
+    match work(&mut transaction).await {
+        Ok(done) => {
+            transaction.commit().await?;
+            Ok(done)
+        }
+        Err(error) => {
+            // Said, not left to the pool: the locks go with it. Its own error is no news beside the first.
+            let _ = transaction.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+/// A connection that is closed when it is dropped, unless it is known to be sound.
 struct Lent {
     connection: PoolConnection<Postgres>,
-    done: bool,
+    is_sound: bool,
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.is_sound {
             self.connection.close_on_drop();
         }
     }

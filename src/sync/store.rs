@@ -147,7 +147,7 @@ pub(super) async fn fetch_cursors(
     let records = query!(
         r#"
         select workos_id, last_event_id, last_event_updated_at, deleted_at is not null as "deleted!"
-        from workos_organization_syncs
+        from workos_sync.workos_organization_syncs
         where workos_id = any ($1)
         "#,
         workos_ids as _,
@@ -322,7 +322,7 @@ pub(super) async fn advance_cursors(
 ) -> Result<(), sqlx::Error> {
     query!(
         r#"
-        insert into workos_organization_syncs as sync
+        insert into workos_sync.workos_organization_syncs as sync
             (workos_id, last_event_id, last_event_updated_at, deleted_at, updated_at)
         select workos_id, last_event_id, last_event_updated_at, deleted_at, $5
         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])

@@ -61,9 +61,9 @@ impl Pair {
             "every event is settled, every id written back",
             async || {
                 let (all, processed, pushes): (i64, i64, i64) = sqlx::query_as(
-                    "select (select count(*) from webhook_events),
-                        (select count(*) from webhook_events where status = 'processed'),
-                        (select count(*) from external_id_pushes where status <> 'done')",
+                    "select (select count(*) from workos_sync.webhook_events),
+                        (select count(*) from workos_sync.webhook_events where status = 'processed'),
+                        (select count(*) from workos_sync.external_id_pushes where status <> 'done')",
                 )
                 .fetch_one(&self.database.pool)
                 .await
@@ -72,11 +72,12 @@ impl Pair {
             },
         )
         .await;
-        let types: Vec<(String, String)> =
-            sqlx::query_as("select event_type, event_id from webhook_events order by event_order")
-                .fetch_all(&self.database.pool)
-                .await
-                .unwrap();
+        let types: Vec<(String, String)> = sqlx::query_as(
+            "select event_type, event_id from workos_sync.webhook_events order by event_order",
+        )
+        .fetch_all(&self.database.pool)
+        .await
+        .unwrap();
         assert_eq!(i64::try_from(types.len()).unwrap(), events, "{types:#?}");
     }
 }
@@ -140,11 +141,12 @@ async fn two_organizations_of_one_name_live_and_die() {
     assert_eq!((&deleted.slug, &deleted.id), (&row.slug, &row.id));
     assert!(pair.row(&second).await.unwrap().disabled_at.is_none());
 
-    let outcomes: Vec<(String, String)> =
-        sqlx::query_as("select event_type, outcome from webhook_events order by event_order")
-            .fetch_all(&pair.database.pool)
-            .await
-            .unwrap();
+    let outcomes: Vec<(String, String)> = sqlx::query_as(
+        "select event_type, outcome from workos_sync.webhook_events order by event_order",
+    )
+    .fetch_all(&pair.database.pool)
+    .await
+    .unwrap();
     let outcomes: Vec<(&str, &str)> = outcomes
         .iter()
         .map(|(event_type, outcome)| (event_type.as_str(), outcome.as_str()))
@@ -201,7 +203,7 @@ async fn a_restart_loses_nothing_and_a_saved_page_fills_the_gap() {
     let pair = Pair::start().await;
     let before = pair.emulator.create("Before").await;
     eventually("it is accepted", async || {
-        let accepted: i64 = sqlx::query_scalar("select count(*) from webhook_events")
+        let accepted: i64 = sqlx::query_scalar("select count(*) from workos_sync.webhook_events")
             .fetch_one(&pair.database.pool)
             .await
             .unwrap();

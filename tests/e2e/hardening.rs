@@ -178,7 +178,7 @@ impl Role {
             .lines()
             .filter(|line| line.starts_with("grant "))
             .collect();
-        assert_eq!(grants.len(), 3, "{grants:?}");
+        assert_eq!(grants.len(), 4, "{grants:?}");
         let name = format!("workos_sync_{}", Uuid::new_v4().simple());
         let grants = grants
             .join("\n")
@@ -231,7 +231,7 @@ async fn refusing_workos() -> (String, JoinSet<()>) {
 async fn the_documented_rights_are_enough() {
     let (folder, database) = (Folder::new(), TestDatabase::new().await);
     let role = Role::create(&database).await;
-    let old = "insert into webhook_events (event_id, event_type, payload, source, status, received_at, processed_at)
+    let old = "insert into workos_sync.webhook_events (event_id, event_type, payload, source, status, received_at, processed_at)
                values ('old', 'x', '{}', 'webhook', 'ignored', now() - interval '1 year', now() - interval '1 year')";
     database.pool.execute(old).await.unwrap();
     let (workos, _server) = refusing_workos().await;
@@ -261,11 +261,12 @@ async fn the_documented_rights_are_enough() {
     })
     .await;
     eventually("what is old is removed", async || {
-        let old: i64 =
-            sqlx::query_scalar("select count(*) from webhook_events where event_id = 'old'")
-                .fetch_one(&database.pool)
-                .await
-                .unwrap();
+        let old: i64 = sqlx::query_scalar(
+            "select count(*) from workos_sync.webhook_events where event_id = 'old'",
+        )
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
         old == 0
     })
     .await;

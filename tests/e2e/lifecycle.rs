@@ -36,7 +36,7 @@ impl Blocked {
 
 /// The status of an event in the inbox.
 async fn status(database: &TestDatabase, event_id: &str) -> Option<String> {
-    sqlx::query_scalar("select status from webhook_events where event_id = $1")
+    sqlx::query_scalar("select status from workos_sync.webhook_events where event_id = $1")
         .bind(event_id)
         .fetch_optional(&database.pool)
         .await
@@ -171,7 +171,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     let service = Service::on(&folder, &database).await;
     eventually("every acknowledged event is settled", async || {
         let settled: i64 = sqlx::query_scalar(
-            "select count(*) from webhook_events where event_id = any ($1) and status = 'processed'",
+            "select count(*) from workos_sync.webhook_events where event_id = any ($1) and status = 'processed'",
         )
         .bind(&acknowledged)
         .fetch_one(&database.pool)
@@ -184,11 +184,12 @@ async fn what_was_acknowledged_survives_a_kill() {
     for n in 0..DELIVERIES {
         service.apply(&body(n)).await;
     }
-    let wrong: i64 =
-        sqlx::query_scalar("select count(*) from webhook_events where status <> 'processed'")
-            .fetch_one(&database.pool)
-            .await
-            .unwrap();
+    let wrong: i64 = sqlx::query_scalar(
+        "select count(*) from workos_sync.webhook_events where status <> 'processed'",
+    )
+    .fetch_one(&database.pool)
+    .await
+    .unwrap();
     assert_eq!(wrong, 0);
     let mut names: Vec<String> = sqlx::query_scalar("select name from organization_metadata")
         .fetch_all(&database.pool)

@@ -78,7 +78,7 @@ async fn four_at_once_migrate_once() {
     }
     applied.sort_unstable();
     let recorded: Vec<String> = sqlx::query_scalar(
-        "select 'applied ' || version from _workos_sync_migrations where success order by version",
+        "select 'applied ' || version from workos_sync.migrations where success order by version",
     )
     .fetch_all(&database.pool)
     .await

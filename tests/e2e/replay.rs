@@ -111,10 +111,11 @@ async fn every_form_goes_in_once() {
         rows,
         (1..=7).map(|n| format!("org_{n}")).collect::<Vec<_>>()
     );
-    let sources: Vec<String> = sqlx::query_scalar("select distinct source from webhook_events")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    let sources: Vec<String> =
+        sqlx::query_scalar("select distinct source from workos_sync.webhook_events")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
     assert_eq!(sources, ["replay"]);
 }
 

@@ -61,7 +61,7 @@ begin
     end if;
     return null;
 end $$;
-create trigger watch after update or delete on workos_organization_syncs
+create trigger watch after update or delete on workos_sync.workos_organization_syncs
     for each row execute function watch_cursor();
 
 create function watch_event() returns trigger language plpgsql as $$
@@ -73,7 +73,7 @@ begin
     end if;
     return null;
 end $$;
-create trigger watch after update or delete on webhook_events
+create trigger watch after update or delete on workos_sync.webhook_events
     for each row execute function watch_event();
 "#;
 

@@ -65,18 +65,18 @@ impl Found {
             .fetch_all(pool)
             .await?;
             let inbox: Vec<InboxRow> = sqlx::query_as(
-                "select event_id, status, outcome, last_error, payload::text from webhook_events",
+                "select event_id, status, outcome, last_error, payload::text from workos_sync.webhook_events",
             )
             .fetch_all(pool)
             .await?;
             let cursors: Vec<Cursor> = sqlx::query_as(
                 "select workos_id, last_event_id, deleted_at is not null as deleted
-                 from workos_organization_syncs",
+                 from workos_sync.workos_organization_syncs",
             )
             .fetch_all(pool)
             .await?;
             let pushes: Vec<Push> =
-                sqlx::query_as("select workos_id, status, organization_id from external_id_pushes")
+                sqlx::query_as("select workos_id, status, organization_id from workos_sync.external_id_pushes")
                     .fetch_all(pool)
                     .await?;
             let violations = sqlx::query_scalar("select what from violations")

@@ -298,7 +298,7 @@ impl Frontend {
             // Parse: name, text.
             b'P' => {
                 let text = String::from_utf8_lossy(second);
-                if text.contains("insert into webhook_events") {
+                if text.contains("insert into workos_sync.webhook_events") {
                     self.inserts.insert(first.to_vec());
                 } else {
                     self.inserts.remove(first);

@@ -226,7 +226,7 @@ async fn locked_organization(world: &World) -> Result<()> {
     }
     let waiting = async |which: &str| -> Result<i64> {
         let statement = format!(
-            "select count(*) from webhook_events
+            "select count(*) from workos_sync.webhook_events
              where status in ('pending', 'failed') and organization_id {which} $1"
         );
         retry(|| async {
@@ -275,14 +275,14 @@ async fn hot_key(world: &World) -> Result<()> {
     }
     world.settle().await?;
     let lags: Vec<(bool, f64)> = sqlx::query_as(
-        "select organization_id = $1, extract(epoch from processed_at - received_at)::float8 from webhook_events",
+        "select organization_id = $1, extract(epoch from processed_at - received_at)::float8 from workos_sync.webhook_events",
     )
     .bind(&hot)
     .fetch_all(&world.pool)
     .await?;
     let flood: f64 = sqlx::query_scalar(
         "select extract(epoch from max(processed_at) - min(received_at))::float8
-         from webhook_events where organization_id = $1",
+         from workos_sync.webhook_events where organization_id = $1",
     )
     .bind(&hot)
     .fetch_one(&world.pool)
@@ -323,9 +323,11 @@ async fn paused_replica(world: &World) -> Result<()> {
         let done = async || {
             // What the stopped one doesn't answer is sent to the other; what met its locks backs off.
             let untried = retry(|| async {
-                sqlx::query_scalar("select count(*) from webhook_events where status = 'pending'")
-                    .fetch_one(&world.pool)
-                    .await
+                sqlx::query_scalar(
+                    "select count(*) from workos_sync.webhook_events where status = 'pending'",
+                )
+                .fetch_one(&world.pool)
+                .await
             });
             world.sender.pending() == 0 && matches!(untried.await, Ok(0_i64))
         };

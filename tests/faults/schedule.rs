@@ -227,7 +227,7 @@ impl Fault {
                 }
             }
             Self::LockInbox { lasts } => {
-                let statement = "lock table webhook_events in access exclusive mode";
+                let statement = "lock table workos_sync.webhook_events in access exclusive mode";
                 hold(world, statement.to_owned(), lasts).await;
             }
             Self::LockRows { rows, lasts } => {

@@ -182,7 +182,7 @@ impl World {
     pub(crate) async fn unsettled(&self) -> Result<i64> {
         retry(|| async {
             sqlx::query_scalar(
-                "select count(*) from webhook_events where status in ('pending', 'failed')",
+                "select count(*) from workos_sync.webhook_events where status in ('pending', 'failed')",
             )
             .fetch_one(&self.pool)
             .await
@@ -192,9 +192,11 @@ impl World {
 
     async fn pending_pushes(&self) -> Result<i64> {
         retry(|| async {
-            sqlx::query_scalar("select count(*) from external_id_pushes where status = 'pending'")
-                .fetch_one(&self.pool)
-                .await
+            sqlx::query_scalar(
+                "select count(*) from workos_sync.external_id_pushes where status = 'pending'",
+            )
+            .fetch_one(&self.pool)
+            .await
         })
         .await
     }

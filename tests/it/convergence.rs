@@ -579,7 +579,7 @@ async fn the_inbox_sorts_as_the_guard_compares() {
             let ids: Vec<_> = ids.iter().map(EventId::as_str).collect();
             let rows: Vec<(String, String)> = block_in_place(|| {
                 Handle::current().block_on(async {
-                    app.execute("truncate webhook_events").await;
+                    app.execute("truncate webhook_events cascade").await;
                     sqlx::query(
                         "insert into webhook_events (event_id, event_type, payload)
                          select id, 'x', '{}' from unnest($1::text[]) as ids (id)
@@ -631,7 +631,7 @@ async fn two_replicas_come_to_what_the_histories_say() {
 
 async fn converges(app: &TestApp, replica: &TestApp, case: &Case) -> Result<(), TestCaseError> {
     app.execute(
-        "truncate organization_metadata, workos_organization_syncs, webhook_events, external_id_pushes",
+        "truncate organization_metadata, workos_organization_syncs, webhook_events, external_id_pushes cascade",
     )
     .await;
     for history in case.histories.iter().filter(|history| history.row_exists()) {

@@ -10,8 +10,8 @@ use crate::support::{TestDatabase, eventually};
 async fn names_are_explicit() {
     let db = TestDatabase::new().await;
     let names: Vec<String> = sqlx::query_scalar(
-        "select relname::text from pg_class
-         where relnamespace = 'public'::regnamespace and relkind in ('r', 'i') order by relname collate \"C\"",
+        "select concat(nspname, '.', relname) collate \"C\" from pg_class join pg_namespace as schema on relnamespace = schema.oid
+         where nspname in ('public', 'workos_sync') and relkind in ('r', 'i') order by 1",
     )
     .fetch_all(&db.pool)
     .await
@@ -19,23 +19,25 @@ async fn names_are_explicit() {
     assert_eq!(
         names,
         [
-            "_workos_sync_migrations",
-            "_workos_sync_migrations_pkey",
-            "external_id_pushes",
-            "external_id_pushes_due_idx",
-            "external_id_pushes_pkey",
-            "organization_metadata",
-            "organization_metadata_pkey",
-            "organization_metadata_slug_key",
-            "organization_metadata_workos_id_key",
-            "webhook_events",
-            "webhook_events_dead_idx",
-            "webhook_events_lane_idx",
-            "webhook_events_next_attempt_at_idx",
-            "webhook_events_pkey",
-            "webhook_events_processed_at_idx",
-            "workos_organization_syncs",
-            "workos_organization_syncs_pkey",
+            "public.organization_metadata",
+            "public.organization_metadata_pkey",
+            "public.organization_metadata_slug_key",
+            "public.organization_metadata_workos_id_key",
+            "workos_sync.event_attempts",
+            "workos_sync.event_attempts_pkey",
+            "workos_sync.external_id_pushes",
+            "workos_sync.external_id_pushes_due_idx",
+            "workos_sync.external_id_pushes_pkey",
+            "workos_sync.migrations",
+            "workos_sync.migrations_pkey",
+            "workos_sync.webhook_events",
+            "workos_sync.webhook_events_dead_idx",
+            "workos_sync.webhook_events_lane_idx",
+            "workos_sync.webhook_events_next_attempt_at_idx",
+            "workos_sync.webhook_events_pkey",
+            "workos_sync.webhook_events_processed_at_idx",
+            "workos_sync.workos_organization_syncs",
+            "workos_sync.workos_organization_syncs_pkey",
         ]
     );
 }
@@ -192,13 +194,13 @@ async fn versions_that_this_binary_does_not_know_are_no_matter() {
     let mut connection = db.connect().await;
     connection
         .execute(
-            "insert into _workos_sync_migrations (version, description, success, checksum, execution_time)
+            "insert into migrations (version, description, success, checksum, execution_time)
              values (99991231000000, 'from the future', true, '', 0)",
         )
         .await
         .unwrap();
     connection
-        .execute("delete from _workos_sync_migrations where version = (select min(version) from _workos_sync_migrations)")
+        .execute("delete from migrations where version = (select min(version) from migrations)")
         .await
         .unwrap();
     let pending = migrate::pending(&mut connection).await.unwrap();

@@ -181,7 +181,7 @@ impl TestApp {
 
     /// A transaction of somebody else's that has run a statement, past a proxy that the service may have.
     pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
-        let mut connection = PgConnection::connect(&self.db.url).await.unwrap();
+        let mut connection = self.db.connect().await;
         connection.execute("begin").await.unwrap();
         connection.execute(sql).await.unwrap();
         connection

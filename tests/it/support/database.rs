@@ -45,7 +45,7 @@ impl TestDatabase {
         Self {
             pool: PgPoolOptions::new()
                 .max_connections(10)
-                .connect_lazy_with(options.clone()),
+                .connect_lazy_with(with_our_tables(&options)),
             options,
             url: url.into(),
             admin: server.lasting.then_some(admin),
@@ -53,9 +53,10 @@ impl TestDatabase {
         }
     }
 
-    /// A connection outside every pool.
+    /// A connection outside every pool, past a proxy that the service may have.
     pub(crate) async fn connect(&self) -> PgConnection {
-        self.options.connect().await.unwrap()
+        let options: PgConnectOptions = self.url.parse().unwrap();
+        with_our_tables(&options).connect().await.unwrap()
     }
 
     /// How many sessions wait for a lock: how a test knows that the service is blocked where it should be.
@@ -67,6 +68,13 @@ impl TestDatabase {
         .await
         .unwrap()
     }
+}
+
+/// Tests name our tables without their schema. The service, whose options these are not, never does.
+fn with_our_tables(options: &PgConnectOptions) -> PgConnectOptions {
+    options
+        .clone()
+        .options([("search_path", "public,workos_sync")])
 }
 
 impl Drop for TestDatabase {

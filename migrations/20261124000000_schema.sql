@@ -1,0 +1,32 @@
+-- Our own tables live in a schema of their own. It is there by now: the migrator's own table is in it.
+--
+-- Nobody but the owner has a right on what is made here, whatever the database grants by default (to the role of a
+-- public key, on some hosts). What an operator grants later stays, so this is asked once, when a table is made.
+create or replace function workos_sync.keep_private(kind text, name text) returns void
+    language plpgsql
+    set search_path = pg_catalog
+as
+$$
+declare
+    acl     aclitem[];
+    owner   oid;
+    grantee oid;
+begin
+    if kind = 'schema' then
+        select nspacl, nspowner into strict acl, owner from pg_namespace where nspname = name;
+    else
+        select relacl, relowner into strict acl, owner from pg_class where oid = name::regclass;
+    end if;
+    for grantee in select distinct privilege.grantee from aclexplode(acl) as privilege where privilege.grantee <> owner
+        loop
+            execute format('revoke all on %s %s from %s', kind, name,
+                           case grantee when 0 then 'public' else grantee::regrole::text end);
+        end loop;
+end
+$$;
+
+-- Functions are the public's by default.
+revoke all on function workos_sync.keep_private from public;
+
+select workos_sync.keep_private('schema', 'workos_sync');
+select workos_sync.keep_private('table', 'workos_sync.migrations');
