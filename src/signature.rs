@@ -217,10 +217,7 @@ mod tests {
             ),
             header
         );
-        assert_eq!(
-            verify_known(&header, &["secret"], 1_700_000_000_000),
-            Ok(1)
-        );
+        assert_eq!(verify_known(&header, &["secret"], 1_700_000_000_000), Ok(1));
     }
 
     /// R29: `t` in seconds is signed and compared as seconds. OpenSSL's answer for `1700000000.body`.
@@ -244,10 +241,7 @@ mod tests {
             (&["new", "secret"][..], 2),
             (&["secret", "new", "secret"], 1),
         ] {
-            assert_eq!(
-                verify_known(&header, keys, 1_700_000_000_000),
-                Ok(position)
-            );
+            assert_eq!(verify_known(&header, keys, 1_700_000_000_000), Ok(position));
         }
         assert_eq!(
             verify_known(&header, &["new", "other"], 1_700_000_000_000),
@@ -259,14 +253,8 @@ mod tests {
     #[test]
     fn the_tolerance_holds_either_way_and_zero_switches_it_off() {
         let header = format!("t=1700000000000, v1={KNOWN}");
-        assert_eq!(
-            verify_known(&header, &["secret"], 1_700_000_180_000),
-            Ok(1)
-        );
-        assert_eq!(
-            verify_known(&header, &["secret"], 1_699_999_820_000),
-            Ok(1)
-        );
+        assert_eq!(verify_known(&header, &["secret"], 1_700_000_180_000), Ok(1));
+        assert_eq!(verify_known(&header, &["secret"], 1_699_999_820_000), Ok(1));
         let old = verify_known(&header, &["secret"], 1_700_000_180_001).unwrap_err();
         assert_eq!(
             old.to_string(),

@@ -52,6 +52,7 @@ type Counters = Family<[(&'static str, &'static str); 1], Counter>;
 pub struct Metrics {
     registry: Arc<Registry>,
     deliveries: Counters,
+    secrets_used: Family<[(&'static str, usize); 1], Counter>,
     events: Counters,
     failures: Counter,
     dead_letters: Gauge,
@@ -87,9 +88,16 @@ impl Default for Metrics {
             "Events that wait for an operator, in the whole inbox: alarm on more than 0",
             dead_letters.clone(),
         );
+        let secrets_used = Family::default();
+        registry.register(
+            "signature_secret_used",
+            "Deliveries that were signed well, by the place of the secret in WORKOS_WEBHOOK_SECRET",
+            secrets_used.clone(),
+        );
         let metrics = Self {
             registry: Arc::new(registry),
             deliveries,
+            secrets_used,
             events,
             failures,
             dead_letters,
@@ -117,6 +125,20 @@ impl Metrics {
     /// A delivery was answered.
     pub fn delivery(&self, answer: &'static str) {
         self.deliveries.get_or_create(&[("answer", answer)]).inc();
+    }
+
+    /// There are so many webhook secrets: one that is never used is seen to stay at 0.
+    pub fn expect_secrets(&self, count: usize) {
+        for position in 1..=count {
+            drop(self.secrets_used.get_or_create(&[("position", position)]));
+        }
+    }
+
+    /// A delivery was signed with the secret at this position.
+    pub fn secret_used(&self, position: usize) {
+        self.secrets_used
+            .get_or_create(&[("position", position)])
+            .inc();
     }
 
     /// An event was settled.

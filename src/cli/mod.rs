@@ -4,12 +4,15 @@ mod migrate;
 mod replay;
 mod serve;
 mod sign;
+mod values;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -110,6 +113,15 @@ impl Cli {
             Command::Replay { files } => replay::run(config, &files).await,
         }
     }
+}
+
+/// Opens a file; standard input where it is called `-`.
+fn open(file: &Path) -> anyhow::Result<Box<dyn Read>> {
+    if file == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    let opened = File::open(file).with_context(|| file.display().to_string())?;
+    Ok(Box::new(opened))
 }
 
 fn embedded_options(config: &Config) -> EmbeddedOptions {

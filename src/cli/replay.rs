@@ -1,27 +1,32 @@
-//! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
+//! `workos-sync replay FILE…`: saved events, through the same inbox and guard. Files are read and stored chunk by chunk:
+//! their length costs no memory.
 
-use std::fmt::Display;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use super::{Database, bring_schema_up_to_date, sign};
+use super::values::{Value, Values};
+use super::{Database, bring_schema_up_to_date, open};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
-use crate::event::Event;
-use crate::inbox::{Inbox, RecordError, Recorded};
+use crate::inbox::{Inbox, RecordError, Recorded, SavedEvent};
 use crate::outbox::Outbox;
 use crate::postgres;
 use crate::telemetry::{self, Metrics};
 
-/// How many events are stored before the next ones are: it bounds the memory beyond that of the files.
-const CHUNK: usize = 8_000;
+/// The most events of a chunk. So many may wait to be applied, too.
+const CHUNK_EVENTS: usize = 8_000;
+
+/// The most bytes of a chunk's events, but for the last.
+const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
@@ -33,11 +38,6 @@ pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result
     result
 }
 
-#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
-#[expect(
-    clippy::print_stderr,
-    reason = "each event or file that is refused, beside the result"
-)]
 async fn replay(
     config: &Config,
     database: &Database,
@@ -47,6 +47,7 @@ async fn replay(
     bring_schema_up_to_date(&database.options).await?;
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
+    let shutdown = CancellationToken::new();
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
@@ -55,142 +56,184 @@ async fn replay(
         config.org_id_namespace,
         Metrics::default(),
         usize::try_from(config.database_max_connections / 2)?,
-        CancellationToken::new(),
+        shutdown.clone(),
     );
-
-    let (mut accepted, mut duplicates, mut ignored, mut refused) =
-        (Vec::new(), 0_u64, 0_u64, 0_u64);
-    let mut texts = Vec::new();
-    for file in files {
-        match sign::read(file).and_then(|bytes| text(bytes, file)) {
-            Ok(text) => texts.push((file, text)),
-            Err(error) => {
-                refused += 1;
-                eprintln!("{error:#}");
-            }
-        }
-    }
-    let mut refuse = |file, line, reason: &dyn Display| {
-        refused += 1;
-        eprintln!("{}: {reason}", at(file, line));
+    let mut replay = Replay {
+        inbox: &inbox,
+        chunk: Chunk::default(),
+        waiting: Vec::new(),
+        report: Report::default(),
     };
-    let mut read = Vec::new();
-    for (file, text) in &texts {
-        for (line, event) in events(text) {
-            match Event::parse(event.as_bytes()) {
-                Ok(event) => read.push((event, (*file, line))),
-                Err(error) => refuse(file, line, &error),
+    let done = replay.run(files).await;
+    // Lanes that our events are in may have others without end: what is in hand is finished, and nothing more begun.
+    shutdown.cancel();
+    inbox.idle().await;
+    done?;
+    Ok(replay.report.print())
+}
+
+/// Where an event stands in a file.
+struct Place<'a> {
+    file: &'a Path,
+    line: usize,
+}
+
+impl Display for Place<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// Events that were read, and are to be stored together.
+#[derive(Default)]
+struct Chunk<'a> {
+    events: Vec<(SavedEvent, Place<'a>)>,
+    bytes: usize,
+}
+
+/// What became of the events.
+#[derive(Default)]
+struct Report {
+    accepted: u64,
+    duplicates: u64,
+    ignored: u64,
+    refused: u64,
+    /// How the accepted ones ended, or where they stand.
+    results: BTreeMap<String, u64>,
+}
+
+struct Replay<'a> {
+    inbox: &'a Inbox,
+    chunk: Chunk<'a>,
+    /// The events that were accepted, and not applied at once.
+    waiting: Vec<String>,
+    report: Report,
+}
+
+impl<'a> Replay<'a> {
+    /// Stores the events of the files, and has them applied. What is wrong with a file or an event is said, and counted.
+    async fn run(&mut self, files: &'a [PathBuf]) -> anyhow::Result<()> {
+        for file in files {
+            match open(file) {
+                Ok(source) => self.read(file, Values::new(source)).await?,
+                Err(error) => self.report.refuse(&format!("{error:#}")),
             }
         }
+        self.store().await?;
+        self.settle().await
     }
-    // In the order in which they happened, whatever that of the files is.
-    read.sort_by_cached_key(|(event, _)| event.id.order());
-    let (events, places): (Vec<_>, Vec<_>) = read.into_iter().unzip();
-    for (events, places) in events.chunks(CHUNK).zip(places.chunks(CHUNK)) {
-        let recorded = inbox.record_all(events).await;
-        for ((event, &(file, line)), recorded) in events.iter().zip(places).zip(recorded) {
-            match recorded {
-                Ok(Recorded::Accepted) => accepted.push(event.id.to_string()),
-                Ok(Recorded::Duplicate) => duplicates += 1,
-                Ok(Recorded::Ignored) => ignored += 1,
-                Err(error @ RecordError::Unavailable { .. }) => {
-                    return Err(error).with_context(|| at(file, line));
+
+    /// Reads a file; its last events may share a chunk with the first of the next.
+    async fn read(&mut self, file: &'a Path, mut values: Values<impl Read>) -> anyhow::Result<()> {
+        loop {
+            let Value { line, text } = match values.next() {
+                Ok(Some(value)) => value,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.report.refuse(&format!("{}: {error}", file.display()));
+                    return Ok(());
                 }
-                Err(error) => refuse(file, line, &error),
+            };
+            let place = Place { file, line };
+            let bytes = text.as_ref().map_or(0, Vec::len);
+            let event = text.and_then(|text| {
+                let event = self.inbox.read_saved(text);
+                event.map_err(|error| error.to_string())
+            });
+            match event {
+                Ok(event) => self.chunk.events.push((event, place)),
+                Err(reason) => self.report.refuse(&format!("{place}: {reason}")),
+            }
+            self.chunk.bytes += bytes;
+            if self.chunk.events.len() >= CHUNK_EVENTS || self.chunk.bytes >= CHUNK_BYTES {
+                self.store().await?;
             }
         }
     }
-    inbox.settle().await?;
 
-    println!(
-        "accepted {}, duplicate {duplicates}, ignored {ignored}, refused {refused}",
-        accepted.len()
-    );
-    let mut unsettled = 0;
-    for (result, count) in inbox.results(&accepted).await? {
-        println!("{count} {result}");
-        if matches!(result.as_str(), "failed" | "dead") {
-            unsettled += count;
+    /// Stores the chunk; applies what nobody is in the way of.
+    async fn store(&mut self) -> anyhow::Result<()> {
+        let mut events = std::mem::take(&mut self.chunk).events;
+        // In the order in which they happened, as far as a chunk goes, whatever that of the files is.
+        events.sort_by_cached_key(|(event, _)| event.id().order());
+        let (events, places): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+        let report = &mut self.report;
+        for (replayed, place) in self.inbox.record_all(events).await.into_iter().zip(places) {
+            let replayed = match replayed {
+                Ok(replayed) => replayed,
+                Err(error @ RecordError::Unavailable { .. }) => {
+                    return Err(error).with_context(|| place.to_string());
+                }
+                Err(error) => {
+                    report.refuse(&format!("{place}: {error}"));
+                    continue;
+                }
+            };
+            match (replayed.recorded, replayed.outcome) {
+                (Recorded::Duplicate, _) => report.duplicates += 1,
+                (Recorded::Ignored, _) => report.ignored += 1,
+                (Recorded::Accepted, outcome) => {
+                    report.accepted += 1;
+                    match outcome {
+                        Some(outcome) => report.count(outcome.as_str().to_owned(), 1),
+                        None => self.waiting.push(replayed.event_id.to_string()),
+                    }
+                }
+            }
         }
-    }
-    Ok(if refused == 0 && unsettled == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-fn text(bytes: Vec<u8>, file: &Path) -> anyhow::Result<String> {
-    String::from_utf8(bytes).with_context(|| format!("{}: not UTF-8", file.display()))
-}
-
-fn at(file: &Path, line: usize) -> String {
-    format!("{}:{line}", file.display())
-}
-
-/// The events of a file, each as it stands there, with the number of its line: one JSON object, an array of
-/// them, a list page of the Events API (`{"data":[…]}`), or JSON lines of any of these.
-fn events(text: &str) -> Vec<(usize, &str)> {
-    if let Ok(value) = serde_json::from_str::<&RawValue>(text) {
-        return flatten(value.get(), 1);
-    }
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .flat_map(|(index, line)| flatten(line, index + 1))
-        .collect()
-}
-
-fn flatten(value: &str, line: usize) -> Vec<(usize, &str)> {
-    #[derive(Deserialize)]
-    struct Page<'a> {
-        #[serde(borrow)]
-        event: Option<&'a RawValue>,
-        #[serde(borrow)]
-        data: Vec<&'a RawValue>,
+        if self.waiting.len() > CHUNK_EVENTS {
+            self.settle().await?;
+        }
+        Ok(())
     }
 
-    let value = value.trim();
-    let items = if value.starts_with('[') {
-        serde_json::from_str::<Vec<&RawValue>>(value).ok()
-    } else {
-        // Were it an event, its data would be an object.
-        serde_json::from_str::<Page<'_>>(value)
-            .ok()
-            .filter(|page| page.event.is_none())
-            .map(|page| page.data)
-    };
-    match items {
-        Some(items) => items.into_iter().map(|item| (line, item.get())).collect(),
-        None => vec![(line, value)],
+    /// Has those applied that wait.
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (result, count) in self.inbox.settle_events(waiting).await? {
+            self.report.count(result, count);
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Report {
+    #[expect(
+        clippy::print_stderr,
+        reason = "each event or file that is refused, beside the result"
+    )]
+    fn refuse(&mut self, reason: &str) {
+        self.refused += 1;
+        eprintln!("{reason}");
+    }
 
-    #[test]
-    fn every_form_of_saved_events_is_taken() {
-        let (a, b) = (
-            r#"{"id":"a","event":"x","data":{}}"#,
-            r#"{"id":"b","event":"x","data":[]}"#,
+    fn count(&mut self, result: String, count: u64) {
+        *self.results.entry(result).or_default() += count;
+    }
+
+    #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+    fn print(self) -> ExitCode {
+        let Self {
+            accepted,
+            duplicates,
+            ignored,
+            refused,
+            results,
+        } = self;
+        println!(
+            "accepted {accepted}, duplicate {duplicates}, ignored {ignored}, refused {refused}"
         );
-        for (text, expected) in [
-            (a.to_owned(), vec![(1, a)]),
-            (format!("{a}\n\n{b}\n"), vec![(1, a), (3, b)]),
-            (format!("[{a},\n {b}]"), vec![(1, a), (1, b)]),
-            (
-                format!(r#"{{"object":"list","data":[{a},{b}]}}"#),
-                vec![(1, a), (1, b)],
-            ),
-            (
-                format!("{a}\nnot json\r\n[{b}]"),
-                vec![(1, a), (2, "not json"), (3, b)],
-            ),
-            (String::new(), vec![]),
-        ] {
-            assert_eq!(events(&text), expected, "{text}");
+        let mut results: Vec<_> = results.into_iter().collect();
+        results.sort_by_key(|(_, count)| Reverse(*count));
+        let mut all_applied = refused == 0;
+        for (result, count) in results {
+            println!("{count} {result}");
+            all_applied &= !matches!(result.as_str(), "pending" | "failed" | "dead");
+        }
+        if all_applied {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
         }
     }
 }

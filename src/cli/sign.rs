@@ -1,11 +1,11 @@
 //! `workos-sync sign FILE`: prints a fresh signature header.
 
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 
+use super::open;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::postgres::embedded;
@@ -24,24 +24,13 @@ pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
             .into());
         }
     };
-    let body = read(file)?;
+    let mut body = Vec::new();
+    open(file)?
+        .read_to_end(&mut body)
+        .with_context(|| file.display().to_string())?;
     println!(
         "WorkOS-Signature: {}",
         signature::sign(&secret, &body, SystemClock.now())
     );
     Ok(ExitCode::SUCCESS)
-}
-
-/// Reads a file, or standard input where it is called `-`.
-pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    if file == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .read_to_end(&mut body)
-            .context("standard input")?;
-    } else {
-        body = std::fs::read(file).with_context(|| file.display().to_string())?;
-    }
-    Ok(body)
 }

@@ -1,10 +1,107 @@
-//! Reads a request's body within a size and a time.
+//! Reads a request's body within a size and a time, and within what all bodies may take of the memory.
 
-use axum::body::{Body, Bytes};
+use std::sync::Arc;
+
+use axum::body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::problem::Problem;
+
+/// What bodies may take of the memory, in bytes.
+const ROOM: usize = 64 * 1_024 * 1_024;
+
+/// So many of the largest body have room in any case.
+const LARGEST: usize = 4;
+
+/// What is counted: places of so many bytes.
+const PLACE: usize = 1_024;
+
+/// The room that bodies have in memory, from before they are read until they are gone (R30).
+#[derive(Debug)]
+pub struct Bodies {
+    /// The longest body, in bytes.
+    limit: usize,
+    places: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Bodies {
+    /// For bodies of at most `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        let places = std::cmp::max(ROOM, LARGEST * limit).div_ceil(PLACE);
+        Self {
+            limit,
+            places,
+            free: Arc::new(Semaphore::new(places)),
+        }
+    }
+
+    /// How many bytes are taken, in whole places.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        (self.places - self.free.available_permits()) * PLACE
+    }
+
+    /// Waits for room until `answer_by`, and reads the whole body. The permit is to go with the body, wherever that
+    /// goes.
+    ///
+    /// # Errors
+    /// There is no room; or those of [`read_body`].
+    pub async fn read(
+        &self,
+        body: Body,
+        content_length: Option<u64>,
+        deadline: Instant,
+        answer_by: Instant,
+    ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Problem> {
+        // All of it at once: bodies that each had a part of their room would wait for each other.
+        let most = expected(content_length, self.limit)?;
+        let free = Arc::clone(&self.free);
+        let (mut permit, waited) = match free.try_acquire_many_owned(places(most)) {
+            Ok(permit) => (permit, false),
+            Err(_) => {
+                let room = Arc::clone(&self.free).acquire_many_owned(places(most));
+                match timeout_at(answer_by, room).await {
+                    // It is never closed.
+                    Ok(Ok(permit)) => (permit, true),
+                    Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
+                }
+            }
+        };
+        let body = match read_body(body, content_length, self.limit, deadline).await {
+            // The sender had less time than others.
+            Err(problem) if waited && problem == Problem::body_too_slow() => {
+                return Err(Problem::busy());
+            }
+            read => read?,
+        };
+        // It announced no length, and is shorter than the limit.
+        let spare = permit.num_permits() - places(body.len()) as usize;
+        drop(permit.split(spare));
+        Ok((body, permit))
+    }
+}
+
+/// How many places so many bytes take.
+fn places(bytes: usize) -> u32 {
+    // A body of more than 4 TiB has no room in any case.
+    u32::try_from(bytes.div_ceil(PLACE)).unwrap_or(u32::MAX)
+}
+
+/// How long a body may be.
+fn expected(content_length: Option<u64>, limit: usize) -> Result<usize, Problem> {
+    let Some(length) = content_length else {
+        return Ok(limit);
+    };
+    // A length beyond usize is beyond any limit.
+    usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= limit)
+        .ok_or_else(|| Problem::body_too_large(limit))
+}
 
 /// Reads the whole body.
 ///
@@ -19,18 +116,29 @@ pub async fn read_body(
     content_length: Option<u64>,
     limit: usize,
     deadline: Instant,
-) -> Result<Bytes, Problem> {
-    // A length beyond usize is beyond any limit.
-    if content_length
-        .is_some_and(|length| !usize::try_from(length).is_ok_and(|length| length <= limit))
-    {
-        return Err(Problem::body_too_large(limit));
-    }
-    match timeout_at(deadline, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::body_too_large(limit)),
-        // What hyper says of the sender's framing is no news to anybody but the sender.
+) -> Result<Vec<u8>, Problem> {
+    // What isn't written to takes no memory.
+    let mut bytes = Vec::with_capacity(expected(content_length, limit)?);
+    let mut body = Limited::new(body, limit);
+    let read = timeout_at(deadline, async {
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(())
+    });
+    match read.await {
+        Ok(Ok(())) => {
+            bytes.shrink_to_fit();
+            Ok(bytes)
+        }
         Ok(Err(error)) => {
+            let error: axum::BoxError = error;
+            if error.is::<LengthLimitError>() {
+                return Err(Problem::body_too_large(limit));
+            }
+            // What hyper says of the sender's framing is no news to anybody but the sender.
             tracing::debug!(error = &*error, "a request's body is incomplete");
             Err(Problem::body_incomplete())
         }
@@ -45,14 +153,14 @@ mod tests {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
-    use axum::body::HttpBody;
+    use axum::body::{Bytes, HttpBody};
     use hyper::body::Frame;
 
     use super::*;
 
     const LIMIT: usize = 4;
 
-    async fn read(body: Body, content_length: Option<u64>) -> Result<Bytes, Problem> {
+    async fn read(body: Body, content_length: Option<u64>) -> Result<Vec<u8>, Problem> {
         let deadline = Instant::now() + Duration::from_secs(1);
         read_body(body, content_length, LIMIT, deadline).await
     }
@@ -94,6 +202,54 @@ mod tests {
                 Err(Problem::body_too_large(LIMIT))
             );
         }
+    }
+
+    /// R30: a body has room from before it is read until it is gone; what has none is told to come back. A body of no
+    /// announced length has room for the longest until its length is known.
+    #[tokio::test]
+    async fn bodies_share_a_bounded_room() {
+        let limit = ROOM / 2;
+        let bodies = Bodies::new(limit);
+        assert_eq!(bodies.places * PLACE, LARGEST * limit);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
+        let read = |body: Body, length| bodies.read(body, length, later, now);
+
+        let (body, first) = read("12345".into(), None).await.unwrap();
+        assert_eq!((body.as_slice(), bodies.held()), (&b"12345"[..], PLACE));
+        let length = u64::try_from(limit - PLACE).unwrap();
+        let mut slow = Vec::new();
+        for _ in 0..LARGEST {
+            let mut slow_one = Box::pin(read(Body::new(Fake(|| Poll::Pending)), Some(length)));
+            assert!(timeout_at(now, &mut slow_one).await.is_err());
+            slow.push(slow_one);
+        }
+        assert_eq!(bodies.held(), LARGEST * (limit - PLACE) + PLACE);
+        assert_eq!(read("1".into(), None).await.unwrap_err(), Problem::busy());
+        assert!(read("1".into(), Some(1)).await.is_ok());
+        slow.pop();
+        assert!(read("1".into(), None).await.is_ok());
+        drop((slow, first));
+        assert_eq!(bodies.held(), 0);
+    }
+
+    /// R30: who waited for room, and then had too little time, isn't called slow.
+    #[tokio::test]
+    async fn a_wait_for_room_is_not_the_senders_fault() {
+        let bodies = Bodies::new(ROOM);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
+        let stalls = || Body::new(Fake(|| Poll::Pending));
+        let read = |deadline| bodies.read(stalls(), None, deadline, later);
+        assert_eq!(read(now).await.unwrap_err(), Problem::body_too_slow());
+        let mut slow: Vec<_> = (0..LARGEST).map(|_| Box::pin(read(later))).collect();
+        for slow in &mut slow {
+            assert!(timeout_at(now, slow).await.is_err());
+        }
+        let mut waits = Box::pin(read(now));
+        assert!(timeout_at(now, &mut waits).await.is_err());
+        slow.pop();
+        assert_eq!(waits.await.unwrap_err(), Problem::busy());
     }
 
     /// R30: a body that never comes meets the deadline.
