@@ -58,7 +58,7 @@ enum Command {
     },
     /// Put saved events into the inbox, and apply them
     Replay {
-        /// Files of events: one JSON object, an array, a list page of the Events API, or JSON lines; `-` reads
+        /// Files of events: JSON objects, arrays or list pages of the Events API, one or several; `-` reads
         /// standard input
         #[arg(required = true)]
         files: Vec<PathBuf>,

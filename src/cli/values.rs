@@ -141,15 +141,15 @@ impl<R: Read> Values<R> {
     /// Passes over what was read.
     fn pass(&mut self, length: usize) {
         let passed = &self.buffer[self.at..self.at + length];
-        let line_breaks = passed.iter().filter(|byte| **byte == b'\n').count();
+        let mut lines = passed.split(|byte| *byte == b'\n');
+        let last_line = lines.next_back().unwrap_or_default();
+        let line_breaks = lines.count();
         if line_breaks > 0 {
             self.line += line_breaks;
             self.indentation = 0;
             self.indenting = true;
         }
         if self.indenting {
-            let last_line = passed.rsplit(|byte| *byte == b'\n').next();
-            let last_line = last_line.unwrap_or_default();
             let indentation = last_line.iter().take_while(|byte| is_blank(**byte)).count();
             self.indentation += indentation;
             self.indenting = indentation == last_line.len();
@@ -218,14 +218,16 @@ impl<R: Read> Values<R> {
         let first_line = self.rest().split(|byte| *byte == b'\n').next();
         let is_pretty = first_line.is_some_and(|line| line.trim_ascii_end() == b"{");
         self.pass_line()?;
-        while is_pretty {
-            match self.next_token()? {
-                Some(_) if self.indentation > indentation => self.pass_line()?,
-                Some(b'}') if self.indentation == indentation => {
-                    self.pass(1);
-                    break;
+        if is_pretty {
+            while let Some(byte) = self.next_token()? {
+                if self.indentation > indentation {
+                    self.pass_line()?;
+                    continue;
                 }
-                _ => break,
+                if self.indentation == indentation && byte == b'}' {
+                    self.pass(1);
+                }
+                break;
             }
         }
         Ok(Value {
@@ -235,22 +237,14 @@ impl<R: Read> Values<R> {
     }
 
     fn pass_line(&mut self) -> io::Result<()> {
-        loop {
-            let rest = self.rest();
-            match rest.iter().position(|byte| *byte == b'\n') {
-                Some(end) => {
-                    self.pass(end + 1);
-                    return Ok(());
-                }
-                None => {
-                    self.pass(rest.len());
-                    if self.ended {
-                        return Ok(());
-                    }
-                    self.read_more()?;
-                }
-            }
+        while !self.rest().contains(&b'\n') && !self.ended {
+            self.pass(self.rest().len());
+            self.read_more()?;
         }
+        let rest = self.rest();
+        let end = rest.iter().position(|byte| *byte == b'\n');
+        self.pass(end.map_or(rest.len(), |end| end + 1));
+        Ok(())
     }
 }
 
@@ -478,7 +472,7 @@ mod tests {
         ) {
             let text = pieces.concat();
             let mut values = Values { piece, ..Values::new(&*text) };
-            let lines = text.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let lines = text.split(|byte| *byte == b'\n').count();
             let mut found = 0;
             while let Some(value) = values.next().unwrap() {
                 prop_assert!(value.line <= lines);

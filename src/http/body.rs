@@ -58,17 +58,18 @@ impl Bodies {
         answer_by: Instant,
     ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Problem> {
         // All of it at once: bodies that each had a part of their room would wait for each other.
-        let most = expected(content_length, self.limit)?;
+        let places = places(expected(content_length, self.limit)?);
+        let mut waited = false;
         let free = Arc::clone(&self.free);
-        let (mut permit, waited) = match free.try_acquire_many_owned(places(most)) {
-            Ok(permit) => (permit, false),
-            Err(_) => {
-                let room = Arc::clone(&self.free).acquire_many_owned(places(most));
-                match timeout_at(answer_by, room).await {
-                    // It is never closed.
-                    Ok(Ok(permit)) => (permit, true),
-                    Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
-                }
+        let mut permit = if let Ok(permit) = free.try_acquire_many_owned(places) {
+            permit
+        } else {
+            waited = true;
+            let room = Arc::clone(&self.free).acquire_many_owned(places);
+            match timeout_at(answer_by, room).await {
+                Ok(Ok(permit)) => permit,
+                // Too late; it is never closed.
+                Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
             }
         };
         let body = match read_body(body, content_length, self.limit, deadline).await {
@@ -79,8 +80,7 @@ impl Bodies {
             read => read?,
         };
         // It announced no length, and is shorter than the limit.
-        let spare = permit.num_permits() - places(body.len()) as usize;
-        drop(permit.split(spare));
+        drop(permit.split(permit.num_permits() - body.len().div_ceil(PLACE)));
         Ok((body, permit))
     }
 }

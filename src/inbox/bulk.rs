@@ -79,8 +79,9 @@ impl Inbox {
     /// # Errors
     /// The body is no event.
     pub fn read_saved(&self, body: Vec<u8>) -> Result<SavedEvent, EnvelopeError> {
-        let (event, decoded) =
-            self.read_with(body, Source::Replay, |event| event.organization().ok())?;
+        let (event, decoded) = self.read_with(body, None, Source::Replay, |event| {
+            event.organization().ok()
+        })?;
         Ok(SavedEvent { event, decoded })
     }
 

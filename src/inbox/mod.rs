@@ -241,8 +241,7 @@ impl Inbox {
         place: Option<OwnedSemaphorePermit>,
         source: Source,
     ) -> Result<NewEvent, EnvelopeError> {
-        let (mut event, ()) = self.read_with(body, source, |_| ())?;
-        event._place = place;
+        let (event, ()) = self.read_with(body, place, source, |_| ())?;
         Ok(event)
     }
 
@@ -250,6 +249,7 @@ impl Inbox {
     fn read_with<T>(
         &self,
         body: Vec<u8>,
+        place: Option<OwnedSemaphorePermit>,
         source: Source,
         take: impl FnOnce(&Event<'_>) -> T,
     ) -> Result<(NewEvent, T), EnvelopeError> {
@@ -265,7 +265,7 @@ impl Inbox {
             source,
             event_id: event.id,
             body: String::new(),
-            _place: None,
+            _place: place,
         };
         // A byte order mark.
         body.drain(..before);

@@ -178,22 +178,15 @@ async fn values_are_read_however_they_are_laid_out() {
 #[tokio::test]
 async fn a_bad_byte_costs_its_line() {
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
-    let not_utf8 = [
-        &created(2).as_bytes()[..40],
-        b"\xff",
-        &created(2).as_bytes()[40..],
-    ]
-    .concat();
-    let lines: [&[u8]; 5] = [
-        created(1).as_bytes(),
-        &not_utf8,
-        created(3).as_bytes(),
+    let second = created(2).into_bytes();
+    let lines = [
+        created(1).into_bytes(),
+        [&second[..40], b"\xff", &second[40..]].concat(),
+        created(3).into_bytes(),
         // Cut off, and not the last.
-        &created(4).as_bytes()[..100],
-        created(5).as_bytes(),
-    ]
-    .map(<[u8]>::to_vec)
-    .map(|line| &*line.leak());
+        created(4).into_bytes()[..100].to_vec(),
+        created(5).into_bytes(),
+    ];
     let file = folder.write("events.jsonl", lines.join(&b'\n'));
     let variables = [
         ("DATABASE_URL", database.url.as_str()),
@@ -223,7 +216,7 @@ async fn peak_of_a_replay(events: u64, layout: impl Fn(String) -> String) -> u64
     let mut lines = String::new();
     for n in 0..events {
         let event = event(n, Kind::Other, "org_a", &"x".repeat(4_000));
-        write!(lines, "{event},\n").unwrap();
+        writeln!(lines, "{event},").unwrap();
     }
     // The last comma.
     lines.truncate(lines.len() - 2);

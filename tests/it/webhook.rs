@@ -1073,11 +1073,11 @@ async fn bodies_have_bounded_room_while_the_database_hangs() {
         });
     }
     let mut most = 0;
-    let mut look = tokio::time::interval(Duration::from_millis(1));
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
     while !deliveries.is_empty() {
         tokio::select! {
             answered = deliveries.join_next() => answered.unwrap().unwrap(),
-            _ = look.tick() => {}
+            _ = ticks.tick() => {}
         }
         most = std::cmp::max(most, app.http.body_bytes_held());
     }
