@@ -4,38 +4,46 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
-use std::io::Read;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::Context;
 use sqlx::PgPool;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc::{self, error::SendError};
+use tracing::info;
 
 use super::values::{Value, Values};
 use super::{Database, bring_schema_up_to_date, open};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
-use crate::inbox::{Inbox, RecordError, Recorded, SavedEvent};
+use crate::inbox::{Inbox, RecordError, Recorded};
 use crate::outbox::Outbox;
 use crate::postgres;
 use crate::telemetry::{self, Metrics};
 
-/// The most events of a chunk. So many may wait to be applied, too.
+/// The most events of a chunk. As many may wait to be applied.
 const CHUNK_EVENTS: usize = 8_000;
 
-/// The most bytes of a chunk's events, but for the last.
+/// The most bytes of a chunk's events, but for the last one. Three chunks are in memory: one is read, one waits, and one
+/// is stored.
 const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
-    let database = Database::open(&config).await?;
-    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
-    let result = replay(&config, &database, &pool, files).await;
-    pool.close().await;
-    database.close().await?;
-    result
+    Database::with(&config, async |database| {
+        info!(database = %database.url, "replaying into {}", database.url);
+        let pool = postgres::pool(
+            database.url.options.clone(),
+            config.database_max_connections,
+        );
+        let result = replay(&config, database, &pool, files).await;
+        pool.close().await;
+        result
+    })
+    .await
 }
 
 async fn replay(
@@ -44,10 +52,10 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.options).await?;
+    bring_schema_up_to_date(&database.url).await?;
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
-    let shutdown = CancellationToken::new();
+    let shutdown = database.stop.child_token();
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
@@ -60,7 +68,6 @@ async fn replay(
     );
     let mut replay = Replay {
         inbox: &inbox,
-        chunk: Chunk::default(),
         waiting: Vec::new(),
         report: Report::default(),
     };
@@ -72,23 +79,73 @@ async fn replay(
     Ok(replay.report.print())
 }
 
-/// Where an event stands in a file.
-struct Place<'a> {
-    file: &'a Path,
-    line: usize,
+/// A file, or a line of it.
+struct Place {
+    file: Arc<Path>,
+    line: Option<usize>,
 }
 
-impl Display for Place<'_> {
+impl Display for Place {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}", self.file.display())?;
+        match self.line {
+            Some(line) => write!(f, ":{line}"),
+            None => Ok(()),
+        }
     }
 }
 
-/// Events that were read, and are to be stored together.
-#[derive(Default)]
-struct Chunk<'a> {
-    events: Vec<(SavedEvent, Place<'a>)>,
+/// What was read somewhere; or why there is nothing.
+type Found = (Place, Result<Vec<u8>, String>);
+
+/// Reads files, chunk by chunk. On a thread of its own: standard input may have to be waited for.
+struct Reader {
+    chunks: mpsc::Sender<Vec<Found>>,
+    chunk: Vec<Found>,
     bytes: usize,
+}
+
+impl Reader {
+    /// An error: nobody takes the chunks any more.
+    fn read(mut self, files: Vec<PathBuf>) -> Result<(), SendError<Vec<Found>>> {
+        for file in files {
+            let file = Arc::from(file);
+            let mut values = match open(&file) {
+                Ok(source) => Values::new(source),
+                Err(error) => {
+                    self.put(&file, None, Err(error.to_string()))?;
+                    continue;
+                }
+            };
+            loop {
+                match values.next() {
+                    Ok(Some(Value { line, text })) => self.put(&file, Some(line), text)?,
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.put(&file, None, Err(error.to_string()))?;
+                        break;
+                    }
+                }
+            }
+        }
+        self.chunks.blocking_send(self.chunk)
+    }
+
+    fn put(
+        &mut self,
+        file: &Arc<Path>,
+        line: Option<usize>,
+        found: Result<Vec<u8>, String>,
+    ) -> Result<(), SendError<Vec<Found>>> {
+        let file = Arc::clone(file);
+        self.bytes += found.as_ref().map_or(0, Vec::len);
+        self.chunk.push((Place { file, line }, found));
+        if self.chunk.len() < CHUNK_EVENTS && self.bytes < CHUNK_BYTES {
+            return Ok(());
+        }
+        self.bytes = 0;
+        self.chunks.blocking_send(std::mem::take(&mut self.chunk))
+    }
 }
 
 /// What became of the events.
@@ -104,60 +161,48 @@ struct Report {
 
 struct Replay<'a> {
     inbox: &'a Inbox,
-    chunk: Chunk<'a>,
     /// The events that were accepted, and not applied at once.
     waiting: Vec<String>,
     report: Report,
 }
 
-impl<'a> Replay<'a> {
-    /// Stores the events of the files, and has them applied. What is wrong with a file or an event is said, and counted.
-    async fn run(&mut self, files: &'a [PathBuf]) -> anyhow::Result<()> {
-        for file in files {
-            match open(file) {
-                Ok(source) => self.read(file, Values::new(source)).await?,
-                Err(error) => self.report.refuse(&format!("{error:#}")),
-            }
+impl Replay<'_> {
+    /// Stores the events of the files, and has them applied.
+    async fn run(&mut self, files: &[PathBuf]) -> anyhow::Result<()> {
+        let (sender, mut chunks) = mpsc::channel(1);
+        let reader = Reader {
+            chunks: sender,
+            chunk: Vec::new(),
+            bytes: 0,
+        };
+        let files = files.to_vec();
+        let reader = thread::spawn(|| reader.read(files));
+        while let Some(chunk) = chunks.recv().await {
+            self.store(chunk).await?;
         }
-        self.store().await?;
+        if let Err(panic) = reader.join() {
+            resume_unwind(panic);
+        }
         self.settle().await
     }
 
-    /// Reads a file; its last events may share a chunk with the first of the next.
-    async fn read(&mut self, file: &'a Path, mut values: Values<impl Read>) -> anyhow::Result<()> {
-        loop {
-            let Value { line, text } = match values.next() {
-                Ok(Some(value)) => value,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    self.report.refuse(&format!("{}: {error}", file.display()));
-                    return Ok(());
-                }
-            };
-            let place = Place { file, line };
-            let bytes = text.as_ref().map_or(0, Vec::len);
-            let event = text.and_then(|text| {
+    /// Stores the events of a chunk, and applies those that nobody is in the way of.
+    async fn store(&mut self, chunk: Vec<Found>) -> anyhow::Result<()> {
+        let report = &mut self.report;
+        let mut events = Vec::with_capacity(chunk.len());
+        for (place, found) in chunk {
+            let event = found.and_then(|text| {
                 let event = self.inbox.read_saved(text);
                 event.map_err(|error| error.to_string())
             });
             match event {
-                Ok(event) => self.chunk.events.push((event, place)),
-                Err(reason) => self.report.refuse(&format!("{place}: {reason}")),
-            }
-            self.chunk.bytes += bytes;
-            if self.chunk.events.len() >= CHUNK_EVENTS || self.chunk.bytes >= CHUNK_BYTES {
-                self.store().await?;
+                Ok(event) => events.push((event, place)),
+                Err(reason) => report.refuse(&place, &reason),
             }
         }
-    }
-
-    /// Stores the chunk; applies what nobody is in the way of.
-    async fn store(&mut self) -> anyhow::Result<()> {
-        let mut events = std::mem::take(&mut self.chunk).events;
-        // In the order in which they happened, as far as a chunk goes, whatever that of the files is.
+        // In the order in which they happened, as far as the chunk goes, whatever that of the files is.
         events.sort_by_cached_key(|(event, _)| event.id().order());
         let (events, places): (Vec<_>, Vec<_>) = events.into_iter().unzip();
-        let report = &mut self.report;
         for (replayed, place) in self.inbox.record_all(events).await.into_iter().zip(places) {
             let replayed = match replayed {
                 Ok(replayed) => replayed,
@@ -165,7 +210,7 @@ impl<'a> Replay<'a> {
                     return Err(error).with_context(|| place.to_string());
                 }
                 Err(error) => {
-                    report.refuse(&format!("{place}: {error}"));
+                    report.refuse(&place, &error);
                     continue;
                 }
             };
@@ -202,9 +247,9 @@ impl Report {
         clippy::print_stderr,
         reason = "each event or file that is refused, beside the result"
     )]
-    fn refuse(&mut self, reason: &str) {
+    fn refuse(&mut self, place: &Place, reason: &dyn Display) {
         self.refused += 1;
-        eprintln!("{reason}");
+        eprintln!("{place}: {reason}");
     }
 
     fn count(&mut self, result: String, count: u64) {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use secrecy::SecretString;
 
 use super::open;
 use crate::clock::{Clock, SystemClock};
@@ -15,22 +16,33 @@ use crate::signature;
 pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
     let secret = match config.webhook_secrets.first() {
         Some(secret) => secret.clone(),
-        None if config.database_url.is_none() => embedded::webhook_secret(&config.data_dir)?,
-        None => {
-            return Err(ConfigError {
-                variable: "WORKOS_WEBHOOK_SECRET",
-                problem: "required to sign".to_owned(),
-            }
-            .into());
-        }
+        None => made_secret(config)?,
     };
     let mut body = Vec::new();
-    open(file)?
-        .read_to_end(&mut body)
+    open(file)
+        .and_then(|mut source| source.read_to_end(&mut body))
         .with_context(|| file.display().to_string())?;
     println!(
         "WorkOS-Signature: {}",
         signature::sign(&secret, &body, SystemClock.now())
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The one that `serve` made beside its private database. None is made here: nobody would accept its signatures.
+fn made_secret(config: &Config) -> anyhow::Result<SecretString> {
+    let wrong = |problem| ConfigError {
+        variable: "WORKOS_WEBHOOK_SECRET",
+        problem,
+    };
+    if config.database_url.is_some() {
+        return Err(wrong("required to sign".to_owned()).into());
+    }
+    let made = embedded::webhook_secret(&config.data_dir)?;
+    Ok(made.ok_or_else(|| {
+        wrong(format!(
+            "not set, and `workos-sync serve` has made none in {}",
+            config.data_dir.display()
+        ))
+    })?)
 }
