@@ -70,7 +70,7 @@ impl Default for Metrics {
         let (deliveries, events, failures, dead_letters) = metrics;
         registry.register(
             "deliveries",
-            "Requests to the webhook path, by answer",
+            "Deliveries, by answer; not_found are signed requests to another path",
             deliveries.clone(),
         );
         registry.register(

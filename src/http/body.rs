@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -45,20 +45,21 @@ impl Bodies {
         (self.places - self.free.available_permits()) * PLACE
     }
 
-    /// Waits for room until `answer_by`, and reads the whole body. The permit is to go with the body, wherever that
-    /// goes.
+    /// Waits for room until `answer_by`, and reads the whole body, which is to be complete at `deadline`. The permit is
+    /// to go with the body, wherever that goes.
     ///
     /// # Errors
     /// There is no room; or those of [`read_body`].
     pub async fn read(
         &self,
         body: Body,
-        content_length: Option<u64>,
         deadline: Instant,
         answer_by: Instant,
     ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Problem> {
         // All of it at once: bodies that each had a part of their room would wait for each other.
-        let places = places(expected(content_length, self.limit)?);
+        let places = expected(&body, self.limit)?.div_ceil(PLACE);
+        // More than 4 TiB have no room in any case.
+        let places = u32::try_from(places).unwrap_or(u32::MAX);
         let mut waited = false;
         let free = Arc::clone(&self.free);
         let mut permit = if let Ok(permit) = free.try_acquire_many_owned(places) {
@@ -72,7 +73,7 @@ impl Bodies {
                 Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
             }
         };
-        let body = match read_body(body, content_length, self.limit, deadline).await {
+        let body = match read_body(body, self.limit, deadline).await {
             // The sender had less time than others.
             Err(problem) if waited && problem == Problem::body_too_slow() => {
                 return Err(Problem::busy());
@@ -85,15 +86,10 @@ impl Bodies {
     }
 }
 
-/// How many places so many bytes take.
-fn places(bytes: usize) -> u32 {
-    // A body of more than 4 TiB has no room in any case.
-    u32::try_from(bytes.div_ceil(PLACE)).unwrap_or(u32::MAX)
-}
-
-/// How long a body may be.
-fn expected(content_length: Option<u64>, limit: usize) -> Result<usize, Problem> {
-    let Some(length) = content_length else {
+/// How long a body is at most: as it announces itself, else `limit`. hyper holds it to its `Content-Length`, and knows
+/// when that doesn't count, as beside chunks.
+fn expected(body: &Body, limit: usize) -> Result<usize, Problem> {
+    let Some(length) = body.size_hint().exact() else {
         return Ok(limit);
     };
     // A length beyond usize is beyond any limit.
@@ -111,15 +107,11 @@ fn expected(content_length: Option<u64>, limit: usize) -> Result<usize, Problem>
 ///
 /// # Errors
 /// The body is longer than `limit` bytes, is not complete at `deadline`, or breaks off.
-pub async fn read_body(
-    body: Body,
-    content_length: Option<u64>,
-    limit: usize,
-    deadline: Instant,
-) -> Result<Vec<u8>, Problem> {
+pub async fn read_body(body: Body, limit: usize, deadline: Instant) -> Result<Vec<u8>, Problem> {
+    let expected = expected(&body, limit)?;
     // What isn't written to takes no memory.
-    let mut bytes = Vec::with_capacity(expected(content_length, limit)?);
-    let mut body = Limited::new(body, limit);
+    let mut bytes = Vec::with_capacity(expected);
+    let mut body = Limited::new(body, expected);
     let read = timeout_at(deadline, async {
         while let Some(frame) = body.frame().await {
             if let Ok(data) = frame?.into_data() {
@@ -153,54 +145,77 @@ mod tests {
     use std::task::{Context, Poll};
     use std::time::Duration;
 
-    use axum::body::{Bytes, HttpBody};
-    use hyper::body::Frame;
+    use axum::body::Bytes;
+    use hyper::body::{Frame, SizeHint};
 
     use super::*;
 
     const LIMIT: usize = 4;
 
-    async fn read(body: Body, content_length: Option<u64>) -> Result<Vec<u8>, Problem> {
+    async fn read(body: Body) -> Result<Vec<u8>, Problem> {
         let deadline = Instant::now() + Duration::from_secs(1);
-        read_body(body, content_length, LIMIT, deadline).await
-    }
-
-    /// R30: the limit is what fits, with and without a Content-Length.
-    #[tokio::test]
-    async fn a_body_of_exactly_the_limit_fits() {
-        for (length, announced) in [(4, Some(4)), (4, None), (0, None), (0, Some(0))] {
-            let body = vec![b'x'; length];
-            assert_eq!(read(body.clone().into(), announced).await.unwrap(), body);
-        }
-        assert_eq!(
-            read("12345".into(), None).await,
-            Err(Problem::body_too_large(LIMIT))
-        );
+        read_body(body, LIMIT, deadline).await
     }
 
     type Polled = Poll<Option<Result<Frame<Bytes>, Infallible>>>;
 
-    /// A body that answers each poll alike.
-    struct Fake(fn() -> Polled);
+    /// A body that announces a length, or none, and answers each poll alike.
+    struct Fake(Option<u64>, fn() -> Polled);
 
     impl HttpBody for Fake {
         type Data = Bytes;
         type Error = Infallible;
 
         fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Polled {
-            self.0()
+            self.1()
         }
+
+        fn size_hint(&self) -> SizeHint {
+            self.0.map_or_else(SizeHint::default, SizeHint::with_exact)
+        }
+    }
+
+    fn stalled(length: Option<u64>) -> Body {
+        Body::new(Fake(length, || Poll::Pending))
+    }
+
+    /// A body that announces no length.
+    struct Chunked(Body);
+
+    impl HttpBody for Chunked {
+        type Data = Bytes;
+        type Error = axum::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+            Pin::new(&mut self.0).poll_frame(context)
+        }
+    }
+
+    fn chunked(text: &'static str) -> Body {
+        Body::new(Chunked(text.into()))
+    }
+
+    /// R30: the limit is what fits, with and without an announced length.
+    #[tokio::test]
+    async fn a_body_of_exactly_the_limit_fits() {
+        for text in ["", "1", "1234"] {
+            assert_eq!(read(text.into()).await.unwrap(), text.as_bytes());
+            assert_eq!(read(chunked(text)).await.unwrap(), text.as_bytes());
+        }
+        let too_large = Err(Problem::body_too_large(LIMIT));
+        assert_eq!(read("12345".into()).await, too_large);
+        assert_eq!(read(chunked("12345")).await, too_large);
     }
 
     /// R30: what announces itself as too long is not read at all.
     #[tokio::test]
     async fn an_announced_excess_is_refused_unread() {
-        let body = || Body::new(Fake(|| panic!("the body was read")));
         for announced in [5, u64::MAX] {
-            assert_eq!(
-                read(body(), Some(announced)).await,
-                Err(Problem::body_too_large(LIMIT))
-            );
+            let body = Body::new(Fake(Some(announced), || panic!("the body was read")));
+            assert_eq!(read(body).await, Err(Problem::body_too_large(LIMIT)));
         }
     }
 
@@ -213,22 +228,22 @@ mod tests {
         assert_eq!(bodies.places * PLACE, LARGEST * limit);
         let now = Instant::now();
         let later = now + Duration::from_secs(60);
-        let read = |body: Body, length| bodies.read(body, length, later, now);
+        let read = |body| bodies.read(body, later, now);
 
-        let (body, first) = read("12345".into(), None).await.unwrap();
+        let (body, first) = read(chunked("12345")).await.unwrap();
         assert_eq!((body.as_slice(), bodies.held()), (&b"12345"[..], PLACE));
-        let length = u64::try_from(limit - PLACE).unwrap();
+        let large = limit - PLACE;
         let mut slow = Vec::new();
         for _ in 0..LARGEST {
-            let mut slow_one = Box::pin(read(Body::new(Fake(|| Poll::Pending)), Some(length)));
-            assert!(timeout_at(now, &mut slow_one).await.is_err());
-            slow.push(slow_one);
+            let mut body = Box::pin(read(stalled(u64::try_from(large).ok())));
+            assert!(timeout_at(now, &mut body).await.is_err());
+            slow.push(body);
         }
-        assert_eq!(bodies.held(), LARGEST * (limit - PLACE) + PLACE);
-        assert_eq!(read("1".into(), None).await.unwrap_err(), Problem::busy());
-        assert!(read("1".into(), Some(1)).await.is_ok());
+        assert_eq!(bodies.held(), LARGEST * large + PLACE);
+        assert_eq!(read(chunked("1")).await.unwrap_err(), Problem::busy());
+        assert!(read("1".into()).await.is_ok());
         slow.pop();
-        assert!(read("1".into(), None).await.is_ok());
+        assert!(read(chunked("1")).await.is_ok());
         drop((slow, first));
         assert_eq!(bodies.held(), 0);
     }
@@ -239,8 +254,7 @@ mod tests {
         let bodies = Bodies::new(ROOM);
         let now = Instant::now();
         let later = now + Duration::from_secs(60);
-        let stalls = || Body::new(Fake(|| Poll::Pending));
-        let read = |deadline| bodies.read(stalls(), None, deadline, later);
+        let read = |deadline| bodies.read(stalled(None), deadline, later);
         assert_eq!(read(now).await.unwrap_err(), Problem::body_too_slow());
         let mut slow: Vec<_> = (0..LARGEST).map(|_| Box::pin(read(later))).collect();
         for slow in &mut slow {
@@ -255,9 +269,8 @@ mod tests {
     /// R30: a body that never comes meets the deadline.
     #[tokio::test]
     async fn a_body_that_stalls_is_too_slow() {
-        let body = Body::new(Fake(|| Poll::Pending));
         assert_eq!(
-            read_body(body, Some(4), LIMIT, Instant::now()).await,
+            read_body(stalled(Some(4)), LIMIT, Instant::now()).await,
             Err(Problem::body_too_slow())
         );
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use axum::http::header::CONTENT_ENCODING;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -73,14 +73,8 @@ async fn accept(
     if is_encoded(headers) {
         return Err(Problem::content_encoding());
     }
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok())
-        .and_then(|length| length.parse().ok());
-    let (body, permit) = app
-        .bodies
-        .read(body, length, started + BODY_TIMEOUT, answer_by)
-        .await?;
+    let deadline = started + BODY_TIMEOUT;
+    let (body, permit) = app.bodies.read(body, deadline, answer_by).await?;
 
     let header = headers.get_all(signature::HEADER);
     let header = header.iter().map(HeaderValue::as_bytes);

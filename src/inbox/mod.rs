@@ -256,7 +256,7 @@ impl Inbox {
         let mut body = String::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
         let event = Event::parse(body.as_bytes())?;
         let taken = take(&event);
-        let before = body.len() - event.body.len();
+        let mark = body.len() - event.body.len();
         let mut event = NewEvent {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
@@ -267,8 +267,7 @@ impl Inbox {
             body: String::new(),
             _place: place,
         };
-        // A byte order mark.
-        body.drain(..before);
+        body.drain(..mark);
         event.body = body;
         Ok((event, taken))
     }
@@ -280,16 +279,11 @@ impl Inbox {
     /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
     pub async fn record(&self, event: NewEvent) -> Result<Receipt, RecordError> {
         let ignored = event.ignored;
-        Ok(match self.store(event).await? {
-            Stored::New => Receipt {
-                recorded: Recorded::new(true, ignored),
-                detail: None,
-            },
-            Stored::Duplicate(detail) => Receipt {
-                recorded: Recorded::Duplicate,
-                detail,
-            },
-        })
+        let (recorded, detail) = match self.store(event).await? {
+            Stored::New => (Recorded::new(true, ignored), None),
+            Stored::Duplicate(detail) => (Recorded::Duplicate, detail),
+        };
+        Ok(Receipt { recorded, detail })
     }
 
     /// Begins to listen for outcomes; to be called before the event is recorded.
