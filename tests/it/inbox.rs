@@ -151,8 +151,8 @@ async fn of_simultaneous_deliveries_one_is_accepted() {
     for n in 0..20 {
         let (inbox, body) = (replicas[n % 2].inbox.clone(), body.clone());
         deliveries.spawn(async move {
-            let event = Event::parse(body.as_bytes()).unwrap();
-            inbox.record(&event, Source::Webhook).await.unwrap()
+            let event = inbox.read(body.into_bytes(), None, Source::Webhook);
+            inbox.record(event.unwrap()).await.unwrap().recorded
         });
     }
     let recorded = deliveries.join_all().await;
