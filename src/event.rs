@@ -237,18 +237,20 @@ pub struct Event<'a> {
     pub workos_id: Option<WorkosId>,
     /// When WorkOS made the event; `None` if missing or unreadable.
     pub created_at: Option<DateTime<Utc>>,
-    /// The body, exactly as it came.
+    /// The body, exactly as it came, but for a byte order mark.
     pub body: &'a str,
     data: Option<&'a RawValue>,
 }
 
 impl<'a> Event<'a> {
-    /// Reads the envelope of an event: `{id, event, data, created_at}`; other keys are ignored.
+    /// Reads the envelope of an event: `{id, event, data, created_at}`; other keys are ignored, and so is a byte order
+    /// mark before it.
     ///
     /// # Errors
     /// The body is no JSON object with a usable `id` and `event`.
     pub fn parse(body: &'a [u8]) -> Result<Self, EnvelopeError> {
         let body = std::str::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
+        let body = body.strip_prefix('\u{feff}').unwrap_or(body);
         // serde would read an array as a struct's fields in order.
         if !is_object(body) {
             return Err(EnvelopeError::NotAnObject);
@@ -274,6 +276,13 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn organization_event_type(&self) -> Option<OrganizationEventType> {
         OrganizationEventType::parse(&self.event_type)
+    }
+
+    /// The id of what the event is about: `data.id`, where there is one that can be an id.
+    #[must_use]
+    pub fn subject(&self) -> Option<String> {
+        let raw = raw_organization(self.data)?;
+        id("data.id", raw.id, |text| check_id(&text).map(|()| text)).ok()?
     }
 
     /// Decodes `data` of an organization event.
@@ -431,14 +440,18 @@ fn timestamp(raw: &RawValue) -> Option<DateTime<Utc>> {
 /// The organization that an event is about, as far as it can be told without failing: `data.id` of an
 /// `organization.*` event, `data.organization_id` of the others (memberships, domains, connections).
 fn organization_of(event_type: &str, data: Option<&RawValue>) -> Option<WorkosId> {
-    let data = data.map(RawValue::get).filter(|data| is_object(data))?;
-    let raw: RawOrganization<'_> = serde_json::from_str(data).ok()?;
+    let raw = raw_organization(data)?;
     let value = if event_type.starts_with("organization.") {
         raw.id
     } else {
         raw.organization_id
     }?;
     WorkosId::new(serde_json::from_str::<String>(value.get()).ok()?).ok()
+}
+
+fn raw_organization(data: Option<&RawValue>) -> Option<RawOrganization<'_>> {
+    let data = data.map(RawValue::get).filter(|data| is_object(data))?;
+    serde_json::from_str(data).ok()
 }
 
 fn string(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, DecodeError> {

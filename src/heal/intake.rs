@@ -1,13 +1,9 @@
 //! Puts what a command found into the inbox, and waits for what comes of it.
 
-use std::time::Duration;
+use tracing::error;
 
 use super::HealError;
-use crate::event::Event;
-use crate::inbox::{Inbox, Source};
-
-/// How often to look whether what somebody else has in hand is applied.
-const LOOK: Duration = Duration::from_millis(100);
+use crate::inbox::{Inbox, RecordError, Source};
 
 /// How often snapshots ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,37 +66,29 @@ pub(super) async fn take_in(
     bodies: &[String],
     source: Source,
 ) -> Result<Tally, HealError> {
-    let events: Vec<_> = bodies
-        .iter()
-        .map(|body| Event::parse(body.as_bytes()).expect("we made it an event"))
-        .collect();
+    let mut events = Vec::with_capacity(bodies.len());
+    let mut ids = Vec::with_capacity(bodies.len());
+    for body in bodies {
+        let event = inbox
+            .read_saved_from(body.clone().into_bytes(), source)
+            .expect("we made it an event");
+        ids.push(event.id().to_string());
+        events.push(event);
+    }
     let mut tally = Tally::default();
-    let mut ids = Vec::with_capacity(events.len());
-    for (event, recorded) in events
-        .iter()
-        .zip(inbox.record_all_from(&events, source).await)
-    {
+    let mut stored = Vec::with_capacity(ids.len());
+    for (id, recorded) in ids.into_iter().zip(inbox.record_all(events).await) {
         match recorded {
-            Ok(_) => ids.push(event.id.to_string()),
-            Err(crate::inbox::RecordError::Unstorable(reason)) => {
-                let id = &event.id;
-                tracing::error!(event.id = %id, "{id} can't be stored: {reason}");
+            Ok(_) => stored.push(id),
+            Err(RecordError::Unstorable(reason)) => {
+                error!(event.id = id, "{id} can't be stored: {reason}");
                 tally.dead += 1;
             }
-            Err(crate::inbox::RecordError::Unavailable { reason }) => {
-                return Err(HealError::NotStored(reason));
-            }
+            Err(RecordError::Unavailable { reason }) => return Err(HealError::NotStored(reason)),
         }
     }
-    loop {
-        let results = inbox.results(&ids).await?;
-        if results.iter().all(|(result, _)| result != "pending") {
-            for (result, count) in results {
-                tally.add(&result, count);
-            }
-            return Ok(tally);
-        }
-        inbox.sweep().await?;
-        tokio::time::sleep(LOOK).await;
+    for (result, count) in inbox.settle_events(stored).await? {
+        tally.add(&result, i64::try_from(count).unwrap_or(i64::MAX));
     }
+    Ok(tally)
 }

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::HealError;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
-use crate::event::{Event, OrganizationEventType};
-use crate::inbox::{Inbox, Source, Stored};
+use crate::event::OrganizationEventType;
+use crate::inbox::{Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;
 use crate::workos::{Page, ReadFrom, WorkosClient, WorkosError};
@@ -338,16 +338,17 @@ async fn store_page(
     elements: &[Box<RawValue>],
     source: Source,
     beside: impl AsyncFn(&mut PgConnection) -> Result<(), HealError>,
-) -> Result<Stored, HealError> {
+) -> Result<StoredPage, HealError> {
     let mut events = Vec::with_capacity(elements.len());
     for element in elements {
-        match Event::parse(element.get().as_bytes()) {
-            Ok(event) if event.organization_event_type().is_some() => events.push(event),
+        let body = element.get().as_bytes().to_vec();
+        match inbox.read(body, None, source) {
+            Ok(event) if event.is_handled() => events.push(event),
             Ok(_) => {}
             Err(reason) => error!("WorkOS lists an event that is none, it is left out: {reason}"),
         }
     }
-    let stored = inbox.record_page(&events, source, beside).await?;
+    let stored = inbox.record_page(events, beside).await?;
     for (id, reason) in &stored.unstorable {
         error!(
             event.id = id,

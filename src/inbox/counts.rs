@@ -1,5 +1,5 @@
-//! What the inbox counts, in labels that have a bound: source and type come from the database, where anybody may have
-//! written them.
+//! What the inbox counts, with labels of a few known values: sources and types come from the database, where anybody may
+//! have written them.
 
 use chrono::TimeDelta;
 
@@ -10,10 +10,10 @@ use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
 use crate::sync::Outcome;
 
-/// Any source that isn't ours, and any type that isn't handled.
+/// A source that isn't ours, or a type that isn't handled.
 const OTHER: &str = "other";
 
-/// A bug of ours, whatever the attempt met.
+/// A panic of ours.
 const BUG: &str = "bug";
 
 const fn class_name(class: FailureClass) -> &'static str {
@@ -38,7 +38,7 @@ fn event_type(event_type: &str) -> &'static str {
     OrganizationEventType::parse(event_type).map_or(OTHER, OrganizationEventType::as_str)
 }
 
-/// Shows from the start what may come to be counted.
+/// Declares the series, so that each begins at 0.
 pub(super) fn expect(metrics: &Metrics) {
     for source in Source::ALL.map(Source::as_str) {
         for event_type in OrganizationEventType::ALL.map(OrganizationEventType::as_str) {

@@ -5,14 +5,13 @@ use std::collections::HashSet;
 use sqlx::{Connection, PgConnection};
 
 use super::store::{self, NewEvent};
-use super::{Inbox, Source, counts};
-use crate::event::Event;
+use super::{Inbox, counts};
+use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause};
-use crate::postgres::{self};
 
 /// What storing a page did.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredPage {
     /// How many events are new.
     pub new: usize,
     /// How many were there already.
@@ -29,19 +28,14 @@ impl Inbox {
     /// Nothing is stored: the database doesn't answer, or `beside` failed.
     pub async fn record_page<E>(
         &self,
-        events: &[Event<'_>],
-        source: Source,
+        mut events: Vec<NewEvent>,
         beside: impl AsyncFn(&mut PgConnection) -> Result<(), E>,
-    ) -> Result<Stored, E>
+    ) -> Result<StoredPage, E>
     where
         E: From<sqlx::Error> + DatabaseCause,
     {
-        let mut events: Vec<_> = events
-            .iter()
-            .map(|event| self.new_event(event, source))
-            .collect();
         // Whoever else inserts does it in this order too.
-        events.sort_by(|a, b| a.event_id.cmp(&b.event_id));
+        events.sort_by(|a, b| a.event_id.as_str().cmp(b.event_id.as_str()));
         events.dedup_by(|a, b| a.event_id == b.event_id);
         let pool = &self.inner.pool;
         let together = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
@@ -66,20 +60,21 @@ impl Inbox {
             }
             together => together?,
         };
-        let stored = Stored {
+        let stored = StoredPage {
             new: new.len(),
             known: events.len() - new.len() - unstorable.len(),
             unstorable,
         };
         let new: HashSet<_> = new.into_iter().collect();
         for event in events {
-            if !new.contains(&event.event_id) {
+            if !new.contains(event.event_id.as_str()) {
                 continue;
             }
             if event.ignored {
-                counts::ignored(&self.inner.metrics, source);
+                counts::ignored(&self.inner.metrics, event.source);
             } else {
-                self.wake(event.organization_id.unwrap_or(event.event_id));
+                let lane = event.organization_id;
+                self.wake(lane.unwrap_or_else(|| event.event_id.to_string()));
             }
         }
         Ok(stored)
@@ -101,7 +96,7 @@ async fn insert_each(
             }
             Err(error) if error::is_about_the_content(&error) => {
                 savepoint.rollback().await?;
-                unstorable.push((event.event_id.clone(), error::describe(&error)));
+                unstorable.push((event.event_id.to_string(), error::describe(&error)));
             }
             Err(error) => return Err(error),
         }

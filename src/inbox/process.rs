@@ -181,10 +181,11 @@ impl<'a> Settling<'a> {
 
     /// Of an event that was applied as it was stored.
     pub(super) fn of_new(event: &'a NewEvent) -> Self {
+        let event_id = event.event_id.as_str();
         Self {
-            event_id: &event.event_id,
+            event_id,
             event_type: &event.event_type,
-            lane: event.organization_id.as_ref().unwrap_or(&event.event_id),
+            lane: event.organization_id.as_deref().unwrap_or(event_id),
             source: event.source.as_str(),
             attempts: 1,
             received_at: event.received_at,

@@ -1,4 +1,4 @@
-//! The connections to the database, as they are when somebody asks.
+//! The connections to the database, at the time of the scrape.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,7 @@ impl Collector for Connections {
         let Some(pool) = self.0.get() else {
             return Ok(());
         };
-        // Not asked at one moment: a connection may have changed its state in between.
+        // The two aren't read at one moment: a connection may change its state in between.
         let idle = pool.num_idle();
         let used = u64::from(pool.size()).saturating_sub(idle as u64);
         let mut family = encoder.encode_descriptor(

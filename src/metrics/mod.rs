@@ -1,8 +1,8 @@
 //! What is counted and measured, for `GET /metrics` (R51).
 //!
-//! The README's table of metrics is compared with a scrape by a test. No label takes a value from outside: whoever
-//! counts maps what comes to a few words first. A series that begins with its first event hides that event from every
-//! `rate()`, so what may happen is shown from the start, by whoever counts it (`expect_…`).
+//! A test compares the README's table of metrics with a scrape. No label takes a value from outside: the caller maps
+//! it to one of a few words first. A series that begins with its first event hides that event from every `rate()`, so
+//! the module that counts declares its series at the start (`expect_…`).
 
 mod database;
 mod process;
@@ -25,12 +25,12 @@ use sqlx::PgPool;
 use database::Connections;
 use process::Process;
 
-/// How long transactions take: from a single row to the statement timeout and beyond.
+/// Bounds for transactions: from a single row to beyond the statement timeout.
 const APPLY_SECONDS: [f64; 12] = [
     0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
 ];
 
-/// How long events wait: milliseconds where nothing is in the way, hours after an outage.
+/// Bounds for events: milliseconds where nothing is in the way, hours after an outage.
 const RECEIVED_TO_APPLIED_SECONDS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 600.0, 3_600.0,
 ];
@@ -44,13 +44,18 @@ type Seconds = Gauge<f64, AtomicU64>;
 type Unknown<G> = Family<Labels<0>, G>;
 
 /// The metrics of this process. Cloning is cheap; clones count together.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
     series: Arc<Series>,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
 struct Series {
     deliveries: Counters<1>,
     secrets_used: Family<[(&'static str, usize); 1], Counter>,
@@ -74,7 +79,7 @@ struct Series {
     connections: Connections,
 }
 
-/// What waits in the database, or has failed, at a moment. Each count ends at a bound.
+/// What waits in the database, or has failed, at one moment. Counts are capped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backlog {
     /// Events to be applied.
@@ -83,16 +88,16 @@ pub struct Backlog {
     pub failed: i64,
     /// Dead letters.
     pub dead: i64,
-    /// When the event was received that has waited longest, pending or failed.
+    /// When the oldest event was received that is pending or failed.
     pub oldest_unapplied: Option<DateTime<Utc>>,
     /// Organization ids to be written to WorkOS.
     pub pushes: i64,
-    /// Those where WorkOS holds another `external_id`.
-    pub conflicts: i64,
-    /// Those that WorkOS refused for good.
-    pub rejected: i64,
-    /// When the organization id was recorded that has waited longest.
+    /// When the oldest of these was recorded.
     pub oldest_push: Option<DateTime<Utc>>,
+    /// Organizations for which WorkOS holds another `external_id`.
+    pub conflicts: i64,
+    /// Organization ids that WorkOS refused for good.
+    pub rejected: i64,
 }
 
 impl Default for Metrics {
@@ -104,53 +109,53 @@ impl Default for Metrics {
             deliveries: ours.add("deliveries", "Requests to the webhook path, by answer"),
             secrets_used: ours.add(
                 "signature_secret_used",
-                "Signatures that were verified, by the place of the secret in WORKOS_WEBHOOK_SECRET",
+                "Verified signatures, by the position of the secret in WORKOS_WEBHOOK_SECRET",
             ),
             events: ours.add(
                 "events",
-                "Events that came to an end, by how; types that are not handled are one",
+                "Events that reached their end, by source, type and outcome; types that aren't handled are other",
             ),
             event_failures: ours.add(
                 "event_failures",
-                "Attempts to apply an event that failed, by what is to blame",
+                "Failed attempts to apply an event, by the class of the cause",
             ),
             apply: ours.histogram(
                 "apply",
-                "How long a transaction that applied events took",
+                "Duration of the transactions that applied events",
                 APPLY_SECONDS,
             ),
             received_to_applied: ours.histogram(
                 "received_to_applied",
-                "How long after it was received an event was applied",
+                "Time from receiving an event to having applied it",
                 RECEIVED_TO_APPLIED_SECONDS,
             ),
             inbox_events: ours.add(
                 "inbox_events",
-                "Events in the inbox that are not applied, by status, counted up to 100,000",
+                "Events in the inbox that aren't applied, by status, counted up to 100,000",
             ),
             oldest_unapplied: ours.seconds(
                 "oldest_unapplied",
-                "How long the event has waited that has waited longest, pending or failed; 0 if none does",
+                "Age of the oldest event that is pending or failed; 0 if there is none",
             ),
             outbox: ours.add(
                 "outbox",
-                "Organization ids that are not in WorkOS, by status, counted up to 100,000",
+                "Organization ids that WorkOS doesn't hold, by status, counted up to 100,000",
             ),
             oldest_push: ours.seconds(
                 "oldest_push",
-                "How long the organization id has waited to be written to WorkOS that has waited longest; 0 if none does",
+                "Age of the oldest organization id still to be written to WorkOS; 0 if there is none",
             ),
             backlog_asked_at: ours.seconds(
                 "backlog_timestamp",
-                "When the database last answered for inbox_events, oldest_unapplied, outbox and oldest_push",
+                "When the database last answered for inbox_events, oldest_unapplied_seconds, outbox and oldest_push_seconds",
             ),
             workos_requests: ours.add(
                 "workos_api_requests",
-                "Requests to the WorkOS API, by endpoint and status; none without an answer",
+                "Requests to the WorkOS API, by endpoint and status of the answer, none if there was no answer",
             ),
             workos_ok: ours.add(
                 "workos_api_ok",
-                "Whether WorkOS answered the last request and takes the API key; absent without a key",
+                "Whether WorkOS answered the last request and accepts the API key",
             ),
             poll_last_success: ours.seconds(
                 "poll_last_success_timestamp",
@@ -174,13 +179,14 @@ impl Default for Metrics {
             ),
             schema_usable: ours.add(
                 "schema_usable",
-                "Whether the table of organizations has what it takes to apply events",
+                "Whether events can be applied to the table of organizations",
             ),
             connections: Connections::default(),
         };
         series.schema_usable.set(1);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
-        ours.0.register("build", "This build", Info::new(version));
+        ours.0
+            .register("build", "The version of this build", Info::new(version));
         ours.0
             .register_collector(Box::new(series.connections.clone()));
         Self {
@@ -227,14 +233,14 @@ impl Metrics {
         self.series.deliveries.get_or_create(&labels).inc();
     }
 
-    /// These answers may be given.
+    /// Deliveries may be answered so.
     pub fn expect_deliveries(&self, answers: impl IntoIterator<Item = &'static str>) {
         for answer in answers {
             drop(self.series.deliveries.get_or_create(&[("answer", answer)]));
         }
     }
 
-    /// A signature was verified by the secret at this place in the list, from 1.
+    /// A signature was verified by the secret at this position of the list, from 1.
     pub fn secret_used(&self, position: usize) {
         let labels = [("position", position)];
         self.series.secrets_used.get_or_create(&labels).inc();
@@ -287,7 +293,7 @@ impl Metrics {
         self.series.received_to_applied.observe(seconds(lag));
     }
 
-    /// This is what waits.
+    /// The database answered what waits.
     pub fn backlog(&self, backlog: &Backlog, now: DateTime<Utc>) {
         let Series {
             inbox_events,
@@ -329,7 +335,7 @@ impl Metrics {
         drop(self.series.workos_requests.get_or_create(&labels));
     }
 
-    /// Whether WorkOS answers, and takes the API key.
+    /// Whether WorkOS answers, and accepts the API key.
     pub fn workos_ok(&self, ok: bool) {
         self.series.workos_ok.get_or_create(&[]).set(ok.into());
     }
@@ -377,7 +383,7 @@ impl Metrics {
             .set(trusted.into());
     }
 
-    /// Whether the table of organizations has what it takes to apply events; so it is until this says otherwise (R33).
+    /// Whether events can be applied to the table of organizations (R33); they can until this says otherwise.
     pub fn schema_usable(&self, usable: bool) {
         self.series.schema_usable.set(usable.into());
     }

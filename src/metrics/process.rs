@@ -1,4 +1,4 @@
-//! The process itself, by the names that Prometheus gives these metrics everywhere. Linux only: elsewhere they are absent.
+//! The process itself, under the names that Prometheus's own clients use. Linux only; elsewhere these are absent.
 
 use std::fmt;
 use std::fs;
@@ -29,7 +29,7 @@ impl Collector for Process {
         gauge(
             "process_start_time",
             Some(&Unit::Seconds),
-            "When the process started, in seconds since 1970.",
+            "When the process started.",
             stat.as_ref().and_then(Stat::started_at),
         )?;
         gauge(
@@ -48,7 +48,7 @@ impl Collector for Process {
         if let Some(stat) = stat {
             let counter = ConstCounter::new(stat.cpu_seconds);
             let kind = counter.metric_type();
-            let help = "Time that the process has computed.";
+            let help = "CPU time used.";
             counter.encode(encoder.encode_descriptor(
                 "process_cpu",
                 help,

@@ -265,7 +265,8 @@ fn tenants(most: usize, events: usize) -> impl Strategy<Value = Vec<Tenant>> {
     })
 }
 
-/// Organizations of one `external_id` whose events mingle, as WorkOS doesn't have them; `deletions` of them are deleted.
+/// Organizations of one `external_id` whose events mingle, as WorkOS doesn't have them; up to `deletions` of them are
+/// deleted in the end.
 fn rivals(deletions: impl Strategy<Value = usize>) -> impl Strategy<Value = Tenant> {
     const RIVALS: usize = 3;
     const EVENTS: usize = 12;
@@ -280,7 +281,6 @@ fn rivals(deletions: impl Strategy<Value = usize>) -> impl Strategy<Value = Tena
                 })
                 .collect();
             for (name, time, rival) in upserts {
-                // The last events of the first ones are their deletions.
                 histories[rival].changes.push(Upsert {
                     ulid: ulids.next().unwrap(),
                     name,

@@ -11,17 +11,18 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::Request;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use chrono::{DateTime, TimeDelta};
+use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use url::Url;
-use workos_sync::event::Event;
+use workos_sync::clock::Clock;
 use workos_sync::inbox::Source;
 use workos_sync::metrics::{Backlog, Metrics};
+use workos_sync::signature;
 use workos_sync::workos::WorkosClient;
 
-use crate::support::app::Options;
+use crate::support::app::{Options, SECRET};
 use crate::support::logs::Logs;
 use crate::support::workos::{Answer, FakeWorkos};
 use crate::support::{
@@ -586,6 +587,44 @@ async fn each_end_of_an_event_is_counted() {
     assert!(after.value("workos_sync_apply_seconds_count") >= 4.0);
 }
 
+/// R30, R51: each refusal of a delivery is counted, from 0.
+#[tokio::test]
+async fn each_refusal_is_counted() {
+    let app = TestApp::with(Options {
+        max_body_bytes: 100,
+        ..Options::default()
+    })
+    .await;
+    let before = scrape(&app).await;
+    let body = "{}";
+    let refused = |at: DateTime<Utc>, secret: &str| {
+        let header = signature::sign(&secret.into(), body.as_bytes(), at);
+        Request::post("/webhooks/workos").header("workos-signature", header)
+    };
+    let now = app.clock.now();
+    let hour = TimeDelta::hours(1);
+    let long = "x".repeat(101);
+    for (request, body, code) in [
+        (Request::post("/webhooks/workos"), body, "signature_missing"),
+        (
+            Request::post("/webhooks/workos").header("workos-signature", "v1=0"),
+            body,
+            "signature_malformed",
+        ),
+        (refused(now, "another"), body, "signature_mismatch"),
+        (refused(now - hour, SECRET), body, "signature_too_old"),
+        (refused(now + hour, SECRET), body, "signature_in_future"),
+        (refused(now, SECRET), body, "not_an_event"),
+        (refused(now, SECRET), &long, "body_too_large"),
+    ] {
+        let request = request.body(Body::from(body.to_owned())).unwrap();
+        assert_eq!(app.send(request).await.json()["code"], code);
+        let series = format!("workos_sync_deliveries_total{{answer={code}}}");
+        before.shows(&series, 0.0);
+        scrape(&app).await.shows(&series, 1.0);
+    }
+}
+
 /// R26, R51: attempts that fail are counted by what is to blame, each from 0.
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_counted_by_what_is_to_blame() {
@@ -785,8 +824,10 @@ async fn the_process_is_measured() {
     let (inbox, body) = (app.inbox.clone(), created(1, ACME, "Acme").body());
     let mut recording = JoinSet::new();
     recording.spawn(async move {
-        let event = Event::parse(body.as_bytes()).unwrap();
-        inbox.record(&event, Source::Webhook).await.unwrap()
+        let event = inbox
+            .read(body.into_bytes(), None, Source::Webhook)
+            .unwrap();
+        inbox.record(event).await.unwrap()
     });
     eventually("a connection is in use", async || {
         scrape(&app)

@@ -52,6 +52,17 @@ async fn blocked(db: &TestDatabase, sessions: i64) {
     .await;
 }
 
+/// The sessions that wait for a lock.
+async fn waiting_sessions(db: &TestDatabase) -> Vec<i32> {
+    sqlx::query_scalar(
+        "select pid from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock'",
+    )
+    .fetch_all(&db.pool)
+    .await
+    .unwrap()
+}
+
 /// How many sessions wait for an organization's lock.
 async fn waiting_for_organizations(db: &TestDatabase) -> i64 {
     sqlx::query_scalar(
@@ -262,9 +273,14 @@ async fn an_event_in_the_hands_of_a_dying_process_is_applied_by_another() {
         .unwrap();
     blocked(&replica.db, 1).await;
     process.shutdown_background();
-    // The server notices when the dead one's wait is over.
+    // The server notices when the dead one's wait is over, which may be before the replica's begins.
+    let dead = waiting_sessions(&replica.db).await;
     assert_eq!(replica.inbox.sweep().await.unwrap(), 1);
-    blocked(&replica.db, 2).await;
+    eventually("the replica waits", async || {
+        let waiting = waiting_sessions(&replica.db).await;
+        waiting.iter().any(|session| !dead.contains(session))
+    })
+    .await;
     slug.commit().await.unwrap();
     replica.settle().await;
     assert_applied(&replica, &event_id(1), "created").await;
