@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -19,6 +20,9 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::postgres::DatabaseUrl;
+
+/// WorkOS takes 6,000 requests a minute of a key.
+const MOST_RPS: NonZeroU32 = NonZeroU32::new(100).expect("it isn't zero");
 
 /// The settings as text. Each doc comment is the help text; [`Config`] has the types. What all of them have in
 /// common is set once, where the command line is put together (`cli/mod.rs`).
@@ -59,6 +63,14 @@ pub struct Settings {
         value_name = "URL"
     )]
     workos_api_url: String,
+
+    /// Maximum number of requests to the WorkOS API per second
+    #[arg(long, env, default_value = "10", value_name = "COUNT")]
+    workos_api_rps: String,
+
+    /// How often `serve` reads events from the WorkOS API, in case webhooks get lost. 0 never does
+    #[arg(long, env, default_value = "60", value_name = "SECONDS")]
+    events_poll_seconds: String,
 
     /// Address and port to listen on. Port 0 picks a free port, which is logged
     #[arg(long, env, default_value = "127.0.0.1:8080", value_name = "ADDR")]
@@ -154,6 +166,10 @@ pub struct Config {
     pub api_key: Option<SecretString>,
     /// `WORKOS_API_URL`
     pub api_url: Url,
+    /// `WORKOS_API_RPS`
+    pub api_rps: NonZeroU32,
+    /// `EVENTS_POLL_SECONDS`; `None`: never.
+    pub events_poll: Option<Duration>,
     /// `LISTEN_ADDR`
     pub listen_addr: SocketAddr,
     /// `WEBHOOK_PATH`
@@ -239,6 +255,18 @@ impl Settings {
             webhook_secrets: webhook_secrets.unwrap_or_default(),
             api_key,
             api_url: api_url(&self.workos_api_url)?,
+            api_rps: number(
+                "WORKOS_API_RPS",
+                "requests per second",
+                &self.workos_api_rps,
+                NonZeroU32::MIN..=MOST_RPS,
+            )?,
+            events_poll: Some(seconds(
+                "EVENTS_POLL_SECONDS",
+                &self.events_poll_seconds,
+                86_400,
+            )?)
+            .filter(|interval| !interval.is_zero()),
             listen_addr: parse(
                 "LISTEN_ADDR",
                 "an address and a port, such as 127.0.0.1:8080",

@@ -1,9 +1,14 @@
 //! The command line: one file a command.
 
+mod asking;
+mod backfill;
+mod catch_up;
 mod migrate;
+mod reconcile;
 mod replay;
 mod serve;
 mod sign;
+mod status;
 mod values;
 
 use std::fs::File;
@@ -23,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
+use crate::heal;
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
@@ -63,6 +69,42 @@ enum Command {
         /// standard input
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// Read all organizations from WorkOS, and apply them
+    Backfill {
+        /// Begin anew, whatever was broken off
+        #[arg(long)]
+        restart: bool,
+        /// Write nothing, and print what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Compare all organizations of WorkOS with the table. Exits with 3 if they differ
+    Reconcile {
+        /// Mend what differs
+        #[arg(long)]
+        apply: bool,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
+        /// With --apply, the most organizations to disable [default: 10, or 5 % of the rows if that is more]
+        #[arg(long, value_name = "COUNT", requires = "apply")]
+        max_disable: Option<usize>,
+    },
+    /// Read the events of a period from WorkOS, and apply those that are missing
+    CatchUp {
+        /// Begin of the period: a time such as 2026-11-26T08:00:00Z, or how long ago, such as 2h or 7d
+        #[arg(long, value_name = "TIME", value_parser = asking::When::parse)]
+        since: asking::When,
+        /// End of the period. The default is now
+        #[arg(long, value_name = "TIME", value_parser = asking::When::parse)]
+        until: Option<asking::When>,
+    },
+    /// Print whether the table can be trusted. Exits with 3 if not
+    Status {
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -112,6 +154,20 @@ impl Cli {
             Command::Migrate => migrate::run(config).await,
             Command::Sign { file } => sign::run(&config, &file),
             Command::Replay { files } => replay::run(config, &files).await,
+            Command::Backfill { restart, dry_run } => {
+                let options = heal::backfill::Options { restart, dry_run };
+                backfill::run(config, options).await
+            }
+            Command::Reconcile {
+                apply,
+                json,
+                max_disable,
+            } => {
+                let options = heal::reconcile::Options { apply, max_disable };
+                reconcile::run(config, options, json).await
+            }
+            Command::CatchUp { since, until } => catch_up::run(config, since, until).await,
+            Command::Status { json } => status::run(config, json).await,
         }
     }
 }
@@ -157,7 +213,19 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
         "log_level",
     ];
     let settings = match command {
-        "migrate" => DATABASE.into(),
+        "migrate" | "status" => DATABASE.into(),
+        "backfill" | "reconcile" | "catch-up" => [
+            &DATABASE[..],
+            &[
+                "database_max_connections",
+                "org_id_namespace",
+                "workos_api_key",
+                "workos_api_key_file",
+                "workos_api_url",
+                "workos_api_rps",
+            ],
+        ]
+        .concat(),
         "replay" => [
             &DATABASE[..],
             &["database_max_connections", "org_id_namespace"],

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
@@ -27,6 +28,9 @@ use uuid::Uuid;
 use super::{bring_schema_up_to_date, embedded_options, private_url, wait_for};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
+use crate::heal::key::KeyGuard;
+use crate::heal::poll::{self, Poll};
+use crate::heal::trust;
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
@@ -36,7 +40,7 @@ use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
 use crate::telemetry;
-use crate::workos::WorkosClient;
+use crate::workos::{Priority, WorkosClient};
 
 /// How long the last connections may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -125,13 +129,18 @@ async fn serve(
         .as_ref()
         .map(|key| WorkosClient::new(config.api_url.clone(), key.clone()))
         .transpose()?
-        .map(|client| client.counted_by(metrics.clone()));
+        .map(|client| {
+            client
+                .counted_by(metrics.clone())
+                .limited_to(config.api_rps)
+        });
     if client.is_none() {
         warn!(
-            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
+            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS; \
+             events that webhooks lose are not found"
         );
     }
-    let outbox = Outbox::new(pool.clone(), client, clock.clone());
+    let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone());
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let lanes = usize::try_from(config.database_max_connections / 2)?;
@@ -146,7 +155,7 @@ async fn serve(
     );
 
     shutdown.spawn("database clock", {
-        let (pool, stop) = (pool.clone(), shutdown.soft().clone());
+        let (clock, pool, stop) = (clock.clone(), pool.clone(), shutdown.soft().clone());
         async move { clock.keep(pool, stop).await }
     });
     shutdown.spawn("sweeper", inbox.clone().run_sweeper());
@@ -155,10 +164,34 @@ async fn serve(
         let inbox = inbox.clone();
         shutdown.spawn("retention", async move { inbox.run_retention(age).await });
     }
-    shutdown.spawn("outbox", {
-        let stop = shutdown.soft().clone();
-        async move { outbox.run(stop).await }
-    });
+    shutdown.spawn(
+        "trust gauge",
+        trust::keep_gauge(pool.clone(), metrics.clone(), shutdown.soft().clone()),
+    );
+    let interval = config.events_poll.filter(|_| client.is_some());
+    poll::note_interval(&pool, interval).await?;
+    if let Some(client) = client {
+        let poll = interval.map(|interval| {
+            Poll::new(
+                pool.clone(),
+                inbox.clone(),
+                client.with_priority(Priority::Poll),
+                clock.clone(),
+                metrics.clone(),
+                interval,
+            )
+        });
+        let asking = ask_workos(
+            pool.clone(),
+            client.with_priority(Priority::Poll),
+            clock.clone(),
+            metrics.clone(),
+            poll,
+            outbox,
+            shutdown.soft().clone(),
+        );
+        shutdown.spawn("WorkOS", asking);
+    }
 
     let app = App::new(
         inbox,
@@ -199,6 +232,28 @@ async fn serve(
         );
     }
     Ok(exit)
+}
+
+/// Polls WorkOS and writes to it, once its key is known to be of the environment of this database.
+async fn ask_workos(
+    pool: PgPool,
+    client: WorkosClient,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    poll: Option<Poll>,
+    outbox: Outbox,
+    stop: CancellationToken,
+) {
+    let guard = KeyGuard::new(pool, client, clock);
+    if !guard.accepted(metrics, stop.clone()).await {
+        return;
+    }
+    let polling = async {
+        if let Some(poll) = poll {
+            poll.run(stop.clone()).await;
+        }
+    };
+    tokio::join!(polling, outbox.run(stop.clone()));
 }
 
 /// Waits for the database, and brings its schema up to date.

@@ -1,43 +1,19 @@
 //! Reads all organizations of WorkOS, and applies each as a snapshot (R41).
 
-use std::sync::Arc;
-
 use chrono::TimeDelta;
 use serde_json::value::RawValue;
-use sqlx::PgPool;
-use sqlx::postgres::PgConnectOptions;
-use tracing::{error, info, warn};
-use uuid::Uuid;
+use tracing::{error, info};
 
 use super::intake::{Tally, take_in};
 use super::lease::RunLease;
 use super::poll::OVERLAP;
 use super::runs::{self, Kind, Run};
 use super::snapshot::Shown;
-use super::{HealError, key, patiently};
-use crate::clock::Clock;
+use super::{HealError, Means, Progress};
 use crate::event::Event;
-use crate::inbox::{Inbox, Source};
+use crate::inbox::Source;
 use crate::postgres;
 use crate::sync::{self, mirror};
-use crate::workos::{Page, WorkosClient, WorkosError};
-
-/// What a command that asks WorkOS for everything needs.
-#[derive(Debug, Clone)]
-pub struct Means {
-    /// Of the database.
-    pub pool: PgPool,
-    /// Where the database is, for the connection that holds the lease.
-    pub options: PgConnectOptions,
-    /// Where snapshots go.
-    pub inbox: Inbox,
-    /// The API.
-    pub client: WorkosClient,
-    /// The database's time.
-    pub clock: Arc<dyn Clock>,
-    /// Of derived organization ids.
-    pub namespace: Uuid,
-}
 
 /// How a backfill is to go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,15 +22,6 @@ pub struct Options {
     pub restart: bool,
     /// Write nothing, and say what would be done.
     pub dry_run: bool,
-}
-
-/// How far a run is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// How many pages are done.
-    pub pages: i64,
-    /// How many organizations these had.
-    pub seen: i64,
 }
 
 /// Reads all organizations. Where an earlier run was broken off, this one goes on.
@@ -68,7 +35,7 @@ pub async fn run(
     mut progress: impl FnMut(Progress),
 ) -> Result<(Progress, Tally), HealError> {
     let mut lease = RunLease::take(&means.options, Kind::Backfill).await?;
-    key::check(&means.pool, &means.client, &*means.clock).await?;
+    means.key_guard().check().await?;
     let result = if options.dry_run {
         dry_run(means, &mut progress).await
     } else {
@@ -87,7 +54,7 @@ async fn read_all(
     let pool = &means.pool;
     let mut run = open(means, options).await?;
     loop {
-        let (page, began_anew) = read_page(means, run.after.as_deref()).await?;
+        let (page, began_anew) = means.read_page(run.after.as_deref()).await?;
         if began_anew {
             run.pages = 0;
             run.seen = 0;
@@ -154,27 +121,6 @@ async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
     Ok(run)
 }
 
-/// A page, and whether it is the first one because WorkOS refuses where it was to begin.
-pub(super) async fn read_page(
-    means: &Means,
-    after: Option<&str>,
-) -> Result<(Page, bool), HealError> {
-    let ask = async |after| {
-        patiently(async || {
-            let now = means.clock.now();
-            means.client.list_organizations(after, now).await
-        })
-        .await
-    };
-    match ask(after).await {
-        Err(WorkosError::Rejected { message, .. }) if after.is_some() => {
-            warn!("WorkOS refuses where the list was to go on, it is read anew: {message}");
-            Ok((ask(None).await?, true))
-        }
-        page => Ok((page?, false)),
-    }
-}
-
 /// The bodies of the snapshots of a page.
 fn snapshots(shown: &Shown, elements: &[Box<RawValue>]) -> Vec<String> {
     elements
@@ -196,7 +142,7 @@ async fn dry_run(
     let (mut done, mut total) = (Progress::default(), Tally::default());
     let mut after = None;
     loop {
-        let (page, began_anew) = read_page(means, after.as_deref()).await?;
+        let (page, began_anew) = means.read_page(after.as_deref()).await?;
         if began_anew {
             (done, total) = Default::default();
         }

@@ -1,13 +1,16 @@
 //! A key of another environment must do no harm.
 
-use chrono::{DateTime, Utc};
+use std::sync::Arc;
+use std::time::Duration;
+
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::{HealError, patiently};
+use super::{HealError, Patience};
 use crate::backoff::backoff;
 use crate::clock::Clock;
+use crate::event::WorkosId;
 use crate::metrics::Metrics;
 use crate::postgres;
 use crate::sync::mirror;
@@ -20,66 +23,86 @@ const MOST: i64 = 10;
 const ENOUGH: usize = 3;
 
 /// How long a key that was refused isn't asked about again.
-const LONGEST_PAUSE: std::time::Duration = std::time::Duration::from_mins(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Asks WorkOS for some of the organizations that are linked here, before anything is written that the key tells.
-///
-/// # Errors
-/// [`HealError::WrongKey`] if it knows none of them; WorkOS or the database doesn't answer.
-pub async fn check(
-    pool: &PgPool,
-    client: &WorkosClient,
-    clock: &dyn Clock,
-) -> Result<(), HealError> {
-    let rows = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-        mirror::active_rows_after(connection, "", MOST).await
-    })
-    .await?;
-    if rows.len() < ENOUGH {
-        return Ok(());
-    }
-    for row in &rows {
-        let now: DateTime<Utc> = clock.now();
-        let found = patiently(async || client.look_up(&row.workos_id, now).await).await?;
-        if matches!(found, Lookup::Found(_)) {
-            return Ok(());
-        }
-    }
-    Err(HealError::WrongKey { asked: rows.len() })
+#[derive(Debug, Clone)]
+pub struct KeyGuard {
+    pool: PgPool,
+    client: WorkosClient,
+    clock: Arc<dyn Clock>,
 }
 
-/// Waits until the key is known to be of the environment of this database, or until shutdown; says which. A key that
-/// isn't is an error in the log, and `workos_api_ok` is 0.
-pub async fn accepted(
-    pool: &PgPool,
-    client: &WorkosClient,
-    clock: &dyn Clock,
-    metrics: &Metrics,
-    shutdown: &CancellationToken,
-) -> bool {
-    let mut tries = 0;
-    loop {
-        let checked = tokio::select! {
-            checked = check(pool, client, clock) => checked,
-            () = shutdown.cancelled() => return false,
-        };
-        let Err(trouble) = checked else {
-            if tries > 0 {
-                info!("WORKOS_API_KEY is good for this database: WorkOS is read and written");
-            }
-            return true;
-        };
-        metrics.workos_ok(false);
-        tries += 1;
-        if tries == 1 {
-            let reason = trouble.to_string();
-            error!(reason, "WorkOS is neither read nor written: {reason}");
+impl KeyGuard {
+    /// The guard of a client's key.
+    #[must_use]
+    pub fn new(pool: PgPool, client: WorkosClient, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            pool,
+            client,
+            clock,
         }
-        let own = backoff(tries, LONGEST_PAUSE, fastrand::f64());
-        let pause = std::cmp::max(own, trouble.retry_after().unwrap_or_default());
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = shutdown.cancelled() => return false,
+    }
+
+    /// Asks whether the key is of the environment of this database.
+    ///
+    /// # Errors
+    /// [`HealError::WrongKey`] if WorkOS knows none of the organizations; WorkOS or the database doesn't answer.
+    pub async fn check(&self) -> Result<(), HealError> {
+        let ids = self.some_linked().await?;
+        if ids.len() < ENOUGH {
+            return Ok(());
+        }
+        for id in &ids {
+            let mut patience = Patience::default();
+            let found = loop {
+                match self.client.look_up(id, self.clock.now()).await {
+                    Ok(found) => break found,
+                    Err(trouble) => patience.wait_after(trouble).await?,
+                }
+            };
+            if matches!(found, Lookup::Found(_)) {
+                return Ok(());
+            }
+        }
+        Err(HealError::WrongKey { asked: ids.len() })
+    }
+
+    async fn some_linked(&self) -> Result<Vec<WorkosId>, sqlx::Error> {
+        let rows = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+            mirror::active_rows_after(connection, "", MOST).await
+        })
+        .await?;
+        Ok(rows.into_iter().map(|row| row.workos_id).collect())
+    }
+
+    /// Waits until the key is known to be of the environment of this database, or until shutdown; says which. A key that
+    /// isn't is an error in the log, and `workos_api_ok` is 0.
+    pub async fn accepted(self, metrics: Metrics, shutdown: CancellationToken) -> bool {
+        let mut tries = 0;
+        loop {
+            let checked = tokio::select! {
+                checked = self.check() => checked,
+                () = shutdown.cancelled() => return false,
+            };
+            let Err(trouble) = checked else {
+                if tries > 0 {
+                    info!("WORKOS_API_KEY is good for this database: WorkOS is read and written");
+                }
+                return true;
+            };
+            metrics.workos_ok(false);
+            tries += 1;
+            if tries == 1 {
+                let reason = trouble.to_string();
+                error!(reason, "WorkOS is neither read nor written: {reason}");
+            }
+            let own = backoff(tries, LONGEST_PAUSE, fastrand::f64());
+            let pause = std::cmp::max(own, trouble.retry_after().unwrap_or_default());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shutdown.cancelled() => return false,
+            }
         }
     }
 }

@@ -5,9 +5,11 @@
 //! are objects of a list taken as events. The guard makes harmless what was there already.
 
 pub mod backfill;
+pub mod catch_up;
 mod intake;
 pub mod key;
 mod lease;
+mod means;
 pub mod poll;
 pub mod reconcile;
 mod runs;
@@ -16,6 +18,7 @@ mod store;
 pub mod trust;
 
 pub use intake::Tally;
+pub use means::{Means, Progress};
 
 use std::time::Duration;
 
@@ -112,27 +115,29 @@ impl From<snapshot::NoDate> for HealError {
     }
 }
 
-/// Asks WorkOS, for a command: waits as long as WorkOS wants where it limits the rate, and asks a few times where it is in
-/// trouble.
-async fn patiently<T>(
-    mut ask: impl AsyncFnMut() -> Result<T, WorkosError>,
-) -> Result<T, WorkosError> {
-    let mut tries = 0;
-    loop {
-        let trouble = match ask().await {
-            Err(trouble @ WorkosError::RateLimited { .. }) => trouble,
-            Err(trouble @ WorkosError::Unavailable { .. }) if tries + 1 < TRIES => trouble,
-            result => return result,
-        };
-        tries += 1;
-        let own = backoff(tries, LONGEST_PAUSE, fastrand::f64());
+/// The patience of a command with WorkOS: it waits as long as WorkOS wants where that limits the rate, and asks a few times
+/// where it is in trouble.
+#[derive(Debug, Default)]
+struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// There is none: asking again wouldn't help, or has been tried often enough.
+    async fn wait_after(&mut self, trouble: WorkosError) -> Result<(), WorkosError> {
         let asked = match &trouble {
-            WorkosError::RateLimited { retry_after }
-            | WorkosError::Unavailable { retry_after, .. } => *retry_after,
-            _ => None,
+            WorkosError::RateLimited { retry_after } => *retry_after,
+            WorkosError::Unavailable { retry_after, .. } if self.tries + 1 < TRIES => *retry_after,
+            _ => return Err(trouble),
         };
+        self.tries += 1;
+        let own = backoff(self.tries, LONGEST_PAUSE, fastrand::f64());
         let pause = asked.unwrap_or(own);
         warn!("{trouble}; next try in {:.1} s", pause.as_secs_f64());
         tokio::time::sleep(pause).await;
+        Ok(())
     }
 }

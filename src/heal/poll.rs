@@ -1,4 +1,4 @@
-//! Reads the events of WorkOS, so that one that no delivery brings comes all the same (R36–R40).
+//! Reads the events of WorkOS, so that one that no delivery brings comes all the same (R36–R39).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::HealError;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
 use crate::event::OrganizationEventType;
-use crate::inbox::{Inbox, Source, StoredPage};
+use crate::inbox::{Beside, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;
 use crate::workos::{Page, ReadFrom, WorkosClient, WorkosError};
@@ -24,7 +24,7 @@ use crate::workos::{Page, ReadFrom, WorkosClient, WorkosError};
 pub(super) const OVERLAP: TimeDelta = TimeDelta::minutes(10);
 
 /// WorkOS reads so much at once, and promises to keep no more.
-const WINDOW: TimeDelta = TimeDelta::days(30);
+pub(super) const WINDOW: TimeDelta = TimeDelta::days(30);
 
 /// A page is a request of 15 s at most and a transaction of 16 s at most.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
@@ -59,11 +59,11 @@ pub enum Round {
 
 /// Where a reading is within a window.
 #[derive(Debug, Clone, Default)]
-struct Place {
+pub(super) struct Place {
     /// The last page's end.
-    after: Option<String>,
+    pub(super) after: Option<String>,
     /// The window's end.
-    until: Option<DateTime<Utc>>,
+    pub(super) until: Option<DateTime<Utc>>,
     /// Where the position is once the window is read.
     leaves: Option<DateTime<Utc>>,
 }
@@ -222,7 +222,7 @@ impl Poll {
                         at(position),
                         at(until),
                     );
-                    self.turn(&Turn {
+                    self.turn(Turn {
                         position: Some(until),
                         is_drained: false,
                         after: None,
@@ -280,28 +280,50 @@ impl Poll {
             until: place.until.filter(|_| !is_last),
             leaves: place.leaves.filter(|_| !is_last),
         };
-        let stored = store_page(&self.inbox, &page.elements, Source::EventsApi, async |c| {
-            self.write(c, &turn).await
-        })
-        .await?;
-        self.metrics.poll_events(stored.new, stored.known);
-        Ok(stored.new)
+        let position = Position { poll: self, turn };
+        let stored = store_page(&self.inbox, &page.elements, Source::EventsApi, &position).await?;
+        let new = stored.new.len();
+        self.metrics.poll_events(new, stored.known);
+        Ok(new)
     }
 
-    async fn turn(&self, turn: &Turn<'_>) -> Result<(), HealError> {
+    async fn turn(&self, turn: Turn<'_>) -> Result<(), HealError> {
+        let position = Position { poll: self, turn };
         postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            self.write(connection, turn).await
+            position.write(connection).await
         })
         .await
     }
+}
 
-    async fn write(&self, connection: &mut PgConnection, turn: &Turn<'_>) -> Result<(), HealError> {
-        let now = self.clock.now();
-        if store::turn(connection, &self.owner, turn, now + LEASE, now).await? {
+/// Where a page leaves the poll, and the lease with it.
+struct Position<'a> {
+    poll: &'a Poll,
+    turn: Turn<'a>,
+}
+
+impl Beside for Position<'_> {
+    type Error = HealError;
+
+    async fn write(&self, connection: &mut PgConnection) -> Result<(), HealError> {
+        let Self { poll, turn } = self;
+        let now = poll.clock.now();
+        if store::turn(connection, &poll.owner, turn, now + LEASE, now).await? {
             Ok(())
         } else {
             Err(HealError::LeaseLost)
         }
+    }
+}
+
+/// Nothing.
+pub(super) struct Nothing;
+
+impl Beside for Nothing {
+    type Error = HealError;
+
+    async fn write(&self, _: &mut PgConnection) -> Result<(), HealError> {
+        Ok(())
     }
 }
 
@@ -318,7 +340,7 @@ pub async fn note_interval(pool: &PgPool, interval: Option<Duration>) -> Result<
     .await
 }
 
-async fn read_page(
+pub(super) async fn read_page(
     client: &WorkosClient,
     position: DateTime<Utc>,
     place: &Place,
@@ -333,11 +355,11 @@ async fn read_page(
 }
 
 /// Stores the events of a page that are handled; what else the answer holds is left out.
-async fn store_page(
+pub(super) async fn store_page(
     inbox: &Inbox,
     elements: &[Box<RawValue>],
     source: Source,
-    beside: impl AsyncFn(&mut PgConnection) -> Result<(), HealError>,
+    beside: &impl Beside<Error = HealError>,
 ) -> Result<StoredPage, HealError> {
     let mut events = Vec::with_capacity(elements.len());
     for element in elements {
@@ -360,53 +382,4 @@ async fn store_page(
 
 fn at(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
-/// What a reading by hand came to (R40).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CaughtUp {
-    /// How many events were not in the inbox.
-    pub new: usize,
-    /// How many were.
-    pub known: usize,
-    /// How many pages there were.
-    pub pages: usize,
-}
-
-/// Reads the events of a time by hand, in windows as WorkOS wants it; moves no position (R40).
-///
-/// # Errors
-/// WorkOS or the database doesn't answer. What was read is kept.
-pub async fn catch_up(
-    inbox: &Inbox,
-    client: &WorkosClient,
-    clock: &dyn Clock,
-    since: DateTime<Utc>,
-    until: Option<DateTime<Utc>>,
-) -> Result<CaughtUp, HealError> {
-    let mut position = since;
-    let mut place = Place::default();
-    let mut total = CaughtUp::default();
-    loop {
-        let now = clock.now();
-        if place.after.is_none() {
-            let end = position + WINDOW;
-            let is_last = until.unwrap_or(now) <= end;
-            place.until = if is_last { until } else { Some(end) };
-            place.leaves = Some(end).filter(|_| !is_last);
-        }
-        let page =
-            super::patiently(async || read_page(client, position, &place, clock.now()).await)
-                .await?;
-        let stored = store_page(inbox, &page.elements, Source::CatchUp, async |_| Ok(())).await?;
-        total.new += stored.new;
-        total.known += stored.known;
-        total.pages += 1;
-        place.after = page.after;
-        match (&place.after, place.leaves) {
-            (Some(_), _) => {}
-            (None, Some(next)) => position = next,
-            (None, None) => return Ok(total),
-        }
-    }
 }

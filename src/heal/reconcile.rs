@@ -7,12 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tracing::error;
 
-use super::backfill::{Means, Progress, read_page};
 use super::intake::{Tally, take_in};
 use super::lease::RunLease;
 use super::runs::{self, Kind, Run};
 use super::snapshot::{Shown, Snapshot};
-use super::{HealError, key, patiently};
+use super::{HealError, Means, Patience, Progress};
 use crate::event::{Event, OrganizationEvent, parse_timestamp};
 use crate::inbox::Source;
 use crate::outbox;
@@ -194,7 +193,7 @@ pub async fn run(
 ) -> Result<Report, HealError> {
     let mut lease = RunLease::take(&means.options, Kind::Reconcile).await?;
     if options.apply {
-        key::check(&means.pool, &means.client, &*means.clock).await?;
+        means.key_guard().check().await?;
     }
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
@@ -240,7 +239,7 @@ async fn compare_and_mend(
     let mut done = Progress::default();
     let mut after = None;
     loop {
-        let (page, began_anew) = read_page(means, after.as_deref()).await?;
+        let (page, began_anew) = means.read_page(after.as_deref()).await?;
         if began_anew {
             return Err(HealError::ListChanged);
         }
@@ -446,11 +445,14 @@ async fn compare_unlisted(
     comparison: &mut Comparison<impl FnMut(&Found)>,
 ) -> Result<Option<String>, HealError> {
     let id = row.workos_id.as_str();
-    let found = patiently(async || {
+    let mut patience = Patience::default();
+    let found = loop {
         let now = means.clock.now();
-        means.client.look_up(&row.workos_id, now).await
-    })
-    .await?;
+        match means.client.look_up(&row.workos_id, now).await {
+            Ok(found) => break found,
+            Err(trouble) => patience.wait_after(trouble).await?,
+        }
+    };
     match found {
         Lookup::Gone(answered) => {
             let deletion = Shown::of(answered)?.deletion(&row.workos_id);

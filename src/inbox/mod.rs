@@ -26,7 +26,7 @@ mod retry;
 mod store;
 mod sweeper;
 
-pub use page::StoredPage;
+pub use page::{Beside, StoredPage};
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

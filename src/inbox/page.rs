@@ -12,12 +12,24 @@ use crate::postgres::error::{self, DatabaseCause};
 /// What storing a page did.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct StoredPage {
-    /// How many events are new.
-    pub new: usize,
+    /// The ids of the events that are new.
+    pub new: Vec<String>,
     /// How many were there already.
     pub known: usize,
     /// Those that Postgres can't store, now or ever, with the reason.
     pub unstorable: Vec<(String, String)>,
+}
+
+/// What is written in the transaction that stores a page.
+pub trait Beside: Sync {
+    /// Why it can't be.
+    type Error: From<sqlx::Error> + DatabaseCause + Send;
+
+    /// Writes it.
+    fn write(
+        &self,
+        connection: &mut PgConnection,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
 impl Inbox {
@@ -26,14 +38,11 @@ impl Inbox {
     ///
     /// # Errors
     /// Nothing is stored: the database doesn't answer, or `beside` failed.
-    pub async fn record_page<E>(
+    pub async fn record_page<B: Beside>(
         &self,
         mut events: Vec<NewEvent>,
-        beside: impl AsyncFn(&mut PgConnection) -> Result<(), E>,
-    ) -> Result<StoredPage, E>
-    where
-        E: From<sqlx::Error> + DatabaseCause,
-    {
+        beside: &B,
+    ) -> Result<StoredPage, B::Error> {
         // Whoever else inserts does it in this order too.
         events.sort_by(|a, b| a.event_id.as_str().cmp(b.event_id.as_str()));
         events.dedup_by(|a, b| a.event_id == b.event_id);
@@ -41,8 +50,8 @@ impl Inbox {
         let together = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
             let all: Vec<_> = events.iter().collect();
             let new = store::insert(connection, &all).await?;
-            beside(connection).await?;
-            Ok::<_, E>((new, Vec::new()))
+            beside.write(connection).await?;
+            Ok::<_, B::Error>((new, Vec::new()))
         })
         .await;
         let (new, unstorable) = match together {
@@ -53,21 +62,17 @@ impl Inbox {
             {
                 postgres::transaction(pool, postgres::PATIENCE, async |connection| {
                     let stored = insert_each(connection, &events).await?;
-                    beside(connection).await?;
-                    Ok::<_, E>(stored)
+                    beside.write(connection).await?;
+                    Ok::<_, B::Error>(stored)
                 })
                 .await?
             }
             together => together?,
         };
-        let stored = StoredPage {
-            new: new.len(),
-            known: events.len() - new.len() - unstorable.len(),
-            unstorable,
-        };
-        let new: HashSet<_> = new.into_iter().collect();
+        let known = events.len() - new.len() - unstorable.len();
+        let is_new: HashSet<_> = new.iter().map(String::as_str).collect();
         for event in events {
-            if !new.contains(event.event_id.as_str()) {
+            if !is_new.contains(event.event_id.as_str()) {
                 continue;
             }
             if event.ignored {
@@ -77,7 +82,11 @@ impl Inbox {
                 self.wake(lane.unwrap_or_else(|| event.event_id.to_string()));
             }
         }
-        Ok(stored)
+        Ok(StoredPage {
+            new,
+            known,
+            unstorable,
+        })
     }
 }
 

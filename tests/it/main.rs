@@ -9,6 +9,7 @@ mod architecture;
 mod batches;
 mod bugs;
 mod convergence;
+mod heal;
 mod health;
 mod inbox;
 mod listener;

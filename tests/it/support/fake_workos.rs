@@ -22,7 +22,7 @@ use workos_sync::workos::WorkosClient;
 
 use super::event::rfc3339;
 use super::torn::Torn;
-use super::workos::Answer;
+use super::workos::{Answer, Held};
 
 /// An environment with an API on a port of its own; gone when dropped.
 pub(crate) struct FakeEnvironment {
@@ -150,10 +150,6 @@ impl FakeEnvironment {
             .limited_to(NonZeroU32::new(10_000).unwrap())
     }
 
-    pub(crate) fn url(&self) -> Url {
-        self.url.clone()
-    }
-
     pub(crate) fn set_habits(&self, habits: Habits) {
         self.state().habits = habits;
     }
@@ -161,6 +157,13 @@ impl FakeEnvironment {
     /// Answers the next request so.
     pub(crate) fn answer_next(&self, answer: Answer) {
         self.state().next.push_back(answer);
+    }
+
+    /// Keeps the answer to the next request back.
+    pub(crate) fn hold_next(&self) -> Held {
+        let (held, answer) = Held::new();
+        self.answer_next(answer);
+        held
     }
 
     /// What it was asked so far: method, path and query of each.
@@ -236,13 +239,6 @@ impl FakeEnvironment {
         let mut state = self.state();
         state.tick();
         state.emit(event_type, &json!({ "id": "other_1" }));
-    }
-
-    /// What an organization is called, and its `external_id`.
-    pub(crate) fn organization(&self, id: &str) -> Option<(String, Option<String>)> {
-        let state = self.state();
-        let found = state.organizations.iter().find(|found| found.id == id)?;
-        Some((found.name.clone(), found.external_id.clone()))
     }
 
     /// The bodies of the events that it hasn't delivered yet; the test delivers them, in any order, once, twice or

@@ -88,6 +88,12 @@ impl Answer {
 pub(crate) struct Held(watch::Sender<bool>);
 
 impl Held {
+    /// One, and the answer that it keeps back.
+    pub(crate) fn new() -> (Self, Answer) {
+        let (sender, receiver) = watch::channel(false);
+        (Self(sender), Answer::Hold(receiver))
+    }
+
     /// Lets the answer go.
     pub(crate) fn release(self) {
         self.0.send_replace(true);
@@ -169,9 +175,9 @@ impl FakeWorkos {
 
     /// Keeps the answer to the next request back.
     pub(crate) fn hold_next(&self) -> Held {
-        let (sender, receiver) = watch::channel(false);
-        self.answer_next(Answer::Hold(receiver));
-        Held(sender)
+        let (held, answer) = Held::new();
+        self.answer_next(answer);
+        held
     }
 
     /// Every request so far.

@@ -1,0 +1,111 @@
+//! `workos-sync reconcile`: compares WorkOS with the rows, and mends what differs (R43, R44).
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::asking::{self, Meter};
+use crate::config::Config;
+use crate::heal::reconcile::{self, Found, Options, Report};
+use crate::telemetry;
+
+/// There is drift.
+const DRIFT: u8 = 3;
+
+#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+pub(super) async fn run(
+    mut config: Config,
+    options: Options,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
+    let meter = Meter::new("reconcile");
+    let report = asking::with(&config, "reconcile", async |means| {
+        let mut has_head = json;
+        let tell = |found: &Found| {
+            meter.aside(|| {
+                if !std::mem::replace(&mut has_head, true) {
+                    println!(
+                        "{}",
+                        line(["DIFFERENCE", "WORKOS ID", "ID", "HERE", "THERE"])
+                    );
+                }
+                if json {
+                    println!("{}", json!(found));
+                } else {
+                    println!("{}", row(found));
+                }
+            });
+        };
+        Ok(reconcile::run(means, options, tell, |progress| meter.show(progress)).await?)
+    })
+    .await?;
+    drop(meter);
+    if json {
+        println!(
+            "{}",
+            json!({ "summary": report, "in_step": report.is_in_step() })
+        );
+    } else {
+        println!("{}", summary(&report, options.apply));
+    }
+    Ok(if report.is_in_step() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DRIFT)
+    })
+}
+
+fn row(found: &Found) -> String {
+    let text = |value: &Option<String>| {
+        value.as_deref().map_or_else(
+            || "-".to_owned(),
+            // One line each, whatever somebody calls an organization.
+            |value| value.replace(char::is_control, " "),
+        )
+    };
+    let difference = if found.drift {
+        found.difference.as_str().to_owned()
+    } else {
+        format!("({})", found.difference.as_str())
+    };
+    line([
+        &difference,
+        &found.workos_id,
+        &text(&found.organization_id),
+        &text(&found.here),
+        &text(&found.there),
+    ])
+}
+
+/// A line of the table. The widths are those of ids; what is longer moves its line.
+fn line(cells: [&str; 5]) -> String {
+    let [difference, workos_id, id, here, there] = cells;
+    format!("{difference:<22}  {workos_id:<30}  {id:<36}  {here:<30}  {there}")
+        .trim_end()
+        .to_owned()
+}
+
+fn summary(report: &Report, apply: bool) -> String {
+    let Report {
+        organizations,
+        drift,
+        left,
+        information,
+    } = report;
+    let differences = format!("{organizations} organizations, {drift} differences");
+    let information = if *information > 0 {
+        format!(", and {information} for information")
+    } else {
+        String::new()
+    };
+    let result = match (drift, left) {
+        (0, _) => ": in step",
+        (_, 0) => ": mended",
+        _ if apply => {
+            return format!("{differences}{information}: {left} organizations are not mended");
+        }
+        _ => ": `workos-sync reconcile --apply` mends them",
+    };
+    format!("{differences}{information}{result}")
+}

@@ -1,0 +1,89 @@
+//! Reads the events of a time by hand (R40).
+
+use chrono::{DateTime, Utc};
+
+use super::intake::Tally;
+use super::lease::RunLease;
+use super::poll::{Nothing, Place, WINDOW, read_page, store_page};
+use super::runs::{self, Kind};
+use super::{HealError, Means, Patience};
+use crate::inbox::Source;
+use crate::postgres;
+
+/// What a reading came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CaughtUp {
+    /// How many events were not in the inbox.
+    pub new: i64,
+    /// How many were.
+    pub known: i64,
+    /// How the new ones ended.
+    pub tally: Tally,
+}
+
+/// Reads the events of a time, in windows as WorkOS wants it; moves no position.
+///
+/// # Errors
+/// Another one is under way, the key is of another environment, WorkOS or the database doesn't answer. What was read is
+/// kept.
+pub async fn run(
+    means: &Means,
+    since: DateTime<Utc>,
+    until: Option<DateTime<Utc>>,
+) -> Result<CaughtUp, HealError> {
+    let mut lease = RunLease::take(&means.options, Kind::CatchUp).await?;
+    means.key_guard().check().await?;
+    let now = means.clock.now();
+    let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        runs::begin(connection, Kind::CatchUp, false, now).await
+    })
+    .await?;
+    let result = read(means, since, until, &mut lease).await;
+    let status = if result.is_ok() { "complete" } else { "failed" };
+    let now = means.clock.now();
+    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        runs::end(connection, run.run_id, status, false, 0, now).await
+    })
+    .await?;
+    lease.end().await;
+    result
+}
+
+async fn read(
+    means: &Means,
+    since: DateTime<Utc>,
+    until: Option<DateTime<Utc>>,
+    lease: &mut RunLease,
+) -> Result<CaughtUp, HealError> {
+    let mut position = since;
+    let mut place = Place::default();
+    let mut total = CaughtUp::default();
+    loop {
+        let end = position + WINDOW;
+        let is_last = until.unwrap_or_else(|| means.clock.now()) <= end;
+        place.until = if is_last { until } else { Some(end) };
+        let mut patience = Patience::default();
+        let page = loop {
+            let now = means.clock.now();
+            match read_page(&means.client, position, &place, now).await {
+                Ok(page) => break page,
+                Err(trouble) => patience.wait_after(trouble).await?,
+            }
+        };
+        let stored = store_page(&means.inbox, &page.elements, Source::CatchUp, &Nothing).await?;
+        total.new += i64::try_from(stored.new.len()).unwrap_or(i64::MAX);
+        total.known += i64::try_from(stored.known).unwrap_or(i64::MAX);
+        for (result, count) in means.inbox.settle_events(stored.new).await? {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            total.tally.add(&result, count);
+        }
+        lease.check().await?;
+        place.after = page.after;
+        if place.after.is_none() {
+            if is_last {
+                return Ok(total);
+            }
+            position = end;
+        }
+    }
+}

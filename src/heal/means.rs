@@ -1,0 +1,73 @@
+//! What the commands that ask WorkOS for everything have in common.
+
+use std::sync::Arc;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use tracing::warn;
+use uuid::Uuid;
+
+use super::key::KeyGuard;
+use super::{HealError, Patience};
+use crate::clock::Clock;
+use crate::inbox::Inbox;
+use crate::workos::{Page, WorkosClient, WorkosError};
+
+/// What a command that asks WorkOS for everything needs.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// Of the database.
+    pub pool: PgPool,
+    /// Where the database is, for the connection that holds the lease.
+    pub options: PgConnectOptions,
+    /// Where snapshots go.
+    pub inbox: Inbox,
+    /// The API.
+    pub client: WorkosClient,
+    /// The database's time.
+    pub clock: Arc<dyn Clock>,
+    /// Of derived organization ids.
+    pub namespace: Uuid,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How many pages are done.
+    pub pages: i64,
+    /// How many organizations these had.
+    pub seen: i64,
+}
+
+impl Means {
+    /// What refuses a key of another environment.
+    pub(super) fn key_guard(&self) -> KeyGuard {
+        KeyGuard::new(
+            self.pool.clone(),
+            self.client.clone(),
+            Arc::clone(&self.clock),
+        )
+    }
+
+    /// A page of the organizations, and whether it is the first one because WorkOS refuses where it was to begin.
+    pub(super) async fn read_page(&self, after: Option<&str>) -> Result<(Page, bool), HealError> {
+        match self.ask_for_page(after).await {
+            Err(WorkosError::Rejected { message, .. }) if after.is_some() => {
+                warn!("WorkOS refuses where the list was to go on, it is read anew: {message}");
+                Ok((self.ask_for_page(None).await?, true))
+            }
+            page => Ok((page?, false)),
+        }
+    }
+
+    async fn ask_for_page(&self, after: Option<&str>) -> Result<Page, WorkosError> {
+        let mut patience = Patience::default();
+        loop {
+            let now = self.clock.now();
+            match self.client.list_organizations(after, now).await {
+                Ok(page) => return Ok(page),
+                Err(trouble) => patience.wait_after(trouble).await?,
+            }
+        }
+    }
+}
