@@ -7,7 +7,9 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::support::emulator::API_KEY;
-use crate::support::{Emulator, Folder, SECRET, Service, TestDatabase, eventually, run_with_input};
+use crate::support::{
+    Emulator, Folder, SECRET, Service, TestDatabase, eventually, run, run_with_input,
+};
 
 /// A row of `organization_metadata`.
 #[derive(Debug, sqlx::FromRow)]
@@ -82,11 +84,22 @@ impl Pair {
     }
 }
 
+/// A service that knows of events by webhooks alone.
 async fn serve(
     folder: &Folder,
     database: &TestDatabase,
     emulator: &Emulator,
     address: &str,
+) -> Service {
+    serve_and_poll(folder, database, emulator, address, "0").await
+}
+
+async fn serve_and_poll(
+    folder: &Folder,
+    database: &TestDatabase,
+    emulator: &Emulator,
+    address: &str,
+    poll_seconds: &str,
 ) -> Service {
     Service::start(
         folder,
@@ -96,6 +109,7 @@ async fn serve(
             ("WORKOS_API_KEY", API_KEY),
             ("WORKOS_API_URL", emulator.url()),
             ("LISTEN_ADDR", address),
+            ("EVENTS_POLL_SECONDS", poll_seconds),
         ],
     )
     .await
@@ -248,4 +262,112 @@ async fn a_restart_loses_nothing_and_a_saved_page_fills_the_gap() {
         ("During", Some(row.id))
     );
     pair.service.terminate().await.assert(0);
+}
+
+/// R36, R39, R45: not a single webhook arrives, and the table is in step all the same.
+#[tokio::test]
+async fn the_poll_brings_what_no_webhook_brings() {
+    let emulator = Emulator::start().await;
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let before = emulator.create("Before").await;
+    let service = serve_and_poll(&folder, &database, &emulator, "127.0.0.1:0", "1").await;
+    let name = async |id: &str| -> Option<(String, bool)> {
+        sqlx::query_as(
+            "select name, disabled_at is not null from organization_metadata where workos_id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&database.pool)
+        .await
+        .unwrap()
+    };
+    eventually("what was there is found", async || {
+        name(&before).await.is_some()
+    })
+    .await;
+    let during = emulator.create("During").await;
+    emulator.rename(&before, "Renamed").await;
+    eventually("what changes is found", async || {
+        name(&before).await == Some(("Renamed".to_owned(), false)) && name(&during).await.is_some()
+    })
+    .await;
+    emulator.delete(&during).await;
+    eventually("a deletion is found", async || {
+        name(&during).await == Some(("During".to_owned(), true))
+    })
+    .await;
+    eventually("its id is written back", async || {
+        emulator.external_id(&before).await.is_some()
+    })
+    .await;
+    let sources: Vec<String> =
+        sqlx::query_scalar("select distinct source from workos_sync.webhook_events")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(sources, ["events_api"]);
+    let status = run(&folder, &[("DATABASE_URL", &database.url)], &["status"])
+        .await
+        .assert(3);
+    assert!(
+        status.stdout.contains("no reconcile has ended in step"),
+        "{status:?}"
+    );
+    service.terminate().await.assert(0);
+}
+
+/// R41, R43, R44, R45: a table that begins empty is filled, compared, mended, and then trusted.
+#[tokio::test]
+async fn a_table_is_filled_compared_and_mended() {
+    let emulator = Emulator::start().await;
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    for n in 0..120 {
+        emulator.create(&format!("Org {n}")).await;
+    }
+    let variables = [
+        ("DATABASE_URL", &*database.url),
+        ("WORKOS_API_KEY", API_KEY),
+        ("WORKOS_API_URL", emulator.url()),
+    ];
+    let command = async |arguments: &[&str]| run(&folder, &variables, arguments).await;
+    let dry = command(&["backfill", "--dry-run"]).await.assert(0);
+    assert!(dry.stdout.contains("120 would be created"), "{dry:?}");
+    let filled = command(&["backfill"]).await.assert(0);
+    assert!(filled.stdout.contains("120 created"), "{filled:?}");
+    assert!(
+        filled.stderr.contains("120 organizations are read"),
+        "{filled:?}"
+    );
+
+    // Without serve, no id is written back; what is so fresh is on its way.
+    let fresh = command(&["reconcile"]).await.assert(0);
+    assert!(fresh.stdout.contains("in step"), "{fresh:?}");
+    sqlx::query("delete from organization_metadata where name = 'Org 7'")
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let service = serve_and_poll(&folder, &database, &emulator, "127.0.0.1:0", "1").await;
+    eventually("the table is trusted", async || {
+        let status = command(&["status", "--json"]).await;
+        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        status["trusted"] == true
+    })
+    .await;
+    service.terminate().await.assert(0);
+
+    let no_key = run(
+        &folder,
+        &[("DATABASE_URL", &database.url)],
+        &["reconcile", "--json"],
+    )
+    .await
+    .assert(2);
+    assert!(no_key.stderr.contains("WORKOS_API_KEY"), "{no_key:?}");
+    command(&["reconcile", "--max-disable", "3"])
+        .await
+        .assert(2);
+    command(&["catch-up", "--since", "yesterday"])
+        .await
+        .assert(2);
+    let caught_up = command(&["catch-up", "--since", "1h"]).await.assert(0);
+    assert!(caught_up.stdout.contains("known"), "{caught_up:?}");
 }

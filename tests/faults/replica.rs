@@ -82,6 +82,8 @@ impl Replica {
             )
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
             .env("WORKOS_API_KEY", "sk_faults")
+            // The fake has no events to read.
+            .env("EVENTS_POLL_SECONDS", "0")
             .env("WORKOS_API_URL", &self.settings.workos_url)
             .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))
             .env("SHUTDOWN_GRACE_SECONDS", "10")
