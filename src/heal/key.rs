@@ -16,8 +16,8 @@ use crate::postgres;
 use crate::sync::mirror;
 use crate::workos::{Lookup, WorkosClient};
 
-/// How many organizations are asked for at most.
-const MOST: i64 = 10;
+/// How many organizations are asked for at most: so many of the first, and of the last.
+const MOST: i64 = 5;
 
 /// From how many on it is no coincidence that WorkOS knows none of them.
 const ENOUGH: usize = 3;
@@ -69,11 +69,10 @@ impl KeyGuard {
     }
 
     async fn some_linked(&self) -> Result<Vec<WorkosId>, sqlx::Error> {
-        let rows = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            mirror::active_rows_after(connection, "", MOST).await
+        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+            mirror::some_active(connection, MOST).await
         })
-        .await?;
-        Ok(rows.into_iter().map(|row| row.workos_id).collect())
+        .await
     }
 
     /// Waits until the key is known to be of the environment of this database, or until shutdown; says which. A key that

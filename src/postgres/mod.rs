@@ -23,7 +23,8 @@ pub use self::url::{DatabaseUrl, TlsFileError, UrlError};
 /// waited for. Whoever meets a lock for longer than `lock_timeout` gives the connection back, and comes again.
 ///
 /// Every statement of ours is to go by an index, also while a table that grew a thousandfold still has the statistics
-/// of a small one; a planner that may not scan or hash a table looks the rows up.
+/// of a small one; a planner that may not scan or hash a table looks the rows up. Where it must scan after all, such as a
+/// table of one row, it holds that for dear, and would compile the plan for seconds.
 const BEGIN: &str = "
     begin isolation level read committed;
     set local synchronous_commit = on;
@@ -32,7 +33,8 @@ const BEGIN: &str = "
     set local idle_in_transaction_session_timeout = '30s';
     set local enable_seqscan = off;
     set local enable_hashjoin = off;
-    set local enable_mergejoin = off";
+    set local enable_mergejoin = off;
+    set local jit = off";
 
 /// How long to wait for a free or a new connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);

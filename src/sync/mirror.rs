@@ -85,6 +85,39 @@ pub async fn active_rows_after(
     Ok(rows.into_iter().map(LinkedRow::from).collect())
 }
 
+/// Some of the linked, active WorkOS organizations: the first and the last ones, for what was deleted lately may be any
+/// stretch of them; at most twice `limit`.
+///
+/// # Errors
+/// The database doesn't answer.
+pub async fn some_active(
+    connection: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<WorkosId>, sqlx::Error> {
+    // By organization_metadata_workos_id_key, from both ends.
+    let ids = query_scalar!(
+        r#"
+        (select workos_id as "workos_id!"
+         from organization_metadata
+         where workos_id > ''
+           and disabled_at is null
+         order by workos_id desc
+         limit $1)
+        union
+        (select workos_id
+         from organization_metadata
+         where workos_id > ''
+           and disabled_at is null
+         order by workos_id
+         limit $1)
+        "#,
+        limit,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ids.into_iter().map(WorkosId::from_database).collect())
+}
+
 /// How many linked, active rows there are.
 ///
 /// # Errors

@@ -15,11 +15,13 @@ use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, run};
 const PRIVATE: &str = "hunter2";
 
 /// The settings of section 8 of the specification, and their defaults.
-const SPECIFIED: [(&str, Option<&str>); 13] = [
+const SPECIFIED: [(&str, Option<&str>); 15] = [
     ("DATABASE_URL", None),
     ("WORKOS_WEBHOOK_SECRET", None),
     ("WORKOS_API_KEY", None),
     ("WORKOS_API_URL", Some("https://api.workos.com")),
+    ("WORKOS_API_RPS", Some("10")),
+    ("EVENTS_POLL_SECONDS", Some("60")),
     ("LISTEN_ADDR", Some("127.0.0.1:8080")),
     ("WEBHOOK_PATH", Some("/webhooks/workos")),
     ("WEBHOOK_TOLERANCE_SECONDS", Some("180")),
@@ -35,7 +37,7 @@ const SPECIFIED: [(&str, Option<&str>); 13] = [
 ];
 
 /// Wrong values, one variable each.
-const WRONG: [(&str, &str); 29] = [
+const WRONG: [(&str, &str); 31] = [
     ("DATABASE_URL", "mysql//user:hunter2@host/app"),
     ("DATABASE_URL", "postgres://user:hunter2@host:port/app"),
     ("DATABASE_URL", "\"postgres://user:hunter2@host/app\""),
@@ -52,6 +54,8 @@ const WRONG: [(&str, &str); 29] = [
     ("WORKOS_API_KEY", "\"hunter2\""),
     ("WORKOS_API_URL", "https://user:hunter2@api.workos.com"),
     ("WORKOS_API_URL", "api.workos.com"),
+    ("WORKOS_API_RPS", "0"),
+    ("EVENTS_POLL_SECONDS", "1m"),
     ("LISTEN_ADDR", "8080"),
     ("LISTEN_ADDR", "127.0.0.1:65536"),
     ("WEBHOOK_PATH", "webhooks"),

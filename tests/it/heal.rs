@@ -385,6 +385,7 @@ async fn a_period_is_read_by_hand() {
     pair.workos.create("Acme");
     pair.later(TimeDelta::hours(1));
     let until = pair.app.clock.now();
+    pair.later(TimeDelta::seconds(1));
     pair.workos.create("After");
     pair.later(TimeDelta::hours(1));
     let means = pair.means();
