@@ -16,9 +16,10 @@ use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::event::Event;
 use crate::inbox::{Inbox, RecordError, Recorded};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry;
 
 /// How many events are stored before the next ones are: it bounds the memory beyond that of the files.
 const CHUNK: usize = 8_000;

@@ -29,12 +29,13 @@ use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry;
 use crate::workos::WorkosClient;
 
 /// How long the last connections may take to close.
@@ -123,7 +124,8 @@ async fn serve(
         .api_key
         .as_ref()
         .map(|key| WorkosClient::new(config.api_url.clone(), key.clone()))
-        .transpose()?;
+        .transpose()?
+        .map(|client| client.counted_by(metrics.clone()));
     if client.is_none() {
         warn!(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
@@ -148,7 +150,7 @@ async fn serve(
         async move { clock.keep(pool, stop).await }
     });
     shutdown.spawn("sweeper", inbox.clone().run_sweeper());
-    shutdown.spawn("dead letter gauge", inbox.clone().run_dead_letter_gauge());
+    shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
     if let Some(age) = config.inbox_retention {
         let inbox = inbox.clone();
         shutdown.spawn("retention", async move { inbox.run_retention(age).await });

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod health;
 pub mod listener;
+mod metrics;
 pub mod problem;
 mod slots;
 mod socket;
@@ -13,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRef, State};
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::extract::FromRef;
+use axum::http::header::HeaderValue;
 use axum::http::{HeaderName, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,8 +31,9 @@ use tracing::{Span, debug, error, info_span};
 use uuid::{Builder, Uuid};
 
 use crate::clock::Clock;
-use crate::inbox::Inbox;
-use crate::telemetry::{Metrics, panic_message};
+use crate::inbox::{Inbox, Recorded};
+use crate::metrics::Metrics;
+use crate::telemetry::panic_message;
 use health::Health;
 use problem::Problem;
 
@@ -86,6 +88,9 @@ impl App {
         tolerance: Duration,
         max_body_bytes: usize,
     ) -> Self {
+        metrics.expect_deliveries(Recorded::ALL.map(Recorded::as_str));
+        metrics.expect_deliveries(Problem::DELIVERY_CODES);
+        metrics.expect_secrets(secrets.len());
         Self {
             inner: Arc::new(Inner {
                 inbox,
@@ -122,7 +127,7 @@ pub fn router(app: App, webhook_path: &str) -> Router {
         .route(webhook_path, post(webhook::receive))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::metrics))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(app)
@@ -174,14 +179,4 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let message = panic_message(&*panic).unwrap_or("no message");
     error!(panic = message, "a request panicked: {message}");
     Problem::internal().into_response()
-}
-
-async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app
-        .inner
-        .metrics
-        .render()
-        .map_err(|_| Problem::internal())?;
-    let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(CONTENT_TYPE, HeaderValue::from_static(format))], text).into_response())
 }

@@ -34,6 +34,22 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// The codes that a delivery can be answered with.
+    pub(super) const DELIVERY_CODES: [&str; 12] = [
+        "body_incomplete",
+        "body_too_large",
+        "body_too_slow",
+        "busy",
+        "not_an_event",
+        "not_durable",
+        "signature_in_future",
+        "signature_malformed",
+        "signature_mismatch",
+        "signature_missing",
+        "signature_too_old",
+        "unstorable",
+    ];
+
     const fn new(status: StatusCode, code: &'static str, detail: Cow<'static, str>) -> Self {
         Self {
             status,

@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
+use std::time::Instant;
 
 use sqlx::PgConnection;
 use tracing::debug;
@@ -133,6 +134,7 @@ impl Inbox {
         }
         let lanes: BTreeSet<_> = events.iter().filter_map(Saved::lane).collect();
         let held = self.inner.lanes.hold(lanes);
+        let started = Instant::now();
         let result = self
             .within(async |tx: &mut PgConnection| self.attempt_in_bulk(tx, events, &held).await)
             .await;
@@ -145,6 +147,9 @@ impl Inbox {
             }) => {
                 if push_recorded {
                     self.inner.outbox.wake();
+                }
+                if !applied.is_empty() {
+                    self.inner.metrics.apply(started.elapsed());
                 }
                 self.count_steps(applied.len());
                 for (event, outcome) in applied {

@@ -17,6 +17,7 @@
 //! has in hand. The SQL is in `store`.
 
 mod bulk;
+mod counts;
 mod lanes;
 mod process;
 mod record;
@@ -37,10 +38,10 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::event::{Event, EventId};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::{self, error};
 use crate::sync::Outcome;
-use crate::telemetry::Metrics;
 use lanes::Lanes;
 use record::Recorder;
 use store::NewEvent;
@@ -95,6 +96,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// Every source.
+    pub const ALL: [Self; 2] = [Self::Webhook, Self::Replay];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -115,6 +119,9 @@ pub enum Recorded {
 }
 
 impl Recorded {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::Duplicate, Self::Ignored];
+
     const fn new(is_new: bool, ignored: bool) -> Self {
         match (is_new, ignored) {
             (false, _) => Self::Duplicate,
@@ -201,6 +208,8 @@ impl Inbox {
         lanes: usize,
         shutdown: CancellationToken,
     ) -> Self {
+        counts::expect(&metrics);
+        metrics.watch_connections(&pool);
         Self {
             inner: Arc::new(Inner {
                 pool,

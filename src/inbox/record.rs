@@ -16,7 +16,7 @@ use tracing::error;
 
 use super::process::caught;
 use super::store::{self, NewEvent};
-use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source};
+use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source, counts};
 use crate::postgres::{self, error};
 
 /// The most events of an insert.
@@ -241,6 +241,9 @@ impl Inbox {
                     // The first of an id that came twice is the new one.
                     let is_new = new.remove(&event.event_id);
                     // A replay is settled when all of it is stored: then a lane's events share a batch.
+                    if is_new && event.ignored {
+                        counts::ignored(&self.inner.metrics, event.source);
+                    }
                     if is_new && !event.ignored && event.source != Source::Replay {
                         self.wake(event.organization_id.unwrap_or(event.event_id));
                     }
