@@ -7,8 +7,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::http::header::CONTENT_LENGTH;
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -135,16 +133,9 @@ async fn held(State(gates): State<Gates>) -> &'static str {
     "released"
 }
 
-async fn body(
-    State(gates): State<Gates>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<String, Problem> {
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
+async fn body(State(gates): State<Gates>, body: Body) -> Result<String, Problem> {
     let deadline = Instant::now() + gates.body_timeout;
-    let body = read_body(body, length, BODY_LIMIT, deadline).await?;
+    let body = read_body(body, BODY_LIMIT, deadline).await?;
     Ok(format!("{} bytes", body.len()))
 }
 

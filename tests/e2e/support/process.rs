@@ -103,6 +103,16 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
+    /// How much memory it has had in use at most, in kB; nothing of a process that has ended.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_kb(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
+        status.lines().find_map(|line| {
+            let peak = line.strip_prefix("VmHWM:")?.strip_suffix("kB")?;
+            peak.trim().parse().ok()
+        })
+    }
+
     /// SIGKILL, at once.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();

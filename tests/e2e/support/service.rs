@@ -175,6 +175,12 @@ impl Service {
         resident.unwrap()
     }
 
+    /// How much memory it has had in use at most, in kB.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_kb(&self) -> u64 {
+        self.process.peak_kb().unwrap()
+    }
+
     /// Asks it to end, without waiting.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.process.id(), name);
