@@ -18,6 +18,7 @@
 
 mod apply;
 pub mod decide;
+pub mod host;
 pub mod organization_id;
 pub mod slug;
 mod store;
