@@ -55,6 +55,7 @@ pub struct Metrics {
     events: Counters,
     failures: Counter,
     dead_letters: Gauge,
+    schema_usable: Gauge,
 }
 
 impl Default for Metrics {
@@ -65,8 +66,9 @@ impl Default for Metrics {
             Counters::default(),
             Counter::default(),
             Gauge::default(),
+            Gauge::default(),
         );
-        let (deliveries, events, failures, dead_letters) = metrics;
+        let (deliveries, events, failures, dead_letters, schema_usable) = metrics;
         registry.register(
             "deliveries",
             "Requests to the webhook path, by answer",
@@ -87,12 +89,18 @@ impl Default for Metrics {
             "Events that wait for an operator, in the whole inbox: alarm on more than 0",
             dead_letters.clone(),
         );
+        registry.register(
+            "schema_usable",
+            "1 while events can be applied to organization_metadata as it is: alarm on 0",
+            schema_usable.clone(),
+        );
         let metrics = Self {
             registry: Arc::new(registry),
             deliveries,
             events,
             failures,
             dead_letters,
+            schema_usable,
         };
         // A series that begins with its first event hides that event from every rate().
         for recorded in [Recorded::Accepted, Recorded::Duplicate, Recorded::Ignored] {
@@ -132,6 +140,11 @@ impl Metrics {
     /// There are so many dead letters.
     pub fn dead_letters(&self, count: i64) {
         self.dead_letters.set(count);
+    }
+
+    /// Events can be applied to the application's table as it is, or not.
+    pub fn schema_usable(&self, usable: bool) {
+        self.schema_usable.set(i64::from(usable));
     }
 
     /// The metrics in the text format of `OpenMetrics`.

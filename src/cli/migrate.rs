@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{Database, bring_schema_up_to_date};
+use super::{Database, bring_schema_up_to_date, unusable, warn_of};
 use crate::config::Config;
 use crate::telemetry;
 
@@ -10,14 +10,21 @@ use crate::telemetry;
 pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let database = Database::open(&config).await?;
-    let applied = bring_schema_up_to_date(&database.options).await;
+    let schema = bring_schema_up_to_date(&database.options).await;
     database.close().await?;
-    let applied = applied?;
-    if applied.is_empty() {
-        println!("the schema is current");
-    }
-    for version in applied {
+    let schema = schema?;
+    for version in &schema.applied {
         println!("applied {version}");
+    }
+    for made in &schema.made {
+        println!("{made}");
+    }
+    warn_of(&schema.table);
+    if !schema.table.is_usable() {
+        return Err(unusable(&schema.table));
+    }
+    if schema.applied.is_empty() && schema.made.is_empty() {
+        println!("the schema is current");
     }
     Ok(ExitCode::SUCCESS)
 }

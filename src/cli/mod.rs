@@ -17,12 +17,14 @@ use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
 use crate::postgres;
 use crate::postgres::embedded::{self, EmbeddedOptions, Joined};
 use crate::postgres::migrate::SchemaError;
+use crate::sync::host::HostTable;
+use crate::sync::schema::{self, Schema, UpdateError};
 
 /// How long a database that can't be reached is waited for at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -186,13 +188,26 @@ async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
     }
 }
 
-/// Brings the schema up to date; says which migrations that took.
-async fn bring_schema_up_to_date(database: &PgConnectOptions) -> anyhow::Result<Vec<i64>> {
-    let applied = postgres::migrate::run(database).await;
-    applied.map_err(|error| match error {
-        SchemaError::Connect(error) => unreachable_database(database, &error),
+/// Brings the schema up to date.
+async fn bring_schema_up_to_date(database: &PgConnectOptions) -> anyhow::Result<Schema> {
+    let schema = schema::bring_up_to_date(database, None).await;
+    schema.map_err(|error| match error {
+        UpdateError::Schema(SchemaError::Connect(error)) => unreachable_database(database, &error),
         error => anyhow::Error::new(error).context("the schema can't be brought up to date"),
     })
+}
+
+/// Says what is to be known of the application's table.
+fn warn_of(table: &HostTable) {
+    for finding in table.warnings() {
+        warn!("{finding}");
+    }
+}
+
+/// The application's table can't be used: what keeps it from working, a line each.
+fn unusable(table: &HostTable) -> anyhow::Error {
+    let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
+    anyhow!(errors.join("\n"))
 }
 
 /// The setting, the place and the reason; no user and no password.

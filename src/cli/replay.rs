@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use super::{Database, bring_schema_up_to_date, sign};
+use super::{Database, bring_schema_up_to_date, sign, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::event::Event;
@@ -44,7 +44,10 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.options).await?;
+    let schema = bring_schema_up_to_date(&database.options).await?;
+    if !schema.table.is_usable() {
+        return Err(unusable(&schema.table));
+    }
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let inbox = Inbox::new(

@@ -19,11 +19,13 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{bring_schema_up_to_date, connect_options, embedded_options, wait_for};
+use super::{
+    bring_schema_up_to_date, connect_options, embedded_options, unusable, wait_for, warn_of,
+};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
@@ -33,6 +35,8 @@ use crate::postgres::embedded::{self, Embedded};
 use crate::postgres::{self, migrate};
 use crate::shutdown::Shutdown;
 use crate::signature;
+use crate::sync::host::Host;
+use crate::sync::schema::Schema;
 use crate::telemetry::{self, Metrics};
 use crate::workos::WorkosClient;
 
@@ -70,10 +74,10 @@ async fn serve(
     port: TcpSocket,
     shutdown: Shutdown,
 ) -> anyhow::Result<ExitCode> {
-    tokio::select! {
-        ready = prepare(config, &database) => ready?,
+    let host = tokio::select! {
+        host = prepare(config, &database) => host?,
         () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
-    }
+    };
 
     let metrics = Metrics::default();
     let pool = postgres::pool(database.clone(), config.database_max_connections);
@@ -120,7 +124,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.soft().clone(), database),
+        Health::new(shutdown.soft().clone(), database, host),
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
@@ -153,23 +157,37 @@ async fn serve(
     Ok(exit.into())
 }
 
-/// Waits for the database, and brings its schema up to date.
-async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<()> {
+/// Waits for the database, brings its schema up to date, and looks at the application's table.
+async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<Host> {
     wait_for(database).await?;
-    if config.migrate_on_start {
-        for version in bring_schema_up_to_date(database).await? {
-            info!(version, "applied migration {version}");
+    let schema = if config.migrate_on_start {
+        bring_schema_up_to_date(database).await?
+    } else {
+        let mut connection = PgConnection::connect_with(database).await?;
+        if !migrate::pending(&mut connection).await?.is_empty() {
+            bail!(
+                "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
+            );
         }
-        return Ok(());
+        let schema = Schema::read(&mut connection, None).await?;
+        connection.close().await?;
+        schema
+    };
+    for version in &schema.applied {
+        info!(version, "applied migration {version}");
     }
-    let mut connection = PgConnection::connect_with(database).await?;
-    if !migrate::pending(&mut connection).await?.is_empty() {
-        bail!(
-            "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
-        );
+    for made in &schema.made {
+        info!("{made}");
     }
-    connection.close().await?;
-    Ok(())
+    warn_of(&schema.table);
+    if !schema.table.is_usable() && !schema.is_in_use {
+        return Err(unusable(&schema.table));
+    }
+    // It worked before, and is going to again: what comes meanwhile is accepted.
+    for finding in schema.table.errors() {
+        error!("{finding}: events wait in the inbox until it is mended");
+    }
+    Ok(Host::new(schema.table, None))
 }
 
 /// An address that can be connected to: a wildcard address is one to listen on only.

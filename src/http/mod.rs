@@ -177,11 +177,13 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
 }
 
 async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app
-        .inner
-        .metrics
-        .render()
-        .map_err(|_| Problem::internal())?;
+    let Inner {
+        health, metrics, ..
+    } = &*app.inner;
+    // A scrape looks as a probe does. What it finds, the gauge says.
+    let _ = health.check().await;
+    metrics.schema_usable(health.host().is_usable());
+    let text = metrics.render().map_err(|_| Problem::internal())?;
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, HeaderValue::from_static(format))], text).into_response())
 }

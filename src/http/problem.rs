@@ -139,6 +139,12 @@ impl Problem {
         problem
     }
 
+    /// The same, with more to read.
+    pub(super) fn with_detail(mut self, detail: String) -> Self {
+        self.detail = Cow::Owned(detail);
+        self
+    }
+
     /// The status it is answered with.
     #[must_use]
     pub const fn status(&self) -> StatusCode {

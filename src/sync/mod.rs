@@ -20,6 +20,7 @@ mod apply;
 pub mod decide;
 pub mod host;
 pub mod organization_id;
+pub mod schema;
 pub mod slug;
 mod store;
 

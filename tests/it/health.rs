@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::http::health::{Health, NotReady, healthz, readyz};
 use workos_sync::postgres;
+use workos_sync::sync::host::{Host, HostTable, Kind};
 
 use crate::support::TestDatabase;
 
@@ -22,7 +23,21 @@ use crate::support::TestDatabase;
 const SOON: Duration = Duration::from_secs(10);
 
 fn health(database: &PgConnectOptions) -> Health {
-    Health::new(CancellationToken::new(), database.clone())
+    Health::new(CancellationToken::new(), database.clone(), host())
+}
+
+/// A table that was good when it was last looked at.
+fn host() -> Host {
+    let table = HostTable {
+        name: "public.organization_metadata".to_owned(),
+        schema: "public".to_owned(),
+        kind: Kind::Table,
+        columns: Vec::new(),
+        unique: Vec::new(),
+        unfilled: Vec::new(),
+        findings: Vec::new(),
+    };
+    Host::new(table, None)
 }
 
 async fn get_path(health: Health, path: &str) -> (u16, String, Option<String>) {
@@ -75,7 +90,7 @@ async fn pending_migrations_are_not_ready() {
 async fn a_service_that_shuts_down_is_not_ready() {
     let database = TestDatabase::new().await;
     let stop = CancellationToken::new();
-    let health = Health::new(stop.clone(), database.options.clone());
+    let health = Health::new(stop.clone(), database.options.clone(), host());
     assert_eq!(health.check().await, Ok(()));
     stop.cancel();
     let (status, _, code) = get_path(health, "/readyz").await;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::LookupError;
+
 /// The name that the table has in every application: as a table, or as a view that maps one.
 pub const NAME: &str = "organization_metadata";
 
@@ -18,7 +20,7 @@ pub struct HostTable {
     pub columns: Vec<Column>,
     /// Its unique indexes, valid or not.
     pub unique: Vec<UniqueIndex>,
-    /// Columns that a new row of ours gives no value, though they are NOT NULL and have no default.
+    /// Columns that a new row of ours leaves null, though they are NOT NULL.
     pub unfilled: Vec<String>,
     /// What keeps it from working, and what is to be known of it: see [`HostTable::is_usable`].
     pub findings: Vec<Finding>,
@@ -50,8 +52,6 @@ pub struct Column {
     pub value: Value,
     /// It takes no null.
     pub not_null: bool,
-    /// A row that gives it no value gets one.
-    pub has_default: bool,
     /// It can't be given a value: GENERATED ALWAYS, or computed by a view.
     pub is_generated: bool,
     /// Its collation holds different texts equal (`deterministic = false`).
@@ -136,7 +136,9 @@ pub struct Finding {
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// No event can be applied, or not rightly.
+    /// Something is missing that `workos-sync migrate` makes; until then, no event can be applied, or not rightly.
+    Unmade,
+    /// No event can be applied, or not rightly, until the application's table is changed.
     Error,
     /// Some events will be dead letters, or it can't be told.
     Warning,
@@ -157,17 +159,36 @@ impl HostTable {
 
     /// What keeps events from being applied.
     pub fn errors(&self) -> impl Iterator<Item = &Finding> {
-        self.of(Severity::Error)
+        let findings = self.findings.iter();
+        findings.filter(|finding| finding.severity != Severity::Warning)
     }
 
     /// What is to be known beside.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
-        self.of(Severity::Warning)
+        let findings = self.findings.iter();
+        findings.filter(|finding| finding.severity == Severity::Warning)
     }
 
-    fn of(&self, severity: Severity) -> impl Iterator<Item = &Finding> {
-        let findings = self.findings.iter();
-        findings.filter(move |finding| finding.severity == severity)
+    /// The table, where what it lacks couldn't be made, for these reasons.
+    #[must_use]
+    pub(in crate::sync) fn with(mut self, reasons: Vec<Finding>) -> Self {
+        if !reasons.is_empty() {
+            let findings = &mut self.findings;
+            findings.retain(|finding| finding.severity != Severity::Unmade);
+            findings.splice(..0, reasons);
+        }
+        self
+    }
+
+    /// The table, where it isn't clear any more which one it is.
+    pub(super) fn lost(&self, why: &LookupError) -> Self {
+        Self {
+            findings: vec![Finding {
+                severity: Severity::Error,
+                sentence: why.to_string(),
+            }],
+            ..self.clone()
+        }
     }
 
     /// One of the nine columns, if it is there.
@@ -180,9 +201,18 @@ impl HostTable {
     #[must_use]
     pub fn unique_by(&self, column: &str) -> Option<&UniqueIndex> {
         self.unique.iter().find(|index| {
-            index.is_valid
-                && !matches!(index.rows, Rows::Some(_))
-                && matches!(&index.keys[..], [Key::Column(key)] if key == column)
+            index.is_valid && index.is_of(column) && !matches!(index.rows, Rows::Some(_))
+        })
+    }
+
+    /// The index that keeps a column unique in some rows, and those rows.
+    #[must_use]
+    pub fn unique_in_part(&self, column: &str) -> Option<(&str, &str)> {
+        self.unique.iter().find_map(|index| match &index.rows {
+            Rows::Some(rows) if index.is_valid && index.is_of(column) => {
+                Some((index.name.as_str(), rows.as_str()))
+            }
+            _ => None,
         })
     }
 
@@ -194,6 +224,13 @@ impl HostTable {
                     |key| matches!(key, Key::Column(name) | Key::Lower(name) if name == column),
                 )
         })
+    }
+}
+
+impl UniqueIndex {
+    /// It is about this column, and no other.
+    pub(super) fn is_of(&self, column: &str) -> bool {
+        matches!(&self.keys[..], [Key::Column(key)] if key == column)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
-use workos_sync::postgres::migrate;
+use workos_sync::sync::schema;
 
 use super::server::server;
 
@@ -23,8 +23,14 @@ impl TestDatabase {
     /// One with our schema.
     pub(crate) async fn new() -> Self {
         let database = Self::empty().await;
-        migrate::run(&database.options).await.unwrap();
+        database.migrate().await;
         database
+    }
+
+    /// Makes our schema, beside whatever table the test has made.
+    pub(crate) async fn migrate(&self) {
+        let schema = schema::bring_up_to_date(&self.options, None).await.unwrap();
+        assert!(schema.table.is_usable(), "{:?}", schema.table.findings);
     }
 
     /// One with nothing in it.
