@@ -145,6 +145,9 @@ impl Turn {
 /// The database can't be asked, or a migration fails.
 pub async fn run(connection: &mut PgConnection) -> Result<Vec<i64>, SchemaError> {
     let pending = pending(connection).await?;
+    if pending.is_empty() {
+        return Ok(pending);
+    }
     // Asked first: even where the schema is there, CREATE wants a right on the database.
     let exists = query_scalar!(r#"select to_regnamespace('workos_sync') is not null as "exists!""#)
         .fetch_one(&mut *connection)

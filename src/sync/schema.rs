@@ -4,6 +4,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, query_scalar};
 
 use super::host::{self, HostTable, LookupError, Severity};
+use crate::postgres;
 use crate::postgres::migrate::{self, SchemaError, Turn};
 
 /// Why the database can't be brought up to date.
@@ -56,18 +57,28 @@ impl Schema {
         schema: Option<&str>,
     ) -> Result<Self, UpdateError> {
         Ok(Self {
-            table: HostTable::read(connection, schema).await?,
+            table: look_at_table(connection, schema).await?,
             is_in_use: is_in_use(connection).await?,
             applied: Vec::new(),
             made: Vec::new(),
         })
     }
 
-    /// Why events can't be applied.
     fn has(&self, severity: Severity) -> bool {
         let mut findings = self.table.findings.iter();
         findings.any(|finding| finding.severity == severity)
     }
+}
+
+/// Looks at the application's table, with the timeouts of our transactions: somebody may be altering it.
+async fn look_at_table(
+    connection: &mut PgConnection,
+    schema: Option<&str>,
+) -> Result<HostTable, LookupError> {
+    let mut tx = postgres::begin(connection).await?;
+    let table = HostTable::read(&mut tx, schema).await?;
+    tx.rollback().await?;
+    Ok(table)
 }
 
 /// Says whether an event was ever applied here: each leaves a cursor, and cursors stay.
@@ -112,9 +123,9 @@ pub async fn bring_up_to_date(
     let turn = Turn::take(database).await?;
     let applied = migrate::run(&mut connection).await?;
     // Another replica may have made it meanwhile.
-    let table = HostTable::read(&mut connection, schema).await?;
+    let table = look_at_table(&mut connection, schema).await?;
     let made = host::make(&mut connection, database, &table).await?;
-    let table = HostTable::read(&mut connection, schema).await?;
+    let table = look_at_table(&mut connection, schema).await?;
     turn.end().await?;
     connection.close().await?;
     Ok(Schema {

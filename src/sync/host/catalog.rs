@@ -1,4 +1,7 @@
-//! Reads the catalog. Nothing here locks the application's table: it answers while somebody else alters it.
+//! Reads the catalog.
+//!
+//! What Postgres puts into words (expressions, predicates, what a view takes) it asks the relation itself for, and so waits
+//! for whoever alters it; that is asked only where there is such a thing.
 
 use std::collections::HashMap;
 
@@ -236,9 +239,12 @@ async fn columns(connection: &mut PgConnection, table: Oid) -> Result<Columns, s
                modifier as "modifier!",
                not_null as "not_null!",
                has_default as "has_default!",
-               attgenerated <> '' or attidentity = 'a'
-                   or (relkind = 'v' and pg_relation_is_updatable(attrelid, false) & 12 = 12
-                       and not pg_column_is_updatable(attrelid, attnum, false)) as "is_generated!",
+               case
+                   -- One that triggers write is whatever they make of it.
+                   when relkind = 'v' then pg_relation_is_updatable(attrelid, false) & 12 = 12
+                       and not pg_column_is_updatable(attrelid, attnum, false)
+                   else attgenerated <> '' or attidentity = 'a'
+                   end as "is_generated!",
                exists (select from pg_collation where pg_collation.oid = attcollation and not collisdeterministic)
                    as "is_nondeterministic!",
                has_column_privilege(attrelid, attnum, 'select') as "may_select!",
@@ -330,17 +336,18 @@ async fn unique_indexes(
         r#"
         select relname::text as "name!",
                indisvalid and indisready as "is_valid!",
-               pg_get_expr(indpred, indrelid) as predicate,
-               array(select attname::text
-                     from unnest(indkey::smallint[]) with ordinality as keys (number, place)
-                              left join pg_attribute on attrelid = indrelid and attnum = number
-                     where place <= indnkeyatts
-                     order by place) as "columns!: Vec<Option<String>>",
-               array(select pg_get_indexdef(indexrelid, place, false)
-                     from generate_series(1, indnkeyatts::integer) as place
-                     order by place) as "expressions!: Vec<String>"
+               case when indpred is not null then pg_get_expr(indpred, indrelid) end as predicate,
+               keys.columns as "columns!: Vec<Option<String>>",
+               keys.expressions as "expressions!: Vec<Option<String>>"
         from pg_index
                  join pg_class on pg_class.oid = indexrelid
+                 cross join lateral (
+            select array_agg(attname::text order by place) as columns,
+                   array_agg(case when number = 0 then pg_get_indexdef(indexrelid, place::integer, false) end
+                             order by place) as expressions
+            from unnest(indkey::smallint[]) with ordinality as keys (number, place)
+                     left join pg_attribute on attrelid = indrelid and attnum = number
+            where place <= indnkeyatts) as keys
         where indrelid = $1
           and indisunique
         order by relname
@@ -352,11 +359,8 @@ async fn unique_indexes(
     Ok(found
         .into_iter()
         .map(|index| {
-            let keys: Vec<Key> = index
-                .columns
-                .into_iter()
-                .zip(index.expressions)
-                .map(|(column, expression)| column.map_or_else(|| key(expression), Key::Column))
+            let keys: Vec<Key> = std::iter::zip(index.columns, index.expressions)
+                .filter_map(|(column, expression)| column.map(Key::Column).or(expression.map(key)))
                 .collect();
             UniqueIndex {
                 name: index.name,

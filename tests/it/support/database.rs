@@ -35,13 +35,18 @@ impl TestDatabase {
 
     /// One with nothing in it.
     pub(crate) async fn empty() -> Self {
+        Self::made("").await
+    }
+
+    /// The same, made in some way, as CREATE DATABASE takes it.
+    pub(crate) async fn made(how: &str) -> Self {
         let server = server().await;
         let admin: PgConnectOptions = server.url.parse().unwrap();
         let name = format!("workos_sync_test_{}", uuid::Uuid::new_v4().simple());
         let mut connection = admin.connect().await.unwrap();
         // The name is ours.
         connection
-            .execute(AssertSqlSafe(format!("create database {name}")))
+            .execute(AssertSqlSafe(format!("create database {name} {how}")))
             .await
             .unwrap();
         connection.close().await.unwrap();
