@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
@@ -23,16 +22,14 @@ use tracing::{error, info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{
-    bring_schema_up_to_date, connect_options, embedded_options, unusable, wait_for, warn_of,
-};
+use super::{bring_schema_up_to_date, embedded_options, private_url, unusable, wait_for, warn_of};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
-use crate::postgres::embedded::{self, Embedded};
-use crate::postgres::{self, migrate};
+use crate::postgres::embedded::{self, Embedded, EmbeddedError};
+use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::Shutdown;
 use crate::signature;
 use crate::sync::host::Host;
@@ -57,30 +54,33 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
     let Some(url) = &config.database_url else {
-        let server = Embedded::start(&embedded_options(&config)).await?;
+        let server = match Embedded::start(&embedded_options(&config), shutdown.soft()).await {
+            Err(EmbeddedError::Interrupted) => return Ok(ExitCode::SUCCESS),
+            started => started?,
+        };
         if config.webhook_secrets.is_empty() {
-            config.webhook_secrets = vec![embedded::webhook_secret(&config.data_dir)?];
+            config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
         }
-        let result = serve(&config, connect_options(server.url())?, port, shutdown).await;
+        let result = serve(&config, &private_url(server.url())?, port, shutdown).await;
         server.stop().await?;
         return result;
     };
-    serve(&config, connect_options(url)?, port, shutdown).await
+    serve(&config, url, port, shutdown).await
 }
 
 async fn serve(
     config: &Config,
-    database: PgConnectOptions,
+    database: &DatabaseUrl,
     port: TcpSocket,
     shutdown: Shutdown,
 ) -> anyhow::Result<ExitCode> {
     let host = tokio::select! {
-        host = prepare(config, &database) => host?,
+        host = prepare(config, database) => host?,
         () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
     };
 
     let metrics = Metrics::default();
-    let pool = postgres::pool(database.clone(), config.database_max_connections);
+    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
     let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let client = config
@@ -124,7 +124,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.soft().clone(), database, host),
+        Health::new(shutdown.soft().clone(), database.options.clone(), host),
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
@@ -135,7 +135,12 @@ async fn serve(
         listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
     let url = format!("http://{}{}", reachable(address), config.webhook_path);
-    info!(%address, version = env!("CARGO_PKG_VERSION"), "listening on {address}");
+    info!(
+        %address,
+        %database,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening on {address}, writing into {database}"
+    );
     if config.database_url.is_none() {
         print_what_to_paste(&url, &config.webhook_secrets[0]);
     }
@@ -158,18 +163,18 @@ async fn serve(
 }
 
 /// Waits for the database, brings its schema up to date, and looks at the application's table.
-async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<Host> {
+async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<Host> {
     wait_for(database).await?;
     let schema = if config.migrate_on_start {
         bring_schema_up_to_date(database).await?
     } else {
-        let mut connection = PgConnection::connect_with(database).await?;
+        let mut connection = PgConnection::connect_with(&database.options).await?;
         if !migrate::pending(&mut connection).await?.is_empty() {
             bail!(
                 "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
             );
         }
-        let schema = Schema::read(&mut connection, None).await?;
+        let schema = Schema::read(&mut connection, database.schema.as_deref()).await?;
         connection.close().await?;
         schema
     };
@@ -187,7 +192,7 @@ async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result
     for finding in schema.table.errors() {
         error!("{finding}: events wait in the inbox until it is mended");
     }
-    Ok(Host::new(schema.table, None))
+    Ok(Host::new(schema.table, database.schema.clone()))
 }
 
 /// An address that can be connected to: a wildcard address is one to listen on only.

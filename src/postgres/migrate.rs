@@ -82,6 +82,28 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Er
         .collect())
 }
 
+/// The roles that may write the inbox, beside its owner: what they put there is applied, though nobody signed it.
+///
+/// # Errors
+/// The database can't be reached or asked.
+pub async fn inbox_writers(options: &PgConnectOptions) -> Result<Vec<String>, SchemaError> {
+    let mut connection = options.connect().await.map_err(SchemaError::Connect)?;
+    let roles = query_scalar!(
+        r#"
+        select distinct case grantee when 0 then 'public' else grantee::regrole::text end as "role!"
+        from pg_class, aclexplode(relacl)
+        where pg_class.oid = to_regclass('workos_sync.webhook_events')
+          and grantee <> relowner
+          and privilege_type in ('INSERT', 'UPDATE')
+        order by 1
+        "#
+    )
+    .fetch_all(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(roles)
+}
+
 /// A replica's turn to migrate: others wait until it is dropped, or its connection is lost.
 ///
 /// It is a lock in an open transaction, on a connection of its own: a pooler in transaction mode would give a lock of
