@@ -63,11 +63,6 @@ impl Schema {
             made: Vec::new(),
         })
     }
-
-    fn has(&self, severity: Severity) -> bool {
-        let mut findings = self.table.findings.iter();
-        findings.any(|finding| finding.severity == severity)
-    }
 }
 
 /// Looks at the application's table, with the timeouts of our transactions: somebody may be altering it.
@@ -115,23 +110,29 @@ pub async fn bring_up_to_date(
     let found = Schema::read(&mut connection, schema).await?;
     // A role without DDL rights can start on a database that somebody else has migrated.
     let is_current = migrate::pending(&mut connection).await?.is_empty();
-    let is_refused = !found.is_in_use && found.has(Severity::Error);
-    if is_refused || (is_current && !found.has(Severity::Unmade)) {
+    let is_refused = !found.is_in_use && found.table.has(Severity::Error);
+    if is_refused || (is_current && !found.table.has(Severity::Unmade)) {
         return Ok(found);
     }
 
     let turn = Turn::take(database).await?;
     let applied = migrate::run(&mut connection).await?;
     // Another replica may have made it meanwhile.
-    let table = look_at_table(&mut connection, schema).await?;
-    let made = host::make(&mut connection, database, &table).await?;
-    let table = look_at_table(&mut connection, schema).await?;
+    let mut table = look_at_table(&mut connection, schema).await?;
+    let mut made = Vec::new();
+    if table.has(Severity::Unmade) {
+        let result = host::make(&mut connection, database, &table).await?;
+        table = look_at_table(&mut connection, schema)
+            .await?
+            .with(result.findings);
+        made = result.done;
+    }
     turn.end().await?;
     connection.close().await?;
     Ok(Schema {
-        table: table.with(made.findings),
+        table,
         applied,
-        made: made.done,
+        made,
         ..found
     })
 }

@@ -544,11 +544,11 @@ async fn a_schema_that_is_not_there_is_refused() {
     for (schema, reason) in [
         (
             "nowhere",
-            "?schema=nowhere of DATABASE_URL names no schema that role workos_sync may use",
+            "?schema= of DATABASE_URL names no schema that role workos_sync may use",
         ),
         (
             "workos_sync",
-            "?schema=workos_sync of DATABASE_URL names the schema of our own tables: name the one of organization_metadata",
+            "?schema= of DATABASE_URL names the schema of our own tables: name the one of organization_metadata",
         ),
     ] {
         let refused = schema::bring_up_to_date(&db.options, Some(schema)).await;

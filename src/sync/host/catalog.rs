@@ -33,13 +33,11 @@ pub enum LookupError {
     /// The database can't be asked.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
-    /// `?schema=` names none that can be used.
-    #[error("?schema={0} of DATABASE_URL names no schema that role {1} may use")]
-    NoSuchSchema(String, String),
+    /// `?schema=` names none that can be used. No value of a URL is repeated, not even this one.
+    #[error("?schema= of DATABASE_URL names no schema that role {0} may use")]
+    NoSuchSchema(String),
     /// `?schema=` names ours.
-    #[error(
-        "?schema={OURS} of DATABASE_URL names the schema of our own tables: name the one of {NAME}"
-    )]
+    #[error("?schema= of DATABASE_URL names the schema of our own tables: name the one of {NAME}")]
     OurSchema,
     /// The search path leads nowhere.
     #[error(
@@ -95,7 +93,7 @@ impl HostTable {
                 return Err(LookupError::OurSchema);
             }
             if !database.may_use_schema {
-                return Err(LookupError::NoSuchSchema(schema.to_owned(), database.role));
+                return Err(LookupError::NoSuchSchema(database.role));
             }
         }
         let path: Vec<&str> = schema

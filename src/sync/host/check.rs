@@ -139,7 +139,15 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             findings.surroundings(facts);
         }
     }
-    findings.0
+    // What `migrate` makes of a table is of no use before it can work.
+    let mut findings = findings.0;
+    if findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Error)
+    {
+        findings.retain(|finding| finding.severity != Severity::Unmade);
+    }
+    findings
 }
 
 struct Findings(Vec<Finding>);

@@ -63,8 +63,8 @@ impl Made {
     }
 }
 
-/// Makes what the table lacks; `table` has just been read. Tells two kinds of failure apart: that the database doesn't
-/// answer is an error, what it refuses is a finding.
+/// Makes what the table lacks; `table` has just been read, and can work once it has that. Tells two kinds of failure
+/// apart: that the database doesn't answer is an error, what it refuses is a finding.
 pub(in crate::sync) async fn make(
     connection: &mut PgConnection,
     database: &PgConnectOptions,
@@ -105,8 +105,7 @@ pub(in crate::sync) async fn make(
             Err(error) => return Err(error),
         }
     }
-    // One that is unique in part is the application's doing: see the findings.
-    if table.unique_by("workos_id").is_none() && table.unique_in_part("workos_id").is_none() {
+    if table.unique_by("workos_id").is_none() {
         build_index(connection, database, table, &mut made).await?;
     }
     Ok(made)

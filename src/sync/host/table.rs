@@ -154,7 +154,7 @@ impl HostTable {
     /// Nothing keeps events from being applied.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.errors().next().is_none()
+        !self.has(Severity::Unmade) && !self.has(Severity::Error)
     }
 
     /// What keeps events from being applied.
@@ -167,6 +167,13 @@ impl HostTable {
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         let findings = self.findings.iter();
         findings.filter(|finding| finding.severity == Severity::Warning)
+    }
+
+    /// Says whether there is such a finding.
+    #[must_use]
+    pub fn has(&self, severity: Severity) -> bool {
+        let mut findings = self.findings.iter();
+        findings.any(|finding| finding.severity == severity)
     }
 
     /// The table, where what it lacks couldn't be made, for these reasons.
