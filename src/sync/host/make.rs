@@ -106,7 +106,7 @@ pub(in crate::sync) async fn make(
         }
     }
     if table.unique_by("workos_id").is_none() {
-        build_index(connection, database, table, &mut made).await?;
+        build_index(database, table, &mut made).await?;
     }
     Ok(made)
 }
@@ -154,18 +154,11 @@ async fn briefly(connection: &mut PgConnection, statement: &str) -> Result<(), s
 }
 
 async fn build_index(
-    connection: &mut PgConnection,
     database: &PgConnectOptions,
     table: &HostTable,
     made: &mut Made,
 ) -> Result<(), sqlx::Error> {
     let name = &table.name;
-    // Looked for before the build: one that fails leaves an index that refuses some rows, and is of no use.
-    let duplicates = duplicates(connection, name).await?;
-    if !duplicates.is_empty() {
-        made.refused(not_unique(name, &duplicates));
-        return Ok(());
-    }
     let Some(mut session) = patient_session(database).await? else {
         made.refused(format!(
             "column workos_id of {name} isn't unique, and an index can't be built through a connection pooler: run \
@@ -174,23 +167,33 @@ async fn build_index(
         return Ok(());
     };
     drop_leftover(&mut session, table).await?;
-    info!("building a unique index on workos_id of {name}");
-    let built = session
-        .execute(AssertSqlSafe(index(connection, name).await?))
-        .await;
-    match built {
-        Ok(_) => made.done.push(format!("built the index {INDEX} on {name}")),
-        Err(error) if error.as_database_error().is_some() => {
-            drop_leftover(&mut session, table).await?;
-            let duplicates = self::duplicates(connection, name).await?;
-            made.refused(if duplicates.is_empty() {
-                cant("made unique", "workos_id", name, &error)
-            } else {
-                not_unique(name, &duplicates)
-            });
+    // Looked for before the build: one that fails leaves an index that refuses some rows, and is of no use.
+    let mut duplicates = duplicates(&mut session, name).await?;
+    let mut failure = None;
+    if duplicates.is_empty() {
+        let statement = index(&mut session, table).await?;
+        info!("building a unique index on workos_id of {name}");
+        match session.execute(AssertSqlSafe(statement)).await {
+            Ok(_) => {
+                made.done.push(format!("built the index {INDEX} on {name}"));
+                return session.close().await;
+            }
+            Err(error) if error.as_database_error().is_some() => failure = Some(error),
+            Err(error) => return Err(error),
         }
-        Err(error) => return Err(error),
+        if let Err(error) = drop_leftover(&mut session, table).await {
+            let error = error::describe(&error);
+            warn!(
+                error,
+                "the index {INDEX}, which isn't complete, stays for now: {error}"
+            );
+        }
+        duplicates = self::duplicates(&mut session, name).await?;
     }
+    made.refused(match failure {
+        Some(error) if duplicates.is_empty() => cant("made unique", "workos_id", name, &error),
+        _ => not_unique(name, &duplicates),
+    });
     session.close().await
 }
 
@@ -216,20 +219,25 @@ async fn patient_session(database: &PgConnectOptions) -> Result<Option<PgConnect
     Ok(is_ours.then_some(session))
 }
 
-/// The statement that builds the index. An empty `workos_id` is none (R33): rows that have one are left out.
-async fn index(connection: &mut PgConnection, table: &str) -> Result<String, sqlx::Error> {
+/// The statement that builds the index. An empty `workos_id` is none (R33): where rows have it, or will, they are left
+/// out.
+async fn index(session: &mut PgConnection, table: &HostTable) -> Result<String, sqlx::Error> {
+    let name = &table.name;
     let has_empty: bool = query_scalar(AssertSqlSafe(format!(
-        "select exists (select from {table} where workos_id = '')"
+        "select exists (select from {name} where workos_id = '')"
     )))
-    .fetch_one(connection)
+    .fetch_one(session)
     .await?;
-    let rows = if has_empty {
+    let is_never_null = table
+        .column("workos_id")
+        .is_some_and(|column| column.not_null);
+    let rows = if has_empty || is_never_null {
         " where workos_id <> ''"
     } else {
         ""
     };
     Ok(format!(
-        "create unique index concurrently {INDEX} on {table} (workos_id){rows}"
+        "create unique index concurrently {INDEX} on {name} (workos_id){rows}"
     ))
 }
 
@@ -260,7 +268,7 @@ async fn drop_leftover(session: &mut PgConnection, table: &HostTable) -> Result<
 
 /// The first WorkOS organizations that have several rows, each with the first of their ids.
 async fn duplicates(
-    connection: &mut PgConnection,
+    session: &mut PgConnection,
     table: &str,
 ) -> Result<Vec<(String, Vec<String>)>, sqlx::Error> {
     query_as(AssertSqlSafe(format!(
@@ -272,7 +280,7 @@ async fn duplicates(
          order by workos_id
          limit {NAMED}"
     )))
-    .fetch_all(connection)
+    .fetch_all(session)
     .await
 }
 
