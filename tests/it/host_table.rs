@@ -482,7 +482,10 @@ async fn a_new_table_is_never_made_among_our_own() {
     );
     assert_eq!(
         look(options("workos_sync")).await.unwrap_err().to_string(),
-        "the search path of role workos_sync has no schema that it may use: name that of organization_metadata by ?schema= in DATABASE_URL"
+        format!(
+            "the search path of role {} has no schema that it may use: name that of organization_metadata by ?schema= in DATABASE_URL",
+            db.options.get_username(),
+        )
     );
 
     let schema = schema::bring_up_to_date(&options(r#"workos_sync,"It's",public"#), None)
@@ -541,14 +544,15 @@ async fn a_table_off_the_search_path_is_named() {
 #[tokio::test]
 async fn a_schema_that_is_not_there_is_refused() {
     let db = TestDatabase::new().await;
+    let role = db.options.get_username();
     for (schema, reason) in [
         (
             "nowhere",
-            "?schema= of DATABASE_URL names no schema that role workos_sync may use",
+            format!("?schema= of DATABASE_URL names no schema that role {role} may use"),
         ),
         (
             "workos_sync",
-            "?schema= of DATABASE_URL names the schema of our own tables: name the one of organization_metadata",
+            "?schema= of DATABASE_URL names the schema of our own tables: name the one of organization_metadata".to_owned(),
         ),
     ] {
         let refused = schema::bring_up_to_date(&db.options, Some(schema)).await;
