@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
@@ -15,11 +15,11 @@ use tracing::{debug, error, info, warn};
 use super::lanes::HeldLane;
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed, NewEvent};
-use super::{Inbox, Settled, Status};
+use super::{Inbox, Settled, Status, counts};
 use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
-use crate::sync::{self, ApplyError, Outcome, Patience};
+use crate::sync::{self, ApplyError, Outcome, Patience, TwoRows};
 use crate::telemetry::panic_message;
 
 /// How often an event is tried again at once when another writer was in the way.
@@ -54,6 +54,9 @@ pub(super) enum AttemptError {
     WrongLane(WorkosId),
     #[error("another writer changed the row between fetch and write")]
     Conflict,
+    /// The organization has two rows.
+    #[error(transparent)]
+    TwoRows(TwoRows),
     /// Its body is longer than the transaction takes.
     #[error("the body is too long for a batch")]
     TooLong,
@@ -68,6 +71,7 @@ impl From<ApplyError> for AttemptError {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Conflict => Self::Conflict,
+            ApplyError::TwoRows(rows) => Self::TwoRows(rows),
             ApplyError::Database(error) => Self::Database(error),
         }
     }
@@ -85,9 +89,11 @@ impl DatabaseCause for AttemptError {
 impl AttemptError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_) | Self::Decode(_) | Self::WrongLane(_) | Self::TooLong => {
-                FailureClass::Permanent
-            }
+            Self::Envelope(_)
+            | Self::Decode(_)
+            | Self::WrongLane(_)
+            | Self::TwoRows(_)
+            | Self::TooLong => FailureClass::Permanent,
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
             // It waits for the version that mends it.
@@ -175,10 +181,11 @@ impl<'a> Settling<'a> {
 
     /// Of an event that was applied as it was stored.
     pub(super) fn of_new(event: &'a NewEvent) -> Self {
+        let event_id = event.event_id.as_str();
         Self {
-            event_id: &event.event_id,
+            event_id,
             event_type: &event.event_type,
-            lane: event.organization_id.as_ref().unwrap_or(&event.event_id),
+            lane: event.organization_id.as_deref().unwrap_or(event_id),
             source: event.source.as_str(),
             attempts: 1,
             received_at: event.received_at,
@@ -284,11 +291,15 @@ impl Inbox {
         terms: Terms,
         claimed: &mut Vec<Claimed>,
     ) -> Result<Attempt, AttemptError> {
+        let started = Instant::now();
         let attempt = self
             .within(async |tx: &mut PgConnection| self.attempt(tx, lanes, terms, claimed).await)
             .await?;
         if attempt.push_recorded {
             self.inner.outbox.wake();
+        }
+        if !attempt.settled.is_empty() {
+            self.inner.metrics.apply(started.elapsed());
         }
         self.count_steps(attempt.settled.len());
         for &(place, outcome) in &attempt.settled {
@@ -408,6 +419,7 @@ impl Inbox {
             return Ok(());
         }
         self.count_steps(1);
+        counts::failed(&inner.metrics, class, cause);
         let Claimed {
             event_id,
             event_type,
@@ -415,19 +427,17 @@ impl Inbox {
             ..
         } = claimed;
         if let (Some(retry_at), AttemptError::Bug(_)) = (retry_at, cause) {
-            inner.metrics.failure();
             error!(
                 event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
                 "{event_type} {event_id} will be tried again: {reason}",
             );
         } else if let Some(retry_at) = retry_at {
-            inner.metrics.failure();
             warn!(
                 event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
                 "{event_type} {event_id} will be tried again: {reason}",
             );
         } else {
-            inner.metrics.event(Status::Dead.as_str());
+            counts::dead(&inner.metrics, source, event_type);
             error!(
                 event.id = event_id,
                 event.r#type = event_type,
@@ -460,9 +470,9 @@ impl Inbox {
         } else {
             Status::Ignored
         };
-        let lag_ms = (self.inner.clock.now() - event.received_at).num_milliseconds();
+        let lag = self.inner.clock.now() - event.received_at;
+        let lag_ms = lag.num_milliseconds();
         let result = outcome.map_or(status.as_str(), Outcome::as_str);
-        self.inner.metrics.event(result);
         let Settling {
             event_id,
             event_type,
@@ -471,6 +481,7 @@ impl Inbox {
             lane,
             ..
         } = *event;
+        counts::settled(&self.inner.metrics, source, event_type, outcome, lag);
         info!(
             event.id = event_id,
             event.r#type = event_type,

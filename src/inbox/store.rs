@@ -2,15 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Source, Status};
 use crate::event::EventId;
+use crate::metrics::Backlog;
 use crate::sync::Outcome;
 
-/// An event to be stored, and the answer to who brought it is written beside it.
+/// An event to be stored.
 #[derive(Debug)]
-pub(super) struct NewEvent {
-    pub(super) event_id: String,
+pub struct NewEvent {
+    pub(super) event_id: EventId,
     pub(super) event_type: String,
     pub(super) organization_id: Option<String>,
     /// Of a type that is not handled: final from the start (R13).
@@ -18,6 +20,16 @@ pub(super) struct NewEvent {
     pub(super) received_at: DateTime<Utc>,
     pub(super) source: Source,
     pub(super) body: String,
+    /// What the body takes of the memory: free when the body is gone (R30).
+    pub(super) _place: Option<OwnedSemaphorePermit>,
+}
+
+impl NewEvent {
+    /// The id of the event.
+    #[must_use]
+    pub const fn id(&self) -> &EventId {
+        &self.event_id
+    }
 }
 
 /// Stores events; says which of them are new.
@@ -31,6 +43,9 @@ pub(super) async fn insert(
 /// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
 /// that share ids wait for each other in one order: what is a duplicate is durable, because its insertion by another
 /// transaction is waited for.
+///
+/// What was there before the statement is looked up first, by a read that waits for nobody: `on conflict` waits for
+/// whoever updates the row. It costs an index probe an event, of pages that the insert reads anyway.
 pub(super) async fn insert_settled(
     connection: &mut PgConnection,
     events: &[&NewEvent],
@@ -63,10 +78,13 @@ pub(super) async fn insert_settled(
         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
                     $8::text[])
                  as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome)
+        where not exists (select
+                          from workos_sync.webhook_events as stored
+                          where stored.event_id = events.event_id)
         on conflict (event_id) do nothing
         returning event_id
         "#,
-        &column(|event| &event.event_id) as _,
+        &column(|event| event.event_id.as_str()) as _,
         &column(|event| &event.event_type) as _,
         &organization_ids as _,
         &ignored,
@@ -75,6 +93,38 @@ pub(super) async fn insert_settled(
         &column(|event| &event.body) as _,
         &texts(outcomes) as _,
         processed_at,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// What is stored under an id.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) event_id: String,
+    pub(super) event_type: String,
+    /// The body; `None` if it is longer than was asked for.
+    pub(super) payload: Option<String>,
+}
+
+/// What is stored under the given ids.
+pub(super) async fn known(
+    connection: &mut PgConnection,
+    event_ids: &[&str],
+    longest_payload: i32,
+) -> Result<Vec<Known>, sqlx::Error> {
+    // By webhook_events_pkey.
+    query_as!(
+        Known,
+        r#"
+        select event_id,
+               event_type,
+               case when octet_length(payload::text) <= $2 then payload::text end as payload
+        from workos_sync.webhook_events
+        where event_id = any ($1)
+        "#,
+        event_ids as _,
+        longest_payload,
     )
     .fetch_all(connection)
     .await
@@ -393,35 +443,78 @@ pub(super) async fn remove_settled(
     Ok(result.rows_affected())
 }
 
-/// How many dead letters there are.
-pub(super) async fn count_dead(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
-    // By webhook_events_dead_idx.
-    query_scalar!(
-        r#"select count(*) as "count!" from workos_sync.webhook_events where status = 'dead'"#
+/// What waits, in the inbox and to be written to WorkOS.
+pub(super) async fn backlog(executor: impl PgExecutor<'_>) -> Result<Backlog, sqlx::Error> {
+    // By webhook_events_lane_idx, webhook_events_next_attempt_at_idx, webhook_events_dead_idx,
+    // external_id_pushes_due_idx and external_id_pushes_refused_idx: what is done isn't read. The limits bound what a
+    // flood costs; the oldest of the first 100,000 is old enough for an alarm.
+    query_as!(
+        Backlog,
+        r#"
+        select pending.count  as "pending!",
+               failed.count   as "failed!",
+               (select count(*)
+                from (select from workos_sync.webhook_events where status = 'dead' limit 100000) as dead) as "dead!",
+               least(pending.oldest, failed.oldest) as oldest_unapplied,
+               pushes.count   as "pushes!",
+               (select count(*)
+                from (select
+                      from workos_sync.external_id_pushes
+                      where status = 'conflict'
+                      limit 100000) as conflicts) as "conflicts!",
+               (select count(*)
+                from (select
+                      from workos_sync.external_id_pushes
+                      where status = 'rejected'
+                      limit 100000) as rejected) as "rejected!",
+               pushes.oldest  as oldest_push
+        from (select count(*), min(received_at) as oldest
+              from (select received_at
+                    from workos_sync.webhook_events
+                    where status = 'pending'
+                    limit 100000) as pending) as pending,
+             (select count(*), min(received_at) as oldest
+              from (select received_at
+                    from workos_sync.webhook_events
+                    where status = 'failed'
+                    limit 100000) as failed) as failed,
+             (select count(*), min(created_at) as oldest
+              from (select created_at
+                    from workos_sync.external_id_pushes
+                    where status = 'pending'
+                    limit 100000) as pushes) as pushes
+        "#,
     )
     .fetch_one(executor)
     .await
 }
 
-/// How the given events ended, or where they stand, with counts.
-pub(super) async fn results(
-    executor: impl PgExecutor<'_>,
+/// An event that was stored, and what has become of it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) event_id: String,
+    pub(super) lane: String,
+    /// Outcome, or else status.
+    pub(super) result: String,
+}
+
+/// What has become of the given events.
+pub(super) async fn progress(
+    connection: &mut PgConnection,
     event_ids: &[String],
-) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    let records = query!(
+) -> Result<Vec<Progress>, sqlx::Error> {
+    // By webhook_events_pkey.
+    query_as!(
+        Progress,
         r#"
-        select coalesce(outcome, status) as "result!", count(*) as "count!"
+        select event_id,
+               lane                      as "lane!",
+               coalesce(outcome, status) as "result!"
         from workos_sync.webhook_events
         where event_id = any ($1)
-        group by 1
-        order by 2 desc, 1
         "#,
         event_ids,
     )
-    .fetch_all(executor)
-    .await?;
-    Ok(records
-        .into_iter()
-        .map(|record| (record.result, record.count))
-        .collect())
+    .fetch_all(connection)
+    .await
 }

@@ -13,6 +13,7 @@ mod health;
 mod host_table;
 mod inbox;
 mod listener;
+mod metrics;
 mod migrations;
 mod organizations;
 mod outbox;

@@ -14,13 +14,12 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
-use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
 use workos_sync::inbox::{Inbox, Recorded, Source};
+use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
 use workos_sync::sync::host::{Host, HostTable};
-use workos_sync::telemetry::Metrics;
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature, sync};
 
@@ -38,7 +37,9 @@ pub(crate) struct TestApp {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
     pub(crate) host: Host,
+    pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
+    pub(crate) http: App,
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
 }
@@ -153,17 +154,19 @@ impl TestApp {
         let shutdown = CancellationToken::new();
         let host = look_at(&db);
         let pool = postgres::pool(db.options.clone(), options.max_connections);
-        let outbox = Outbox::new(pool.clone(), options.client, clock.clone());
+        let client = options.client;
+        let client = client.map(|client| client.counted_by(metrics.clone()));
+        let outbox = Outbox::new(pool.clone(), client, clock.clone());
         let inbox = Inbox::new(
             pool,
             clock.clone(),
-            outbox,
+            outbox.clone(),
             sync::organization_id::default_namespace(),
             metrics.clone(),
             usize::try_from(options.max_connections / 2).unwrap(),
             shutdown.clone(),
         );
-        let app = App::new(
+        let http = App::new(
             inbox.clone(),
             Health::new(shutdown.clone(), db.options.clone(), host.clone()),
             clock.clone(),
@@ -172,13 +175,15 @@ impl TestApp {
             options.tolerance,
             options.max_body_bytes,
         );
-        let router = router(app, "/webhooks/workos");
+        let router = router(http.clone(), "/webhooks/workos");
         Self {
             db,
             clock,
             inbox,
             host,
+            outbox,
             metrics,
+            http,
             router,
             shutdown,
         }
@@ -221,9 +226,9 @@ impl TestApp {
 
     /// Records an event, past the signature.
     pub(crate) async fn record(&self, event: &EventBuilder) -> Recorded {
-        let body = event.body();
-        let event = Event::parse(body.as_bytes()).unwrap();
-        self.inbox.record(&event, Source::Webhook).await.unwrap()
+        let body = event.body().into_bytes();
+        let event = self.inbox.read(body, None, Source::Webhook).unwrap();
+        self.inbox.record(event).await.unwrap().recorded
     }
 
     /// Records an event, processes what is due, and says what came of it: outcome or status.
