@@ -138,13 +138,25 @@ pub enum OrganizationEventType {
 }
 
 impl OrganizationEventType {
-    fn parse(event_type: &str) -> Option<Self> {
-        match event_type {
-            "organization.created" => Some(Self::Created),
-            "organization.updated" => Some(Self::Updated),
-            "organization.deleted" => Some(Self::Deleted),
-            _ => None,
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
+
+    /// The type as WorkOS writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "organization.created",
+            Self::Updated => "organization.updated",
+            Self::Deleted => "organization.deleted",
         }
+    }
+
+    /// Reads a type.
+    #[must_use]
+    pub fn parse(event_type: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|known| known.as_str() == event_type)
     }
 }
 

@@ -197,7 +197,7 @@ impl Database {
         work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let shutdown = Shutdown::on_signals()?;
-        let stop = shutdown.soft();
+        let stop = shutdown.ending();
         let (url, joined) = if let Some(url) = &config.database_url {
             (url.clone(), None)
         } else {
@@ -224,7 +224,7 @@ impl Database {
             () = stop.cancelled() => Err(anyhow!("ended by a signal before it was done")),
         };
         let stopped = match joined {
-            Some(joined) => joined.stop().await,
+            Some(joined) => joined.stop(shutdown.hard()).await,
             None => Ok(()),
         };
         let result = result?;

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod health;
 pub mod listener;
+mod metrics;
 pub mod problem;
 mod slots;
 mod socket;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRef, State};
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::header::HeaderValue;
 use axum::http::{HeaderMap, HeaderName, Method, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -29,9 +30,10 @@ use tracing::{Span, debug, error, info_span, warn};
 use uuid::{Builder, Uuid};
 
 use crate::clock::Clock;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Recorded};
+use crate::metrics::Metrics;
 use crate::signature;
-use crate::telemetry::{Metrics, panic_message};
+use crate::telemetry::panic_message;
 use body::Bodies;
 use health::Health;
 use problem::Problem;
@@ -83,6 +85,8 @@ impl App {
         tolerance: Duration,
         max_body_bytes: usize,
     ) -> Self {
+        metrics.expect_deliveries(Recorded::ALL.map(Recorded::as_str));
+        metrics.expect_deliveries(Problem::DELIVERY_CODES);
         metrics.expect_secrets(secrets.len());
         Self {
             inner: Arc::new(Inner {
@@ -129,7 +133,7 @@ pub fn router(app: App, webhook_path: &str) -> Router {
     router
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(app)
@@ -195,14 +199,4 @@ async fn not_found(State(app): State<App>, method: Method, headers: HeaderMap) -
         );
     }
     problem
-}
-
-async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app
-        .inner
-        .metrics
-        .render()
-        .map_err(|_| Problem::internal())?;
-    let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(CONTENT_TYPE, HeaderValue::from_static(format))], text).into_response())
 }

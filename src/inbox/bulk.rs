@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
+use std::time::Instant;
 
 use sqlx::PgConnection;
 use tracing::debug;
@@ -171,6 +172,7 @@ impl Inbox {
         }
         let lanes: BTreeSet<_> = events.iter().filter_map(SavedEvent::lane).collect();
         let held = self.inner.lanes.hold(lanes);
+        let started = Instant::now();
         let result = self
             .within(async |tx: &mut PgConnection| self.attempt_in_bulk(tx, events, &held).await)
             .await;
@@ -180,14 +182,15 @@ impl Inbox {
                 if push_recorded {
                     self.inner.outbox.wake();
                 }
-                let mut applied = 0;
-                for (event, outcome) in &new {
-                    if outcome.is_some() {
-                        applied += 1;
-                        self.tell(&Settling::of_new(event), *outcome);
-                    }
+                let took = started.elapsed();
+                let applied = new.iter().filter(|(_, outcome)| outcome.is_some());
+                self.count_steps(applied.clone().count());
+                if applied.clone().next().is_some() {
+                    self.inner.metrics.apply(took);
                 }
-                self.count_steps(applied);
+                for (event, outcome) in applied {
+                    self.tell(&Settling::of_new(event), *outcome);
+                }
                 let by_id =
                     |(event, outcome): (&NewEvent, _)| (event.event_id.to_string(), outcome);
                 Some(new.into_iter().map(by_id).collect())

@@ -17,6 +17,7 @@
 //! has in hand. The SQL is in `store`.
 
 mod bulk;
+mod counts;
 mod lanes;
 mod process;
 mod record;
@@ -38,10 +39,10 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::event::{EnvelopeError, Event, EventId};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::{self, error};
 use crate::sync::Outcome;
-use crate::telemetry::Metrics;
 use lanes::Lanes;
 use record::{Recorder, Stored};
 
@@ -98,6 +99,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// Every source.
+    pub const ALL: [Self; 2] = [Self::Webhook, Self::Replay];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -118,6 +122,9 @@ pub enum Recorded {
 }
 
 impl Recorded {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::Duplicate, Self::Ignored];
+
     const fn new(is_new: bool, ignored: bool) -> Self {
         match (is_new, ignored) {
             (false, _) => Self::Duplicate,
@@ -213,6 +220,8 @@ impl Inbox {
         lanes: usize,
         shutdown: CancellationToken,
     ) -> Self {
+        counts::expect(&metrics);
+        metrics.watch_connections(&pool);
         Self {
             inner: Arc::new(Inner {
                 pool,

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use super::lanes::HeldLane;
 use super::retry::{Verdict, judge};
 use super::store::{self, Claimed, NewEvent};
-use super::{Inbox, Settled, Status};
+use super::{Inbox, Settled, Status, counts};
 use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
@@ -285,11 +285,15 @@ impl Inbox {
         terms: Terms,
         claimed: &mut Vec<Claimed>,
     ) -> Result<Attempt, AttemptError> {
+        let started = Instant::now();
         let attempt = self
             .within(async |tx: &mut PgConnection| self.attempt(tx, lanes, terms, claimed).await)
             .await?;
         if attempt.push_recorded {
             self.inner.outbox.wake();
+        }
+        if !attempt.settled.is_empty() {
+            self.inner.metrics.apply(started.elapsed());
         }
         self.count_steps(attempt.settled.len());
         for &(place, outcome) in &attempt.settled {
@@ -409,6 +413,7 @@ impl Inbox {
             return Ok(());
         }
         self.count_steps(1);
+        counts::failed(&inner.metrics, class, cause);
         let Claimed {
             event_id,
             event_type,
@@ -416,19 +421,17 @@ impl Inbox {
             ..
         } = claimed;
         if let (Some(retry_at), AttemptError::Bug(_)) = (retry_at, cause) {
-            inner.metrics.failure();
             error!(
                 event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
                 "{event_type} {event_id} will be tried again: {reason}",
             );
         } else if let Some(retry_at) = retry_at {
-            inner.metrics.failure();
             warn!(
                 event.id = event_id, event.r#type = event_type, source, attempts, reason, %retry_at,
                 "{event_type} {event_id} will be tried again: {reason}",
             );
         } else {
-            inner.metrics.event(Status::Dead.as_str());
+            counts::dead(&inner.metrics, source, event_type);
             error!(
                 event.id = event_id,
                 event.r#type = event_type,
@@ -461,9 +464,9 @@ impl Inbox {
         } else {
             Status::Ignored
         };
-        let lag_ms = (self.inner.clock.now() - event.received_at).num_milliseconds();
+        let lag = self.inner.clock.now() - event.received_at;
+        let lag_ms = lag.num_milliseconds();
         let result = outcome.map_or(status.as_str(), Outcome::as_str);
-        self.inner.metrics.event(result);
         let Settling {
             event_id,
             event_type,
@@ -472,6 +475,7 @@ impl Inbox {
             lane,
             ..
         } = *event;
+        counts::settled(&self.inner.metrics, source, event_type, outcome, lag);
         info!(
             event.id = event_id,
             event.r#type = event_type,

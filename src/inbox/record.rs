@@ -16,7 +16,7 @@ use tracing::error;
 
 use super::process::caught;
 use super::store::{self, Known, NewEvent};
-use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source};
+use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source, counts};
 use crate::event::Event;
 use crate::postgres::{self, error};
 
@@ -271,6 +271,9 @@ impl Inbox {
                 for (Waiting { event, answer }, stored) in batch.into_iter().zip(stored) {
                     let is_new = matches!(stored, Stored::New);
                     // A replay is settled when all of it is stored: then a lane's events share a batch.
+                    if is_new && event.ignored {
+                        counts::ignored(&self.inner.metrics, event.source);
+                    }
                     if is_new && !event.ignored && event.source != Source::Replay {
                         let lane = event.organization_id;
                         self.wake(lane.unwrap_or_else(|| event.event_id.to_string()));

@@ -6,6 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Source, Status};
 use crate::event::EventId;
+use crate::metrics::Backlog;
 use crate::sync::Outcome;
 
 /// An event to be stored.
@@ -442,11 +443,47 @@ pub(super) async fn remove_settled(
     Ok(result.rows_affected())
 }
 
-/// How many dead letters there are.
-pub(super) async fn count_dead(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
-    // By webhook_events_dead_idx.
-    query_scalar!(
-        r#"select count(*) as "count!" from workos_sync.webhook_events where status = 'dead'"#
+/// What waits, in the inbox and to be written to WorkOS.
+pub(super) async fn backlog(executor: impl PgExecutor<'_>) -> Result<Backlog, sqlx::Error> {
+    // By webhook_events_lane_idx, webhook_events_next_attempt_at_idx, webhook_events_dead_idx,
+    // external_id_pushes_due_idx and external_id_pushes_refused_idx: what is done isn't read. The limits bound what a
+    // flood costs; the oldest of the first 100,000 is old enough for an alarm.
+    query_as!(
+        Backlog,
+        r#"
+        select pending.count  as "pending!",
+               failed.count   as "failed!",
+               (select count(*)
+                from (select from workos_sync.webhook_events where status = 'dead' limit 100000) as dead) as "dead!",
+               least(pending.oldest, failed.oldest) as oldest_unapplied,
+               pushes.count   as "pushes!",
+               (select count(*)
+                from (select
+                      from workos_sync.external_id_pushes
+                      where status = 'conflict'
+                      limit 100000) as conflicts) as "conflicts!",
+               (select count(*)
+                from (select
+                      from workos_sync.external_id_pushes
+                      where status = 'rejected'
+                      limit 100000) as rejected) as "rejected!",
+               pushes.oldest  as oldest_push
+        from (select count(*), min(received_at) as oldest
+              from (select received_at
+                    from workos_sync.webhook_events
+                    where status = 'pending'
+                    limit 100000) as pending) as pending,
+             (select count(*), min(received_at) as oldest
+              from (select received_at
+                    from workos_sync.webhook_events
+                    where status = 'failed'
+                    limit 100000) as failed) as failed,
+             (select count(*), min(created_at) as oldest
+              from (select created_at
+                    from workos_sync.external_id_pushes
+                    where status = 'pending'
+                    limit 100000) as pushes) as pushes
+        "#,
     )
     .fetch_one(executor)
     .await

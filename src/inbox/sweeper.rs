@@ -18,8 +18,8 @@ pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
 
-/// How often the dead letters are counted.
-const GAUGE_INTERVAL: Duration = Duration::from_secs(15);
+/// How often what waits is measured. With the time that the database takes, the gauges are less than 15 s old (R51).
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often retention runs.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -101,23 +101,31 @@ impl Inbox {
         Ok(found)
     }
 
-    /// Counts the dead letters now and then, until shutdown.
-    pub async fn run_dead_letter_gauge(self) {
+    /// Measures what waits, now and then, until shutdown.
+    pub async fn run_backlog_gauges(self) {
         let shutdown = &self.inner.shutdown;
         loop {
-            // An outage is logged by the sweeper.
-            let count =
-                postgres::transaction(&self.inner.pool, postgres::PATIENCE, async |connection| {
-                    store::count_dead(connection).await
-                });
-            if let Ok(count) = count.await {
-                self.inner.metrics.dead_letters(count);
-            }
+            // An outage is logged by the sweeper; until it ends, the gauges keep their values.
+            let _ = self.measure_backlog().await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(GAUGE_INTERVAL) => {}
+                () = tokio::time::sleep(BACKLOG_INTERVAL) => {}
             }
         }
+    }
+
+    /// Measures what waits: in the inbox, and to be written to WorkOS.
+    ///
+    /// # Errors
+    /// The database doesn't answer; the gauges keep their values.
+    pub async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
+        let inner = &self.inner;
+        let backlog = postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
+            store::backlog(connection).await
+        })
+        .await?;
+        inner.metrics.backlog(&backlog, inner.clock.now());
+        Ok(())
     }
 
     /// Removes settled events that are older than `age`, until shutdown (R28).

@@ -10,6 +10,8 @@ fn pure_modules_know_no_io() {
         "signature.rs",
         "backoff.rs",
         "inbox/retry.rs",
+        "outbox/pace.rs",
+        "outbox/verdict.rs",
         "sync/decide.rs",
         "sync/slug.rs",
         "sync/organization_id.rs",
@@ -51,6 +53,17 @@ fn arrows_go_one_way() {
                 "crate::outbox",
             ],
         ),
+        (
+            "metrics",
+            &[
+                "crate::cli",
+                "crate::http",
+                "crate::inbox",
+                "crate::sync",
+                "crate::outbox",
+                "crate::workos",
+            ],
+        ),
     ] {
         for entry in source(folder).read_dir().unwrap() {
             let path = entry.unwrap().path();
@@ -61,6 +74,23 @@ fn arrows_go_one_way() {
                 );
             }
         }
+    }
+}
+
+/// What is around them knows none of them.
+#[test]
+fn what_all_use_uses_none_of_them() {
+    for file in ["telemetry.rs", "workos.rs", "clock.rs", "backoff.rs"] {
+        assert_knows_none_of(
+            file,
+            &[
+                "crate::cli",
+                "crate::http",
+                "crate::inbox",
+                "crate::sync",
+                "crate::outbox",
+            ],
+        );
     }
 }
 

@@ -13,9 +13,9 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use workos_sync::clock::Clock;
 use workos_sync::inbox::{Inbox, RecordError, Recorded, Source};
+use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
 use workos_sync::sync::organization_id;
-use workos_sync::telemetry::Metrics;
 
 use crate::support::app::Options;
 use crate::support::event::event_id;

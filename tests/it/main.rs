@@ -12,6 +12,7 @@ mod convergence;
 mod health;
 mod inbox;
 mod listener;
+mod metrics;
 mod migrations;
 mod organizations;
 mod outbox;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -91,6 +91,11 @@ impl Process {
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard input, where that is a pipe; closed when dropped.
+    pub(crate) fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
     }
 
     /// How it ended, if it did.
@@ -204,7 +209,7 @@ pub(crate) async fn run_with_input<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     input: &str,
 ) -> Finished {
     let mut process = Process::spawn(program(folder, variables, arguments).stdin(Stdio::piped()));
-    let mut stdin = process.child.stdin.take().unwrap();
+    let mut stdin = process.stdin();
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
     process.finish().await

@@ -45,7 +45,12 @@ impl Service {
         Self::listening(Process::spawn(&mut command), folder, variables).await
     }
 
-    async fn listening(mut process: Process, folder: &Folder, variables: &[(&str, &str)]) -> Self {
+    /// Waits until a process says that it listens.
+    pub(crate) async fn listening(
+        mut process: Process,
+        folder: &Folder,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let give_up = Instant::now() + PATIENCE;
         let address = loop {
             let listening = process.stderr.lines().iter().find_map(|line| {

@@ -16,8 +16,8 @@ use workos_sync::clock::{Clock, ManualClock};
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
 use workos_sync::inbox::{Inbox, Recorded, Source};
+use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
-use workos_sync::telemetry::Metrics;
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature, sync};
 
@@ -34,6 +34,7 @@ pub(crate) struct TestApp {
     pub(crate) db: Arc<TestDatabase>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
     pub(crate) http: App,
     pub(crate) router: Router,
@@ -131,11 +132,13 @@ impl TestApp {
         let metrics = Metrics::default();
         let shutdown = CancellationToken::new();
         let pool = postgres::pool(db.options.clone(), options.max_connections);
-        let outbox = Outbox::new(pool.clone(), options.client, clock.clone());
+        let client = options.client;
+        let client = client.map(|client| client.counted_by(metrics.clone()));
+        let outbox = Outbox::new(pool.clone(), client, clock.clone());
         let inbox = Inbox::new(
             pool,
             clock.clone(),
-            outbox,
+            outbox.clone(),
             sync::organization_id::default_namespace(),
             metrics.clone(),
             usize::try_from(options.max_connections / 2).unwrap(),
@@ -155,6 +158,7 @@ impl TestApp {
             db,
             clock,
             inbox,
+            outbox,
             metrics,
             http,
             router,
