@@ -182,15 +182,17 @@ impl Inbox {
                 if push_recorded {
                     self.inner.outbox.wake();
                 }
-                let took = started.elapsed();
-                let applied = new.iter().filter(|(_, outcome)| outcome.is_some());
-                self.count_steps(applied.clone().count());
-                if applied.clone().next().is_some() {
-                    self.inner.metrics.apply(took);
+                let mut applied = 0;
+                for (event, outcome) in &new {
+                    if outcome.is_some() {
+                        applied += 1;
+                        self.tell(&Settling::of_new(event), *outcome);
+                    }
                 }
-                for (event, outcome) in applied {
-                    self.tell(&Settling::of_new(event), *outcome);
+                if applied > 0 {
+                    self.inner.metrics.apply(started.elapsed());
                 }
+                self.count_steps(applied);
                 let by_id =
                     |(event, outcome): (&NewEvent, _)| (event.event_id.to_string(), outcome);
                 Some(new.into_iter().map(by_id).collect())

@@ -226,8 +226,9 @@ async fn each_way_leaves_its_columns() {
         ..of_acme.clone()
     };
     assert_eq!(row(&updated(6, ACME, "x").without("name")).await, expected);
-    let failed = row(&updated(7, ACME, "Evil")).await;
+    let failed = row(&created(7, "org_third", "Evil")).await;
     let expected = InboxRow {
+        organization_id: Some("org_third".into()),
         status: "failed".into(),
         outcome: None,
         last_error: failed.last_error.clone(),

@@ -824,8 +824,10 @@ async fn the_process_is_measured() {
     let (inbox, body) = (app.inbox.clone(), created(1, ACME, "Acme").body());
     let mut recording = JoinSet::new();
     recording.spawn(async move {
-        let event = inbox.read(body.into_bytes(), None, Source::Webhook);
-        inbox.record(event.unwrap()).await.unwrap()
+        let event = inbox
+            .read(body.into_bytes(), None, Source::Webhook)
+            .unwrap();
+        inbox.record(event).await.unwrap()
     });
     eventually("a connection is in use", async || {
         scrape(&app)
