@@ -21,7 +21,9 @@ pub fn init(format: Option<LogFormat>, level: EnvFilter) {
     });
     let builder = tracing_subscriber::fmt()
         .with_env_filter(level)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // It would say on standard error that standard error is gone, and panic.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => {
             let colour =

@@ -6,7 +6,7 @@
 //! them in the inbox, are stored as pending (R24). Where the transaction comes to nothing, whatever the reason, all of
 //! them are, and the lanes find out which of them was the reason (R26).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
 use std::time::Instant;
@@ -16,10 +16,10 @@ use tracing::debug;
 
 use super::lanes::HeldLane;
 use super::process::{AttemptError, Settling};
-use super::record::Answer;
+use super::record::Stored;
 use super::store::{self, InTheWay, NewEvent};
 use super::{Inbox, RecordError, Recorded, Source};
-use crate::event::{Event, OrganizationEvent};
+use crate::event::{EnvelopeError, EventId, OrganizationEvent};
 use crate::sync::{self, Outcome, Patience};
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
@@ -33,13 +33,34 @@ const MOST_EVENTS: usize = 1_000;
 const MOST_BYTES: usize = 16 * 1_024 * 1_024;
 
 /// A saved event.
-struct Saved {
+#[derive(Debug)]
+pub struct SavedEvent {
     event: NewEvent,
     /// What it says of its organization; nothing, if that can't be applied.
     decoded: Option<OrganizationEvent>,
 }
 
-impl Saved {
+/// What became of a saved event.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Its id.
+    pub event_id: EventId,
+    /// What recording it did.
+    pub recorded: Recorded,
+    /// How it was applied, if it was; one that was accepted and wasn't applied waits.
+    pub outcome: Option<Outcome>,
+}
+
+/// The same, with the event's place among those that were given.
+type Answer = (usize, Result<Replayed, RecordError>);
+
+impl SavedEvent {
+    /// The id of the event.
+    #[must_use]
+    pub const fn id(&self) -> &EventId {
+        self.event.id()
+    }
+
     fn lane(&self) -> Option<&str> {
         self.decoded.as_ref().map(|event| event.workos_id.as_str())
     }
@@ -47,31 +68,42 @@ impl Saved {
 
 /// What a transaction did.
 struct Bulk<'e> {
-    /// The ids of the events that are new.
-    stored: Vec<String>,
-    applied: Vec<(&'e NewEvent, Outcome)>,
+    /// The events that are new, and how they were applied, if they were.
+    new: Vec<(&'e NewEvent, Option<Outcome>)>,
     /// The outbox has something to do.
     push_recorded: bool,
 }
 
 impl Inbox {
-    /// Makes saved events durable, and has those applied that nobody is in the way of; [`settle`](Self::settle) does the
-    /// rest. Of an organization, they are best given in the order of their ids.
+    /// Reads a saved event.
+    ///
+    /// # Errors
+    /// The body is no event.
+    pub fn read_saved(&self, body: Vec<u8>) -> Result<SavedEvent, EnvelopeError> {
+        let (event, decoded) = self.read_with(body, None, Source::Replay, |event| {
+            event.organization().ok()
+        })?;
+        Ok(SavedEvent { event, decoded })
+    }
+
+    /// Makes saved events durable, and has those applied that nobody is in the way of;
+    /// [`settle_events`](Self::settle_events) does the rest. Of an organization, they are best given in the order of
+    /// their ids.
     ///
     /// # Errors
     /// For each event, those of [`record`](Self::record).
-    pub async fn record_all(&self, events: &[Event<'_>]) -> Vec<Result<Recorded, RecordError>> {
+    pub async fn record_all(&self, events: Vec<SavedEvent>) -> Vec<Result<Replayed, RecordError>> {
+        let mut answers = Vec::with_capacity(events.len());
         // Side by side, and no organization is on two sides.
         let mut sides = [const { Vec::new() }; SIDES];
-        for (place, event) in events.iter().enumerate() {
+        for (place, saved) in events.into_iter().enumerate() {
             let mut hasher = DefaultHasher::new();
-            event.workos_id.hash(&mut hasher);
+            saved.event.organization_id.hash(&mut hasher);
             let hash = usize::try_from(hasher.finish() >> 32).unwrap_or_default();
-            sides[hash % SIDES].push((place, self.saved(event)));
+            sides[hash % SIDES].push((place, saved));
         }
         // As tasks, which nobody's hang-up cancels while they hold lanes.
         let working = sides.map(|side| self.inner.lanes.spawn(self.clone().store_side(side)));
-        let mut answers = Vec::with_capacity(events.len());
         for side in working {
             // Nobody cancels it.
             answers.extend(
@@ -80,25 +112,10 @@ impl Inbox {
             );
         }
         answers.sort_unstable_by_key(|(place, _)| *place);
-        answers
-            .into_iter()
-            .zip(events)
-            .map(|((_, is_new), event)| {
-                let ignored = event.organization_event_type().is_none();
-                Ok(Recorded::new(is_new?, ignored))
-            })
-            .collect()
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    fn saved(&self, event: &Event<'_>) -> Saved {
-        Saved {
-            event: self.new_event(event, Source::Replay),
-            decoded: event.organization().ok(),
-        }
-    }
-
-    /// Says of each event whether it is new.
-    async fn store_side(self, mut events: Vec<(usize, Saved)>) -> Vec<(usize, Answer)> {
+    async fn store_side(self, mut events: Vec<(usize, SavedEvent)>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(events.len());
         while !events.is_empty() {
             let rest = events.split_off(std::cmp::min(MOST_EVENTS, events.len()));
@@ -110,29 +127,50 @@ impl Inbox {
         answers
     }
 
-    async fn store_in_bulk(&self, mut events: Vec<(usize, Saved)>) -> Vec<(usize, Answer)> {
+    async fn store_in_bulk(&self, mut events: Vec<(usize, SavedEvent)>) -> Vec<Answer> {
         // Whoever else inserts does it in this order too.
-        events.sort_by(|(_, a), (_, b)| a.event.event_id.cmp(&b.event.event_id));
+        events.sort_by(|(_, a), (_, b)| a.id().as_str().cmp(b.id().as_str()));
         let (places, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
-        let answers = if let Some(new) = self.apply_in_bulk(&events).await {
-            let mut new: HashSet<_> = new.into_iter().collect();
-            let is_new = |saved: &Saved| Ok(new.remove(&saved.event.event_id));
-            events.iter().map(is_new).collect()
-        } else {
-            let events = events.into_iter().map(|saved| saved.event).collect();
-            self.store_all(events).await
-        };
+        let of_each: Vec<_> = events
+            .iter()
+            .map(|saved| (saved.id().clone(), saved.event.ignored))
+            .collect();
+        let stored: Vec<Result<_, RecordError>> =
+            if let Some(mut new) = self.apply_in_bulk(&events).await {
+                // Of an id that came twice, the first is the new one.
+                let ids = of_each.iter().map(|(id, _)| id.as_str());
+                ids.map(|id| Ok(new.remove(id))).collect()
+            } else {
+                let events = events.into_iter().map(|saved| saved.event).collect();
+                let stored = self.store_all(events).await.into_iter();
+                let is_new = |stored| matches!(stored, Stored::New).then_some(None);
+                stored.map(|answer| answer.map(is_new)).collect()
+            };
+        let answers = of_each
+            .into_iter()
+            .zip(stored)
+            .map(|((event_id, ignored), stored)| {
+                let stored = stored?;
+                Ok(Replayed {
+                    event_id,
+                    recorded: Recorded::new(stored.is_some(), ignored),
+                    outcome: stored.flatten(),
+                })
+            });
         places.into_iter().zip(answers).collect()
     }
 
-    /// Stores events, and applies those that nobody is in the way of; says which are new. `None` if that came to
-    /// nothing, and nothing is stored.
-    async fn apply_in_bulk(&self, events: &[Saved]) -> Option<Vec<String>> {
+    /// Stores events, and applies those that nobody is in the way of; says which are new, and how they were applied, if
+    /// they were. `None` if that came to nothing, and nothing is stored.
+    async fn apply_in_bulk(
+        &self,
+        events: &[SavedEvent],
+    ) -> Option<HashMap<String, Option<Outcome>>> {
         let bytes: usize = events.iter().map(|saved| saved.event.body.len()).sum();
         if bytes > MOST_BYTES {
             return None;
         }
-        let lanes: BTreeSet<_> = events.iter().filter_map(Saved::lane).collect();
+        let lanes: BTreeSet<_> = events.iter().filter_map(SavedEvent::lane).collect();
         let held = self.inner.lanes.hold(lanes);
         let started = Instant::now();
         let result = self
@@ -140,22 +178,24 @@ impl Inbox {
             .await;
         self.release(held, false);
         match result {
-            Ok(Bulk {
-                stored,
-                applied,
-                push_recorded,
-            }) => {
+            Ok(Bulk { new, push_recorded }) => {
                 if push_recorded {
                     self.inner.outbox.wake();
                 }
-                if !applied.is_empty() {
+                let mut applied = 0;
+                for (event, outcome) in &new {
+                    if outcome.is_some() {
+                        applied += 1;
+                        self.tell(&Settling::of_new(event), *outcome);
+                    }
+                }
+                if applied > 0 {
                     self.inner.metrics.apply(started.elapsed());
                 }
-                self.count_steps(applied.len());
-                for (event, outcome) in applied {
-                    self.tell(&Settling::of_new(event), Some(outcome));
-                }
-                Some(stored)
+                self.count_steps(applied);
+                let by_id =
+                    |(event, outcome): (&NewEvent, _)| (event.event_id.to_string(), outcome);
+                Some(new.into_iter().map(by_id).collect())
             }
             Err(error) => {
                 let events = events.len();
@@ -169,16 +209,13 @@ impl Inbox {
     async fn attempt_in_bulk<'e>(
         &self,
         tx: &mut PgConnection,
-        events: &'e [Saved],
+        events: &'e [SavedEvent],
         held: &[HeldLane],
     ) -> Result<Bulk<'e>, AttemptError> {
         let inner = &self.inner;
         let now = inner.clock.now();
         let names: Vec<_> = held.iter().map(|lane| lane.name.clone()).collect();
-        let ids: Vec<_> = events
-            .iter()
-            .map(|saved| saved.event.event_id.as_str())
-            .collect();
+        let ids: Vec<_> = events.iter().map(|saved| saved.id().as_str()).collect();
         let locked = sync::lock_organizations(tx, &names, Patience::Try).await?;
         let mut free: HashSet<_> = locked.iter().map(String::as_str).collect();
         // Of an id that comes twice, the first is the new one.
@@ -192,7 +229,7 @@ impl Inbox {
         }
         let new: Vec<_> = events
             .iter()
-            .filter(|saved| known.insert(&saved.event.event_id))
+            .filter(|saved| known.insert(saved.id().as_str()))
             .collect();
 
         let mut applied: Vec<_> = new
@@ -214,12 +251,8 @@ impl Inbox {
             // Somebody else stored one of them meanwhile, and it may be one of the applied.
             return Err(AttemptError::Conflict);
         }
-        let applied = rows.into_iter().zip(outcomes);
         Ok(Bulk {
-            stored,
-            applied: applied
-                .filter_map(|(event, outcome)| Some((event, outcome?)))
-                .collect(),
+            new: rows.into_iter().zip(outcomes).collect(),
             push_recorded: result.push_recorded,
         })
     }

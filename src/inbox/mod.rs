@@ -25,26 +25,29 @@ mod retry;
 mod store;
 mod sweeper;
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::PgPool;
-use tokio::sync::broadcast;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::event::{Event, EventId};
+use crate::event::{EnvelopeError, Event, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::{self, error};
 use crate::sync::Outcome;
 use lanes::Lanes;
-use record::Recorder;
-use store::NewEvent;
+use record::{Recorder, Stored};
+
+pub use bulk::{Replayed, SavedEvent};
+pub use store::NewEvent;
 
 /// When an insert or a batch counts as held up, by the database or by somebody's lock: then another one is begun
 /// beside it. Otherwise one at a time is the fastest, unless many wait already: what comes during a commit shares
@@ -141,6 +144,15 @@ impl Recorded {
     }
 }
 
+/// What is answered to whoever brought an event.
+#[derive(Debug)]
+pub struct Receipt {
+    /// What recording it did.
+    pub recorded: Recorded,
+    /// Of a duplicate, if another event is stored under its id: which.
+    pub detail: Option<String>,
+}
+
 /// Why an event could not be made durable.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -228,28 +240,59 @@ impl Inbox {
         }
     }
 
-    /// Makes an event durable, and has it processed at once (R23, R24).
+    /// Reads an event, to be recorded. `place` is what its body takes of the memory: free when the body is gone.
     ///
     /// # Errors
-    /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
-    /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
-    pub async fn record(&self, event: &Event<'_>, source: Source) -> Result<Recorded, RecordError> {
-        let event = self.new_event(event, source);
-        let ignored = event.ignored;
-        let is_new = self.store(event).await?;
-        Ok(Recorded::new(is_new, ignored))
+    /// The body is no event.
+    pub fn read(
+        &self,
+        body: Vec<u8>,
+        place: Option<OwnedSemaphorePermit>,
+        source: Source,
+    ) -> Result<NewEvent, EnvelopeError> {
+        let (event, ()) = self.read_with(body, place, source, |_| ())?;
+        Ok(event)
     }
 
-    fn new_event(&self, event: &Event<'_>, source: Source) -> NewEvent {
-        NewEvent {
-            event_id: event.id.to_string(),
+    /// Reads an event, and takes from it what is needed beside.
+    fn read_with<T>(
+        &self,
+        body: Vec<u8>,
+        place: Option<OwnedSemaphorePermit>,
+        source: Source,
+        take: impl FnOnce(&Event<'_>) -> T,
+    ) -> Result<(NewEvent, T), EnvelopeError> {
+        let mut body = String::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
+        let event = Event::parse(body.as_bytes())?;
+        let taken = take(&event);
+        let mark = body.len() - event.body.len();
+        let mut event = NewEvent {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
             ignored: event.organization_event_type().is_none(),
             received_at: self.inner.clock.now(),
             source,
-            body: event.body.to_owned(),
-        }
+            event_id: event.id,
+            body: String::new(),
+            _place: place,
+        };
+        body.drain(..mark);
+        event.body = body;
+        Ok((event, taken))
+    }
+
+    /// Makes an event durable, and has it processed at once (R23, R24).
+    ///
+    /// # Errors
+    /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
+    /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
+    pub async fn record(&self, event: NewEvent) -> Result<Receipt, RecordError> {
+        let ignored = event.ignored;
+        let (recorded, detail) = match self.store(event).await? {
+            Stored::New => (Recorded::new(true, ignored), None),
+            Stored::Duplicate(detail) => (Recorded::Duplicate, detail),
+        };
+        Ok(Receipt { recorded, detail })
     }
 
     /// Begins to listen for outcomes; to be called before the event is recorded.
@@ -263,7 +306,7 @@ impl Inbox {
     }
 
     /// Processes everything that is due, and returns when nothing is, or on shutdown, when the events in hand
-    /// are done: for `replay` and for tests. What somebody else holds is waited for, at the sweeper's pace.
+    /// are done: for tests. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
     /// The database doesn't answer.
@@ -294,12 +337,63 @@ impl Inbox {
         Ok(())
     }
 
-    /// How the given events ended, or the status of those that didn't yet, with counts.
+    /// Has the given events processed, and returns when none of them waits, or on shutdown. Says how they ended, or
+    /// where they stand, with counts. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
     /// The database doesn't answer.
-    pub async fn results(&self, event_ids: &[String]) -> Result<Vec<(String, i64)>, sqlx::Error> {
-        store::results(&self.inner.pool, event_ids).await
+    pub async fn settle_events(
+        &self,
+        mut event_ids: Vec<String>,
+    ) -> Result<BTreeMap<String, u64>, sqlx::Error> {
+        let Inner {
+            pool,
+            lanes,
+            shutdown,
+            ..
+        } = &*self.inner;
+        let mut results = BTreeMap::new();
+        let mut waited = usize::MAX;
+        loop {
+            let progress = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+                store::progress(connection, &event_ids).await
+            });
+            let stopped = shutdown.is_cancelled();
+            let mut waiting = Vec::new();
+            for event in progress.await? {
+                if event.result == Status::Pending.as_str() && !stopped {
+                    waiting.push(event);
+                } else {
+                    *results.entry(event.result).or_default() += 1;
+                }
+            }
+            if waiting.is_empty() {
+                return Ok(results);
+            }
+            if waiting.len() == waited {
+                // Somebody else is in the way. Both arms only wait.
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = tokio::time::sleep(sweeper::SWEEP_INTERVAL) => {}
+                }
+            }
+            waited = waiting.len();
+            for lane in waiting
+                .iter()
+                .map(|event| &event.lane)
+                .collect::<HashSet<_>>()
+            {
+                self.wake(lane.clone());
+            }
+            event_ids = waiting.into_iter().map(|event| event.event_id).collect();
+            // Not for longer: a flood may keep one of the lanes busy for ever.
+            let _ = timeout(sweeper::SWEEP_INTERVAL, lanes.idle()).await;
+        }
+    }
+
+    /// Returns when nothing is worked on: after a shutdown, when what was in hand is done.
+    pub async fn idle(&self) {
+        self.inner.lanes.idle().await;
     }
 
     fn database_answered(&self) {

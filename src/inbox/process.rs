@@ -19,7 +19,7 @@ use super::{Inbox, Settled, Status, counts};
 use crate::event::{DecodeError, EnvelopeError, Event, OrganizationEvent, WorkosId};
 use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
-use crate::sync::{self, ApplyError, Outcome, Patience};
+use crate::sync::{self, ApplyError, Outcome, Patience, TwoRows};
 use crate::telemetry::panic_message;
 
 /// How often an event is tried again at once when another writer was in the way.
@@ -54,6 +54,9 @@ pub(super) enum AttemptError {
     WrongLane(WorkosId),
     #[error("another writer changed the row between fetch and write")]
     Conflict,
+    /// The organization has two rows.
+    #[error(transparent)]
+    TwoRows(TwoRows),
     /// Its body is longer than the transaction takes.
     #[error("the body is too long for a batch")]
     TooLong,
@@ -68,6 +71,7 @@ impl From<ApplyError> for AttemptError {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Conflict => Self::Conflict,
+            ApplyError::TwoRows(rows) => Self::TwoRows(rows),
             ApplyError::Database(error) => Self::Database(error),
         }
     }
@@ -85,9 +89,11 @@ impl DatabaseCause for AttemptError {
 impl AttemptError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_) | Self::Decode(_) | Self::WrongLane(_) | Self::TooLong => {
-                FailureClass::Permanent
-            }
+            Self::Envelope(_)
+            | Self::Decode(_)
+            | Self::WrongLane(_)
+            | Self::TwoRows(_)
+            | Self::TooLong => FailureClass::Permanent,
             Self::Conflict => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
             // It waits for the version that mends it.
@@ -175,10 +181,11 @@ impl<'a> Settling<'a> {
 
     /// Of an event that was applied as it was stored.
     pub(super) fn of_new(event: &'a NewEvent) -> Self {
+        let event_id = event.event_id.as_str();
         Self {
-            event_id: &event.event_id,
+            event_id,
             event_type: &event.event_type,
-            lane: event.organization_id.as_ref().unwrap_or(&event.event_id),
+            lane: event.organization_id.as_deref().unwrap_or(event_id),
             source: event.source.as_str(),
             attempts: 1,
             received_at: event.received_at,

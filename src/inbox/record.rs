@@ -4,19 +4,20 @@
 //! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
 //! takes, and all that came meanwhile go together.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::error;
 
 use super::process::caught;
-use super::store::{self, NewEvent};
+use super::store::{self, Known, NewEvent};
 use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source, counts};
+use crate::event::Event;
 use crate::postgres::{self, error};
 
 /// The most events of an insert.
@@ -28,11 +29,27 @@ const SECOND_WRITER: usize = 64;
 /// The most bytes of an insert's bodies.
 const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
 
+/// A connection gives back the memory of an insert that had more bytes than this.
+const BYTES_KEPT: usize = 256 * 1_024;
+
 /// How many events may wait. Beyond it the database is behind for good, and senders should come back.
 const MAX_WAITING: usize = 4_096;
 
+/// The longest stored body, in bytes, that a duplicate is compared with: with the number of events it bounds the
+/// memory. Longer ones are compared by their type alone.
+const COMPARED_PAYLOAD: i32 = 16 * 1_024;
+
+/// What became of an event that was to be stored.
+pub(super) type Answer = Result<Stored, RecordError>;
+
 /// Whether an event is new.
-pub(super) type Answer = Result<bool, RecordError>;
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// It is.
+    New,
+    /// It isn't; if another event is stored under its id, that one is described.
+    Duplicate(Option<String>),
+}
 
 /// An event that waits to be stored, and who waits for the answer.
 struct Waiting {
@@ -42,7 +59,10 @@ struct Waiting {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Waiting>,
+    /// By ticket: in the order in which they came.
+    queue: BTreeMap<u64, Waiting>,
+    /// How many events came, ever: the next ticket.
+    entered: u64,
     /// How many take from the queue, until it is empty.
     writers: usize,
     held_up: usize,
@@ -52,8 +72,6 @@ struct State {
 #[derive(Default)]
 pub(super) struct Recorder {
     state: Mutex<State>,
-    /// How many events came, ever.
-    entered: AtomicU64,
 }
 
 impl fmt::Debug for Recorder {
@@ -63,7 +81,7 @@ impl fmt::Debug for Recorder {
             .field("waiting", &state.queue.len())
             .field("writers", &state.writers)
             .field("held_up", &state.held_up)
-            .field("entered", &self.entered())
+            .field("entered", &state.entered)
             .finish()
     }
 }
@@ -95,23 +113,20 @@ impl Recorder {
 
     /// How many events came, ever: what two looks differ by came in between.
     pub(super) fn entered(&self) -> u64 {
-        self.entered.load(Ordering::Relaxed)
+        self.state().entered
     }
 
-    /// Enters an event; says whether a writer is to be started for it.
-    fn enter(&self, waiting: Waiting) -> Result<bool, RecordError> {
+    /// Enters an event; says under which ticket, and whether a writer is to be started for it.
+    fn enter(&self, waiting: Waiting) -> Result<(u64, bool), RecordError> {
         let mut state = self.state();
-        if state.queue.len() >= MAX_WAITING {
-            // Who has given up needs no place.
-            state.queue.retain(|waiting| !waiting.answer.is_closed());
-        }
         if state.queue.len() >= MAX_WAITING {
             let reason = format!("{MAX_WAITING} events wait to be stored already");
             return Err(RecordError::Unavailable { reason });
         }
-        state.queue.push_back(waiting);
-        self.entered.fetch_add(1, Ordering::Relaxed);
-        Ok(state.begin())
+        let ticket = state.entered;
+        state.entered += 1;
+        state.queue.insert(ticket, waiting);
+        Ok((ticket, state.begin()))
     }
 
     /// Leaves the queue to another writer, for as long as an insert is held up and for good; says whether to
@@ -136,12 +151,12 @@ impl Recorder {
         let mut state = self.state();
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = state.queue.front() {
-            bytes += next.event.body.len();
+        while let Some(next) = state.queue.first_entry() {
+            bytes += next.get().event.body.len();
             if batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty()) {
                 break;
             }
-            batch.extend(state.queue.pop_front());
+            batch.push(next.remove());
         }
         if batch.is_empty() {
             state.writers -= 1;
@@ -151,20 +166,46 @@ impl Recorder {
     }
 }
 
+/// An answer that is waited for. Who gives up takes the event out of the queue, and its body out of the memory.
+struct Pending<'a> {
+    recorder: &'a Recorder,
+    ticket: u64,
+    answered: oneshot::Receiver<Answer>,
+}
+
+impl Pending<'_> {
+    async fn answer(mut self) -> Answer {
+        (&mut self.answered).await.unwrap_or_else(|_| {
+            Err(RecordError::Unavailable {
+                reason: "the writer of the inbox ended".to_owned(),
+            })
+        })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.answered.is_terminated() {
+            let given_up = self.recorder.state().queue.remove(&self.ticket);
+            // Not under the lock: it may be large.
+            drop(given_up);
+        }
+    }
+}
+
 impl Inbox {
-    /// Stores an event, with whichever others wait; says whether it is new.
+    /// Stores an event, with whichever others wait.
     pub(super) async fn store(&self, event: NewEvent) -> Answer {
-        let answer = self.submit(event)?;
-        Self::answer(answer).await
+        self.submit(event)?.answer().await
     }
 
-    /// Stores events together, as many as may wait; says of each whether it is new.
+    /// Stores events together, as many as may wait.
     pub(super) async fn store_all(&self, events: Vec<NewEvent>) -> Vec<Answer> {
         let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
         let mut answers = Vec::with_capacity(submitted.len());
         for answer in submitted {
             answers.push(match answer {
-                Ok(answer) => Self::answer(answer).await,
+                Ok(answer) => answer.answer().await,
                 Err(error) => Err(error),
             });
         }
@@ -172,12 +213,18 @@ impl Inbox {
     }
 
     /// Has an event stored.
-    fn submit(&self, event: NewEvent) -> Result<oneshot::Receiver<Answer>, RecordError> {
+    fn submit(&self, event: NewEvent) -> Result<Pending<'_>, RecordError> {
+        let recorder = &self.inner.recorder;
         let (answer, answered) = oneshot::channel();
-        if self.inner.recorder.enter(Waiting { event, answer })? {
+        let (ticket, start) = recorder.enter(Waiting { event, answer })?;
+        if start {
             self.start_writer();
         }
-        Ok(answered)
+        Ok(Pending {
+            recorder,
+            ticket,
+            answered,
+        })
     }
 
     fn start_writer(&self) {
@@ -203,14 +250,6 @@ impl Inbox {
         }
     }
 
-    async fn answer(answered: oneshot::Receiver<Answer>) -> Answer {
-        answered.await.unwrap_or_else(|_| {
-            Err(RecordError::Unavailable {
-                reason: "the writer of the inbox ended".to_owned(),
-            })
-        })
-    }
-
     /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
     /// event was stored.
     async fn store_caught(&self, batch: Vec<Waiting>) {
@@ -225,30 +264,22 @@ impl Inbox {
     }
 
     async fn store_batch(&self, mut batch: Vec<Waiting>) {
-        batch.sort_by(|a, b| a.event.event_id.cmp(&b.event.event_id));
-        match self
-            .insert(
-                &batch
-                    .iter()
-                    .map(|waiting| &waiting.event)
-                    .collect::<Vec<_>>(),
-            )
-            .await
-        {
-            Ok(new) => {
-                let mut new: HashSet<_> = new.into_iter().collect();
-                for Waiting { event, answer } in batch {
-                    // The first of an id that came twice is the new one.
-                    let is_new = new.remove(&event.event_id);
+        batch.sort_by(|a, b| a.event.event_id.as_str().cmp(b.event.event_id.as_str()));
+        let events: Vec<_> = batch.iter().map(|waiting| &waiting.event).collect();
+        match self.insert(&events).await {
+            Ok(stored) => {
+                for (Waiting { event, answer }, stored) in batch.into_iter().zip(stored) {
+                    let is_new = matches!(stored, Stored::New);
                     // A replay is settled when all of it is stored: then a lane's events share a batch.
                     if is_new && event.ignored {
                         counts::ignored(&self.inner.metrics, event.source);
                     }
                     if is_new && !event.ignored && event.source != Source::Replay {
-                        self.wake(event.organization_id.unwrap_or(event.event_id));
+                        let lane = event.organization_id;
+                        self.wake(lane.unwrap_or_else(|| event.event_id.to_string()));
                     }
                     // Who has gone will find a duplicate.
-                    let _ = answer.send(Ok(is_new));
+                    let _ = answer.send(Ok(stored));
                 }
             }
             // One of them can't be stored: each for itself, so that it costs its neighbours nothing.
@@ -272,10 +303,65 @@ impl Inbox {
         }
     }
 
-    async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<String>, sqlx::Error> {
-        postgres::transaction(&self.inner.pool, postgres::PATIENCE, async |connection| {
-            store::insert(connection, events).await
-        })
-        .await
+    /// Stores events; those that are there already are compared with what is stored.
+    async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<Stored>, sqlx::Error> {
+        let insert = async |tx: &mut PgConnection| {
+            let new = store::insert(tx, events).await?;
+            let mut new: HashSet<_> = new.iter().map(String::as_str).collect();
+            // The first of an id that came twice is the new one.
+            let are_new: Vec<_> = events
+                .iter()
+                .map(|event| new.remove(event.event_id.as_str()))
+                .collect();
+            let duplicates: Vec<_> = events
+                .iter()
+                .zip(&are_new)
+                .filter(|(_, is_new)| !**is_new)
+                .map(|(event, _)| event.event_id.as_str())
+                .collect();
+            let mut known = Vec::new();
+            if !duplicates.is_empty() {
+                known = store::known(tx, &duplicates, COMPARED_PAYLOAD).await?;
+            }
+            if events.iter().map(|event| event.body.len()).sum::<usize>() > BYTES_KEPT {
+                tx.shrink_buffers();
+            }
+            Ok::<_, sqlx::Error>((are_new, known))
+        };
+        let (are_new, known) =
+            postgres::transaction(&self.inner.pool, postgres::PATIENCE, insert).await?;
+        let known: HashMap<_, _> = known
+            .iter()
+            .map(|known| (known.event_id.as_str(), known))
+            .collect();
+        let stored = events.iter().zip(are_new).map(|(event, is_new)| {
+            if is_new {
+                return Stored::New;
+            }
+            let known = known.get(event.event_id.as_str());
+            Stored::Duplicate(known.and_then(|known| difference(event, known)))
+        });
+        Ok(stored.collect())
     }
+}
+
+/// Describes what is stored under the id of an event, if that is another event: one of another type, or about something
+/// else.
+fn difference(event: &NewEvent, known: &Known) -> Option<String> {
+    let subject = |body: &str| Event::parse(body.as_bytes()).ok()?.subject();
+    let about = known.payload.as_deref().map(subject);
+    let is_same = event.event_type == known.event_type
+        && about
+            .as_ref()
+            .is_none_or(|about| *about == subject(&event.body));
+    if is_same {
+        return None;
+    }
+    let about = about.flatten().map(|subject| format!(" about {subject}"));
+    Some(format!(
+        "event {} is already stored as {}{}",
+        event.event_id,
+        known.event_type,
+        about.unwrap_or_default()
+    ))
 }

@@ -2,16 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Source, Status};
 use crate::event::EventId;
 use crate::metrics::Backlog;
 use crate::sync::Outcome;
 
-/// An event to be stored, and the answer to who brought it is written beside it.
+/// An event to be stored.
 #[derive(Debug)]
-pub(super) struct NewEvent {
-    pub(super) event_id: String,
+pub struct NewEvent {
+    pub(super) event_id: EventId,
     pub(super) event_type: String,
     pub(super) organization_id: Option<String>,
     /// Of a type that is not handled: final from the start (R13).
@@ -19,6 +20,16 @@ pub(super) struct NewEvent {
     pub(super) received_at: DateTime<Utc>,
     pub(super) source: Source,
     pub(super) body: String,
+    /// What the body takes of the memory: free when the body is gone (R30).
+    pub(super) _place: Option<OwnedSemaphorePermit>,
+}
+
+impl NewEvent {
+    /// The id of the event.
+    #[must_use]
+    pub const fn id(&self) -> &EventId {
+        &self.event_id
+    }
 }
 
 /// Stores events; says which of them are new.
@@ -32,6 +43,9 @@ pub(super) async fn insert(
 /// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
 /// that share ids wait for each other in one order: what is a duplicate is durable, because its insertion by another
 /// transaction is waited for.
+///
+/// What was there before the statement is looked up first, by a read that waits for nobody: `on conflict` waits for
+/// whoever updates the row. It costs an index probe an event, of pages that the insert reads anyway.
 pub(super) async fn insert_settled(
     connection: &mut PgConnection,
     events: &[&NewEvent],
@@ -64,10 +78,13 @@ pub(super) async fn insert_settled(
         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
                     $8::text[])
                  as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome)
+        where not exists (select
+                          from workos_sync.webhook_events as stored
+                          where stored.event_id = events.event_id)
         on conflict (event_id) do nothing
         returning event_id
         "#,
-        &column(|event| &event.event_id) as _,
+        &column(|event| event.event_id.as_str()) as _,
         &column(|event| &event.event_type) as _,
         &organization_ids as _,
         &ignored,
@@ -76,6 +93,38 @@ pub(super) async fn insert_settled(
         &column(|event| &event.body) as _,
         &texts(outcomes) as _,
         processed_at,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// What is stored under an id.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) event_id: String,
+    pub(super) event_type: String,
+    /// The body; `None` if it is longer than was asked for.
+    pub(super) payload: Option<String>,
+}
+
+/// What is stored under the given ids.
+pub(super) async fn known(
+    connection: &mut PgConnection,
+    event_ids: &[&str],
+    longest_payload: i32,
+) -> Result<Vec<Known>, sqlx::Error> {
+    // By webhook_events_pkey.
+    query_as!(
+        Known,
+        r#"
+        select event_id,
+               event_type,
+               case when octet_length(payload::text) <= $2 then payload::text end as payload
+        from workos_sync.webhook_events
+        where event_id = any ($1)
+        "#,
+        event_ids as _,
+        longest_payload,
     )
     .fetch_all(connection)
     .await
@@ -440,25 +489,32 @@ pub(super) async fn backlog(executor: impl PgExecutor<'_>) -> Result<Backlog, sq
     .await
 }
 
-/// How the given events ended, or where they stand, with counts.
-pub(super) async fn results(
-    executor: impl PgExecutor<'_>,
+/// An event that was stored, and what has become of it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) event_id: String,
+    pub(super) lane: String,
+    /// Outcome, or else status.
+    pub(super) result: String,
+}
+
+/// What has become of the given events.
+pub(super) async fn progress(
+    connection: &mut PgConnection,
     event_ids: &[String],
-) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    let records = query!(
+) -> Result<Vec<Progress>, sqlx::Error> {
+    // By webhook_events_pkey.
+    query_as!(
+        Progress,
         r#"
-        select coalesce(outcome, status) as "result!", count(*) as "count!"
+        select event_id,
+               lane                      as "lane!",
+               coalesce(outcome, status) as "result!"
         from workos_sync.webhook_events
         where event_id = any ($1)
-        group by 1
-        order by 2 desc, 1
         "#,
         event_ids,
     )
-    .fetch_all(executor)
-    .await?;
-    Ok(records
-        .into_iter()
-        .map(|record| (record.result, record.count))
-        .collect())
+    .fetch_all(connection)
+    .await
 }

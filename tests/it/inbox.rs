@@ -151,8 +151,8 @@ async fn of_simultaneous_deliveries_one_is_accepted() {
     for n in 0..20 {
         let (inbox, body) = (replicas[n % 2].inbox.clone(), body.clone());
         deliveries.spawn(async move {
-            let event = Event::parse(body.as_bytes()).unwrap();
-            inbox.record(&event, Source::Webhook).await.unwrap()
+            let event = inbox.read(body.into_bytes(), None, Source::Webhook);
+            inbox.record(event.unwrap()).await.unwrap().recorded
         });
     }
     let recorded = deliveries.join_all().await;
@@ -226,8 +226,9 @@ async fn each_way_leaves_its_columns() {
         ..of_acme.clone()
     };
     assert_eq!(row(&updated(6, ACME, "x").without("name")).await, expected);
-    let failed = row(&updated(7, ACME, "Evil")).await;
+    let failed = row(&created(7, "org_third", "Evil")).await;
     let expected = InboxRow {
+        organization_id: Some("org_third".into()),
         status: "failed".into(),
         outcome: None,
         last_error: failed.last_error.clone(),

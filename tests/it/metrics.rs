@@ -17,7 +17,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use url::Url;
 use workos_sync::clock::Clock;
-use workos_sync::event::Event;
 use workos_sync::inbox::Source;
 use workos_sync::metrics::{Backlog, Metrics};
 use workos_sync::signature;
@@ -825,8 +824,10 @@ async fn the_process_is_measured() {
     let (inbox, body) = (app.inbox.clone(), created(1, ACME, "Acme").body());
     let mut recording = JoinSet::new();
     recording.spawn(async move {
-        let event = Event::parse(body.as_bytes()).unwrap();
-        inbox.record(&event, Source::Webhook).await.unwrap()
+        let event = inbox
+            .read(body.into_bytes(), None, Source::Webhook)
+            .unwrap();
+        inbox.record(event).await.unwrap()
     });
     eventually("a connection is in use", async || {
         scrape(&app)

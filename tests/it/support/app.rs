@@ -13,7 +13,6 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
-use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
 use workos_sync::inbox::{Inbox, Recorded, Source};
@@ -37,6 +36,7 @@ pub(crate) struct TestApp {
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
+    pub(crate) http: App,
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
 }
@@ -144,7 +144,7 @@ impl TestApp {
             usize::try_from(options.max_connections / 2).unwrap(),
             shutdown.clone(),
         );
-        let app = App::new(
+        let http = App::new(
             inbox.clone(),
             Health::new(shutdown.clone(), db.options.clone()),
             clock.clone(),
@@ -153,13 +153,14 @@ impl TestApp {
             options.tolerance,
             options.max_body_bytes,
         );
-        let router = router(app, "/webhooks/workos");
+        let router = router(http.clone(), "/webhooks/workos");
         Self {
             db,
             clock,
             inbox,
             outbox,
             metrics,
+            http,
             router,
             shutdown,
         }
@@ -202,9 +203,9 @@ impl TestApp {
 
     /// Records an event, past the signature.
     pub(crate) async fn record(&self, event: &EventBuilder) -> Recorded {
-        let body = event.body();
-        let event = Event::parse(body.as_bytes()).unwrap();
-        self.inbox.record(&event, Source::Webhook).await.unwrap()
+        let body = event.body().into_bytes();
+        let event = self.inbox.read(body, None, Source::Webhook).unwrap();
+        self.inbox.record(event).await.unwrap().recorded
     }
 
     /// Records an event, processes what is due, and says what came of it: outcome or status.
