@@ -8,6 +8,7 @@
 mod architecture;
 mod batches;
 mod bugs;
+mod connections;
 mod convergence;
 mod health;
 mod inbox;
@@ -15,6 +16,7 @@ mod listener;
 mod migrations;
 mod organizations;
 mod outbox;
+mod pooler;
 mod properties;
 mod races;
 mod support;
