@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Request;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
+use workos_sync::postgres;
 
-use crate::support::app::Answer;
-use crate::support::{EventBuilder, TestApp, created, eventually, updated};
+use crate::support::app::{Answer, Options};
+use crate::support::{EventBuilder, TestApp, TestDatabase, created, eventually, release, updated};
 
 /// What a delivery or a probe is answered: the status, and the code of a problem.
 fn told(answer: &Answer) -> (u16, Option<String>) {
@@ -84,26 +85,40 @@ async fn connections_that_only_read_are_not_kept() {
     assert_eq!(app.organizations().await.len(), 20);
 }
 
-/// R26, R35: the type of columns changes, of the application's table or, as by a newer version's migration, of ours, while
-/// every connection of the pool has plans of it. No event waits for another attempt.
+/// R26, R35: the type of columns changes while many connections of the pool have plans of the table. No event waits for
+/// another attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn plans_of_a_column_of_another_type_are_not_kept() {
-    let app = Arc::new(TestApp::new().await);
+async fn a_column_of_another_type_is_no_matter() {
+    let app = Arc::new(
+        TestApp::with(Options {
+            max_connections: 20,
+            ..Options::default()
+        })
+        .await,
+    );
     let events =
         |from: u64| (from..from + 60).map(|n| updated(n, &format!("org_{}", n % 30), "Acme"));
-    for round in 0..4 {
-        deliver_all(&app, events(round * 60)).await;
-        app.settle().await;
-    }
+    deliver_all(&app, events(0)).await;
+    app.settle().await;
+    // All that may apply events at once have looked for rows, and wait to write them.
+    let held = app
+        .hold("lock table organization_metadata in exclusive mode")
+        .await;
+    deliver_all(&app, events(60)).await;
+    eventually("many connections wait", async || {
+        app.db.blocked_sessions().await > 5
+    })
+    .await;
+    release(held).await;
+    app.settle().await;
     app.execute(
         "alter table organization_metadata
              alter column slug type varchar(100),
              alter column id type varchar(100),
-             alter column workos_last_event_id type varchar(100);
-         alter table webhook_events alter column event_type type varchar(100)",
+             alter column workos_last_event_id type varchar(100)",
     )
     .await;
-    deliver_all(&app, events(240)).await;
+    deliver_all(&app, events(120)).await;
     app.settle().await;
     let others: Vec<(String, i32, Option<String>)> = sqlx::query_as(
         "select status, attempts, last_error from webhook_events
@@ -113,4 +128,35 @@ async fn plans_of_a_column_of_another_type_are_not_kept() {
     .await
     .unwrap();
     assert_eq!(others, []);
+}
+
+/// R35: who meets the plan of a table that has changed ends all connections of the pool that are as old.
+#[tokio::test]
+async fn old_plans_are_met_once() {
+    const CONNECTIONS: usize = 5;
+
+    let database = TestDatabase::new().await;
+    let pool = postgres::pool(database.options.clone(), 5);
+    let look = async |connection: &mut PgConnection| {
+        sqlx::query("select event_type from workos_sync.webhook_events")
+            .fetch_all(connection)
+            .await
+    };
+    let look_on_all = async || {
+        let mut connections = Vec::new();
+        for _ in 0..CONNECTIONS {
+            connections.push(pool.acquire().await.unwrap());
+        }
+        for connection in &mut connections {
+            look(connection).await.unwrap();
+        }
+    };
+    look_on_all().await;
+    let change = "alter table webhook_events alter column event_type type varchar(100)";
+    sqlx::query(change).execute(&database.pool).await.unwrap();
+
+    let error = postgres::transaction(&pool, postgres::PATIENCE, look).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "0A000");
+    look_on_all().await;
 }
