@@ -145,8 +145,10 @@ impl Cluster {
     /// Makes a standby of this cluster, which streams from a port that leads to it.
     pub(crate) async fn standby(&self, port: u16) -> Result<Self> {
         let this = Self::new(None).await?;
-        let primary =
-            format!("host=127.0.0.1 port={port} user=postgres application_name={STANDBY}");
+        // In the clear, as the proxy wants it.
+        let primary = format!(
+            "host=127.0.0.1 port={port} user=postgres application_name={STANDBY} sslmode=disable gssencmode=disable"
+        );
         let mut backup = this.command("pg_basebackup");
         backup.args(["-R", "-c", "fast", "--no-sync", "-d", &primary, "-D"]);
         output(backup.arg(this.data())).await?;
