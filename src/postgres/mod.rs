@@ -48,7 +48,9 @@ pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
     Ok(url
         .expose_secret()
         .parse::<PgConnectOptions>()?
-        .application_name("workos-sync"))
+        .application_name("workos-sync")
+        // No float is read, and PgBouncer refuses the parameter (R35).
+        .extra_float_digits(None))
 }
 
 /// Makes the pool; connects when first used.

@@ -13,6 +13,7 @@ mod emulator;
 mod hardening;
 mod lifecycle;
 mod migrate;
+mod pgbouncer;
 mod private_database;
 mod replay;
 mod signing;
