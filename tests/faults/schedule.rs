@@ -296,6 +296,8 @@ impl Fault {
                      alter table organization_metadata alter column {column} type varchar({characters})"
                 );
                 world.execute(&statement).await?;
+                // As its documentation asks for after such a change.
+                world.pooler.reconnect();
             }
             Self::SlowTrigger { takes, lasts } => {
                 let _alone = lines.trigger.lock().await;

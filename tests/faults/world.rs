@@ -73,7 +73,7 @@ pub(crate) struct World {
     /// Past the proxy.
     pub(crate) pool: PgPool,
     pub(crate) proxy: Proxy,
-    _pooler: Pooler,
+    pub(crate) pooler: Pooler,
     pub(crate) workos: Workos,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) sender: Arc<Sender>,
@@ -144,7 +144,7 @@ impl World {
             database,
             pool,
             proxy,
-            _pooler: pooler,
+            pooler,
             workos,
             replicas,
             sender,

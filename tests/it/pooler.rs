@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -11,21 +12,21 @@ use workos_sync::http::health::Health;
 use crate::support::app::{Options, Organization};
 use crate::support::event::event_id;
 use crate::support::pooler::Pooler;
-use crate::support::{EventBuilder, TestApp, TestDatabase, created, deleted, updated};
+use crate::support::{EventBuilder, TestApp, TestDatabase, created, deleted, eventually, updated};
 
-/// How many connections the pooler has to the server; the service has more to the pooler.
+/// Fewer than the service has to the pooler.
 const CONNECTIONS: usize = 4;
 
-/// A pooler before a database, and the service behind it. The test's own connections go past it.
-async fn pooled(mut database: TestDatabase) -> (Pooler, TestApp) {
+/// A pooler that has so many connections to a database, and the service behind it. The test's own connections go past it.
+async fn pooled(mut database: TestDatabase, connections: usize) -> (Pooler, Arc<TestApp>) {
     let server = (
         database.options.get_host().to_owned(),
         database.options.get_port(),
     );
-    let pooler = Pooler::start(server, CONNECTIONS).await.unwrap();
+    let pooler = Pooler::start(server, connections).await.unwrap();
     database.options = database.options.clone().host("127.0.0.1").port(pooler.port);
     let app = TestApp::on(Arc::new(database), Options::default());
-    (pooler, app)
+    (pooler, Arc::new(app))
 }
 
 /// Delivers events side by side, and has them applied.
@@ -54,8 +55,7 @@ async fn assert_applied_at_once(app: &TestApp) {
 /// R35: deliveries and replays are applied, each event once.
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_and_replays_are_applied() {
-    let (_pooler, app) = pooled(TestDatabase::new().await).await;
-    let app = Arc::new(app);
+    let (_pooler, app) = pooled(TestDatabase::new().await, CONNECTIONS).await;
     let id = |n: u64| format!("org_{}", n % 20);
     let delivered = (0..100).map(|n| match n {
         0..20 => created(n, &id(n), &format!("Name {n}")),
@@ -128,8 +128,7 @@ async fn settings_are_those_of_the_transaction_on_every_connection() {
     .execute(&database.pool)
     .await
     .unwrap();
-    let (_pooler, app) = pooled(database).await;
-    let app = Arc::new(app);
+    let (_pooler, app) = pooled(database, CONNECTIONS).await;
     for round in 0..10 {
         let events = (0..40).map(|n| created(round * 40 + n, &format!("org_{n}"), "Acme"));
         deliver_all(&app, events).await;
@@ -188,8 +187,7 @@ async fn settings_are_those_of_the_transaction_on_every_connection() {
 /// client connection gets rid of. Events are applied all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_of_another_type_is_no_matter() {
-    let (_pooler, app) = pooled(TestDatabase::new().await).await;
-    let app = Arc::new(app);
+    let (_pooler, app) = pooled(TestDatabase::new().await, CONNECTIONS).await;
     let events = |from: u64| {
         (from..from + 60).map(|n| updated(n, &format!("org_{}", n % 30), &format!("Name {n}")))
     };
@@ -200,4 +198,52 @@ async fn a_column_of_another_type_is_no_matter() {
         .await;
     deliver_all(&app, events(240)).await;
     assert_applied_at_once(&app).await;
+}
+
+/// R26, R35: a trigger of the application's can't get over a column of another type on any server connection that it ran on
+/// before, until the pooler is told to make new ones. Its events wait for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_new_server_connections_mend_is_waited_for() {
+    let (pooler, app) = pooled(TestDatabase::new().await, 1).await;
+    app.execute(
+        "create function watch() returns trigger language plpgsql as $$
+         begin
+             if new.slug <> old.slug then raise 'renamed'; end if;
+             return new;
+         end $$;
+         create trigger watch before update on organization_metadata for each row execute function watch()",
+    )
+    .await;
+    let events =
+        |from: u64| (from..from + 10).map(|n| updated(n, &format!("org_{}", n % 5), "Acme"));
+    for round in 0..2 {
+        deliver_all(&app, events(round * 10)).await;
+    }
+    app.execute("alter table organization_metadata alter column slug type varchar(100)")
+        .await;
+    deliver_all(&app, events(20)).await;
+    let standing: Vec<(String, Option<String>)> = sqlx::query_as(
+        "select distinct status, last_error from webhook_events where status <> 'processed'",
+    )
+    .fetch_all(&app.db.pool)
+    .await
+    .unwrap();
+    assert!(!standing.is_empty(), "the trigger got over it");
+    assert!(
+        standing.iter().all(|(status, _)| status != "dead"),
+        "{standing:?}"
+    );
+
+    pooler.reconnect();
+    app.clock.advance(TimeDelta::seconds(301));
+    eventually("all are applied", async || {
+        app.settle().await;
+        let waiting: i64 =
+            sqlx::query_scalar("select count(*) from webhook_events where status <> 'processed'")
+                .fetch_one(&app.db.pool)
+                .await
+                .unwrap();
+        waiting == 0
+    })
+    .await;
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 #[derive(Debug)]
 pub(crate) struct Pooler {
     pub(crate) port: u16,
+    shared: Arc<Shared>,
     _accepting: JoinSet<()>,
 }
 
@@ -30,14 +32,16 @@ impl Pooler {
         let shared = Arc::new(Shared {
             server,
             idle: Mutex::default(),
+            generation: AtomicU64::new(0),
             places: Arc::new(Semaphore::new(connections)),
             changed: Notify::new(),
         });
         let mut accepting = JoinSet::new();
+        let serving = Arc::clone(&shared);
         accepting.spawn(async move {
             let mut clients = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let shared = Arc::clone(&shared);
+                let shared = Arc::clone(&serving);
                 clients.spawn(async move {
                     // Either side may go at any time. The other one sees that its connection ends.
                     let _ = serve(client, &shared).await;
@@ -48,14 +52,23 @@ impl Pooler {
         });
         Ok(Self {
             port,
+            shared,
             _accepting: accepting,
         })
+    }
+
+    /// Ends the connections to the server, each as soon as it is free: PgBouncer's `RECONNECT`.
+    pub(crate) fn reconnect(&self) {
+        self.shared.generation.fetch_add(1, Ordering::SeqCst);
+        self.shared.idle.lock().unwrap().clear();
     }
 }
 
 #[derive(Debug)]
 struct Shared {
     server: (String, u16),
+    /// How often all connections were ended: those of an earlier one aren't lent again.
+    generation: AtomicU64,
     /// Lent in turn, so that a client gets to all of them.
     idle: Mutex<VecDeque<Server>>,
     /// For how many more connections to the server there is room.
@@ -93,7 +106,12 @@ impl Shared {
     }
 
     fn give_back(&self, server: Server) {
-        self.idle.lock().unwrap().push_back(server);
+        let mut idle = self.idle.lock().unwrap();
+        if server.generation == self.generation.load(Ordering::SeqCst) {
+            idle.push_back(server);
+        } else {
+            drop(server);
+        }
         self.changed.notify_waiters();
     }
 }
@@ -199,6 +217,7 @@ struct Server {
     unsynced: bool,
     /// What the last ReadyForQuery said: `I` outside of a transaction.
     state: u8,
+    generation: u64,
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -230,6 +249,7 @@ impl Server {
             unready: 0,
             unsynced: false,
             state: b'I',
+            generation: shared.generation.load(Ordering::SeqCst),
             place: None,
         })
     }
