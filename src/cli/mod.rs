@@ -110,7 +110,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.settings.check()?;
         match self.command.unwrap_or(Command::Serve) {
-            Command::Serve => serve::run(config).await,
+            Command::Serve => Box::pin(serve::run(config)).await,
             Command::Migrate => migrate::run(config).await,
             Command::Sign { file } => sign::run(&config, &file),
             Command::Replay { files } => replay::run(config, &files).await,

@@ -10,7 +10,6 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,9 +73,9 @@ async fn with_private_postgres(
         Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
         started => started?,
     };
-    let served = serve_on(&mut server, config, port, shutdown).await;
+    let result = serve_on(&mut server, config, port, shutdown).await;
     let stopped = server.stop(shutdown.hard()).await;
-    let exit = served?;
+    let exit = result?;
     stopped?;
     Ok(shutdown.unless_forced(exit))
 }
@@ -93,9 +92,9 @@ async fn serve_on(
         config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
     }
     let database = private_url(server.url())?;
-    let mut serving = pin!(serve(&config, &database, port, shutdown));
+    let mut serving = Box::pin(serve(&config, &database, port, shutdown));
     tokio::select! {
-        exit = serving.as_mut() => exit,
+        exit = &mut serving => exit,
         error = server.keep_running() => {
             shutdown.fail("private postgres");
             // Its own end tells nothing: it has no database.

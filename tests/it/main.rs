@@ -8,6 +8,7 @@
 mod architecture;
 mod batches;
 mod bugs;
+mod connections;
 mod convergence;
 mod health;
 mod host_table;
@@ -17,6 +18,7 @@ mod metrics;
 mod migrations;
 mod organizations;
 mod outbox;
+mod pooler;
 mod properties;
 mod races;
 mod support;

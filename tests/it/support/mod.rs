@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod database;
 pub(crate) mod event;
 pub(crate) mod logs;
+pub(crate) mod pooler;
 pub(crate) mod proxy;
 pub(crate) mod role;
 pub(crate) mod server;
