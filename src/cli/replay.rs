@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
 use super::values::{Value, Values};
-use super::{Database, bring_schema_up_to_date, open};
+use super::{Database, bring_schema_up_to_date, open, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::inbox::{Inbox, RecordError, Recorded};
@@ -51,7 +51,10 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.url).await?;
+    let schema = bring_schema_up_to_date(&database.url).await?;
+    if !schema.table.is_usable() {
+        return Err(unusable(&schema.table));
+    }
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let shutdown = database.stop.child_token();

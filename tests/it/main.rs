@@ -8,14 +8,17 @@
 mod architecture;
 mod batches;
 mod bugs;
+mod connections;
 mod convergence;
 mod health;
+mod host_table;
 mod inbox;
 mod listener;
 mod metrics;
 mod migrations;
 mod organizations;
 mod outbox;
+mod pooler;
 mod properties;
 mod races;
 mod support;
