@@ -38,7 +38,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a probe is answered when all is well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Status {
+pub struct Answer {
     status: &'static str,
     /// What keeps events from being applied, though they are accepted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -49,8 +49,8 @@ pub struct Status {
 }
 
 /// `GET /healthz`: the process lives. Touches nothing else.
-pub async fn healthz() -> Json<Status> {
-    Json(Status {
+pub async fn healthz() -> Json<Answer> {
+    Json(Answer {
         status: "ok",
         conditions: Vec::new(),
         warnings: Vec::new(),
@@ -61,12 +61,12 @@ pub async fn healthz() -> Json<Status> {
 ///
 /// # Errors
 /// 503: not ready.
-pub async fn readyz(State(health): State<Health>) -> Result<Json<Status>, Problem> {
+pub async fn readyz(State(health): State<Health>) -> Result<Json<Answer>, Problem> {
     let verdict = health.check().await;
     let table = health.host().current();
     let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
     match verdict {
-        Ok(()) => Ok(Json(Status {
+        Ok(()) => Ok(Json(Answer {
             status: "ready",
             conditions: errors,
             warnings: table.warnings().map(ToString::to_string).collect(),

@@ -118,35 +118,37 @@ impl Turn {
     /// The database can't be reached or asked, or another replica holds the lock for too long.
     pub async fn take(options: &PgConnectOptions) -> Result<Self, SchemaError> {
         let mut connection = options.connect().await.map_err(SchemaError::Connect)?;
+        // Between two statements it holds no snapshot, as it would by a stricter isolation.
+        connection
+            .execute("begin isolation level read committed")
+            .await?;
+        // It is open for as long as the migrations take. Not every version has all of these.
+        query_scalar!(
+            r#"
+            select count(set_config(name, '0', true))
+            from pg_settings
+            where name in ('idle_in_transaction_session_timeout', 'transaction_timeout')
+            "#
+        )
+        .fetch_one(&mut connection)
+        .await?;
         let mut waited = Duration::ZERO;
         // Tried for, not waited for: a waiting statement holds a snapshot, which would block a `create index
-        // concurrently` of the holder for ever. So does every statement of a stricter isolation.
-        loop {
-            connection
-                .execute("begin isolation level read committed")
-                .await?;
-            let is_ours = query_scalar!(
-                r#"
-                select pg_try_advisory_xact_lock($1) as "is_ours!"
-                -- It is open for as long as the migrations take. Some of these are newer than Postgres 13.
-                from (select count(set_config(name, '0', true))
-                      from pg_settings
-                      where name in ('idle_in_transaction_session_timeout', 'transaction_timeout')) as patience
-                "#,
-                LOCK,
-            )
-            .fetch_one(&mut connection)
-            .await?;
-            if is_ours {
-                return Ok(Self(connection));
-            }
-            connection.execute("rollback").await?;
+        // concurrently` of the holder for ever.
+        while !query_scalar!(
+            r#"select pg_try_advisory_xact_lock($1) as "is_ours!""#,
+            LOCK
+        )
+        .fetch_one(&mut connection)
+        .await?
+        {
             if waited >= LOCK_TIMEOUT {
                 return Err(SchemaError::Locked);
             }
             tokio::time::sleep(LOCK_POLL).await;
             waited += LOCK_POLL;
         }
+        Ok(Self(connection))
     }
 
     /// Lets the next one migrate.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use sqlx::postgres::types::Oid;
-use sqlx::{PgConnection, query, query_scalar};
+use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::check::{Facts, Rights, check};
 use super::table::{Column, HostTable, Key, Kind, NAME, Rows, UniqueIndex, Value};
@@ -49,7 +49,7 @@ pub enum LookupError {
         "{NAME} is in schema {found}, and not on the search path ({path}): add ?schema={found} to DATABASE_URL"
     )]
     OffThePath {
-        /// The schemas that have one.
+        /// The schema that has it, or the first of them.
         found: String,
         /// Where it was looked for.
         path: String,
@@ -74,135 +74,166 @@ impl HostTable {
         connection: &mut PgConnection,
         schema: Option<&str>,
     ) -> Result<Self, LookupError> {
-        let database = query!(
+        let database = Database::read(connection, schema).await?;
+        let mut facts = Facts {
+            table: Self {
+                name: database.new_table,
+                schema: database.path[0].clone(),
+                kind: Kind::Missing,
+                columns: Vec::new(),
+                unique: Vec::new(),
+                unfilled: Vec::new(),
+                findings: Vec::new(),
+            },
+            role: database.role,
+            encoding: database.encoding,
+            rights: HashMap::new(),
+            row_security: false,
+            has_children: false,
+            is_updatable: true,
+        };
+        if let Some(relation) = find(connection, &database.path).await? {
+            facts.describe(connection, relation).await?;
+        }
+        facts.table.findings = check(&facts);
+        Ok(facts.table)
+    }
+}
+
+/// What is to be known before the table is looked for.
+struct Database {
+    role: String,
+    encoding: String,
+    /// Where it is looked for; at least one schema.
+    path: Vec<String>,
+    /// What it would be called where there is none.
+    new_table: String,
+}
+
+impl Database {
+    async fn read(
+        connection: &mut PgConnection,
+        schema: Option<&str>,
+    ) -> Result<Self, LookupError> {
+        if schema == Some(OURS) {
+            return Err(LookupError::OurSchema);
+        }
+        let found = query!(
             r#"
+            with path as (select coalesce(array_agg(schema order by place), '{}') as path
+                          from unnest(current_schemas(false)::text[]) with ordinality as path (schema, place)
+                          -- A role that is called as our schema begins with it.
+                          where schema <> $2)
             select current_user::text as "role!",
                    pg_encoding_to_char(encoding)::text as "encoding!",
-                   current_schemas(false)::text[] as "path!",
+                   path as "path!: Vec<String>",
                    coalesce(has_schema_privilege((select oid from pg_namespace where nspname = $1), 'usage'), false)
-                       as "may_use_schema!"
-            from pg_database
+                       as "may_use_schema!",
+                   quote_ident(coalesce($1, path[1])) || '.' || quote_ident($3) as new_table
+            from pg_database, path
             where datname = current_database()
             "#,
             schema,
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        if let Some(schema) = schema {
-            if schema == OURS {
-                return Err(LookupError::OurSchema);
-            }
-            if !database.may_use_schema {
-                return Err(LookupError::NoSuchSchema(database.role));
-            }
-        }
-        let path: Vec<&str> = schema
-            .into_iter()
-            .chain(database.path.iter().map(String::as_str))
-            // A role that is called as our schema has it on its path.
-            .filter(|schema| *schema != OURS)
-            .collect();
-        let Some(first) = path.first() else {
-            return Err(LookupError::NoSchema(database.role));
-        };
-
-        let relations = query!(
-            r#"
-            select relation.oid as "oid!",
-                   nspname::text as "schema!",
-                   format('%I.%I', nspname, relname) as "name!",
-                   relkind::text as "kind!",
-                   row_security_active(relation.oid) as "row_security!",
-                   exists (select from pg_inherits where inhparent = relation.oid) as "has_children!"
-            from pg_class as relation
-                     join pg_namespace as schema on schema.oid = relnamespace
-            where relname = $1
-              and relkind in ('r', 'p', 'v', 'm', 'f')
-              and nspname not in ($2, 'information_schema')
-              and nspname !~ '^pg_'
-              and has_schema_privilege(schema.oid, 'usage')
-            order by nspname
-            "#,
-            NAME,
             OURS,
+            NAME,
         )
-        .fetch_all(&mut *connection)
+        .fetch_one(connection)
         .await?;
-        let found = path
-            .iter()
-            .find_map(|schema| relations.iter().find(|found| found.schema == *schema));
-        let Some(relation) = found else {
-            if !relations.is_empty() {
-                let schemas: Vec<_> = relations.iter().map(|found| &*found.schema).collect();
-                return Err(LookupError::OffThePath {
-                    found: schemas.join(" or "),
-                    path: path.join(", "),
-                });
-            }
-            let name = query!(
-                r#"select format('%I.%I', $1::text, $2::text) as "name!""#,
-                *first,
-                NAME
-            )
-            .fetch_one(&mut *connection)
-            .await?
-            .name;
-            let facts = Facts {
-                table: Self {
-                    name,
-                    schema: (*first).to_owned(),
-                    kind: Kind::Missing,
-                    columns: Vec::new(),
-                    unique: Vec::new(),
-                    unfilled: Vec::new(),
-                    findings: Vec::new(),
-                },
-                role: database.role,
-                encoding: database.encoding,
-                rights: HashMap::new(),
-                row_security: false,
-                has_children: false,
-                is_updatable: true,
-            };
-            return Ok(facts.into_table());
-        };
+        if schema.is_some() && !found.may_use_schema {
+            return Err(LookupError::NoSuchSchema(found.role));
+        }
+        let path = schema.map(str::to_owned).into_iter().chain(found.path);
+        let path: Vec<_> = path.collect();
+        match found.new_table {
+            Some(new_table) if !path.is_empty() => Ok(Self {
+                role: found.role,
+                encoding: found.encoding,
+                path,
+                new_table,
+            }),
+            _ => Err(LookupError::NoSchema(found.role)),
+        }
+    }
+}
 
-        let kind = match &*relation.kind {
+struct Relation {
+    oid: Oid,
+    schema: String,
+    name: String,
+    kind: String,
+    row_security: bool,
+    has_children: bool,
+}
+
+/// The first one along the path.
+async fn find(
+    connection: &mut PgConnection,
+    path: &[String],
+) -> Result<Option<Relation>, LookupError> {
+    let mut relations = query_as!(
+        Relation,
+        r#"
+        select relation.oid,
+               nspname::text as "schema!",
+               format('%I.%I', nspname, relname) as "name!",
+               relkind::text as "kind!",
+               row_security_active(relation.oid) as "row_security!",
+               exists (select from pg_inherits where inhparent = relation.oid) as "has_children!"
+        from pg_class as relation
+                 join pg_namespace as schema on schema.oid = relnamespace
+        where relname = $1
+          and relkind in ('r', 'p', 'v', 'm', 'f')
+          and nspname not in ($2, 'information_schema')
+          and nspname !~ '^pg_'
+          and has_schema_privilege(schema.oid, 'usage')
+        order by array_position($3::text[], nspname::text), nspname
+        "#,
+        NAME,
+        OURS,
+        path,
+    )
+    .fetch_all(connection)
+    .await?;
+    if relations.is_empty() {
+        return Ok(None);
+    }
+    let first = relations.swap_remove(0);
+    if path.contains(&first.schema) {
+        return Ok(Some(first));
+    }
+    Err(LookupError::OffThePath {
+        found: first.schema,
+        path: path.join(", "),
+    })
+}
+
+impl Facts {
+    async fn describe(
+        &mut self,
+        connection: &mut PgConnection,
+        relation: Relation,
+    ) -> Result<(), sqlx::Error> {
+        let Relation { oid, .. } = relation;
+        let columns = columns(connection, oid).await?;
+        self.table.name = relation.name;
+        self.table.schema = relation.schema;
+        self.table.kind = match &*relation.kind {
             "r" => Kind::Table,
             "p" => Kind::Partitioned,
             "v" => Kind::View,
             "m" => Kind::Other("a materialized view"),
             _ => Kind::Other("a foreign table"),
         };
-        let columns = columns(connection, relation.oid).await?;
-        let facts = Facts {
-            table: Self {
-                name: relation.name.clone(),
-                schema: relation.schema.clone(),
-                kind,
-                columns: columns.ours,
-                unique: unique_indexes(connection, relation.oid).await?,
-                unfilled: columns.unfilled,
-                findings: Vec::new(),
-            },
-            role: database.role,
-            encoding: database.encoding,
-            rights: columns.rights,
-            row_security: relation.row_security,
-            has_children: relation.has_children,
-            is_updatable: kind != Kind::View || is_updatable(connection, relation.oid).await?,
-        };
-        Ok(facts.into_table())
-    }
-}
-
-impl Facts {
-    fn into_table(self) -> HostTable {
-        let findings = check(&self);
-        HostTable {
-            findings,
-            ..self.table
+        self.table.columns = columns.ours;
+        self.table.unfilled = columns.unfilled;
+        self.table.unique = unique_indexes(connection, oid).await?;
+        self.rights = columns.rights;
+        self.row_security = relation.row_security;
+        self.has_children = relation.has_children;
+        if self.table.kind == Kind::View {
+            self.is_updatable = is_updatable(connection, oid).await?;
         }
+        Ok(())
     }
 }
 
