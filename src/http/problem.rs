@@ -40,13 +40,15 @@ pub struct Problem {
 
 impl Problem {
     /// The codes that a delivery can be answered with.
-    pub(super) const DELIVERY_CODES: [&str; 12] = [
+    pub(super) const DELIVERY_CODES: [&str; 14] = [
         "body_incomplete",
         "body_too_large",
         "body_too_slow",
         "busy",
+        "content_encoding",
         "not_an_event",
         "not_durable",
+        "not_found",
         "signature_in_future",
         "signature_malformed",
         "signature_mismatch",

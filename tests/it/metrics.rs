@@ -616,6 +616,16 @@ async fn each_refusal_is_counted() {
         (refused(now + hour, SECRET), body, "signature_in_future"),
         (refused(now, SECRET), body, "not_an_event"),
         (refused(now, SECRET), &long, "body_too_large"),
+        (
+            refused(now, SECRET).header("content-encoding", "gzip"),
+            body,
+            "content_encoding",
+        ),
+        (
+            refused(now, SECRET).uri("/webhooks/elsewhere"),
+            body,
+            "not_found",
+        ),
     ] {
         let request = request.body(Body::from(body.to_owned())).unwrap();
         assert_eq!(app.send(request).await.json()["code"], code);
