@@ -173,6 +173,12 @@ impl Problem {
         problem
     }
 
+    /// The same, with more to read.
+    pub(super) fn with_detail(mut self, detail: String) -> Self {
+        self.detail = Cow::Owned(detail);
+        self
+    }
+
     /// 503: there is no room for the body, which is left unread.
     #[must_use]
     pub const fn busy() -> Self {

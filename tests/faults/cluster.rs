@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
-use workos_sync::postgres::migrate;
+use workos_sync::sync::schema;
 
 use crate::retry;
 
@@ -140,7 +140,7 @@ impl Cluster {
             .execute(AssertSqlSafe(format!("create database {TEMPLATE}")))
             .await?;
         let template = this.options(TEMPLATE);
-        migrate::run(&template).await?;
+        schema::bring_up_to_date(&template, None).await?;
         let mut connection = template.connect().await?;
         sqlx::raw_sql(JOURNAL).execute(&mut connection).await?;
         connection.close().await?;

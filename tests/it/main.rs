@@ -10,6 +10,7 @@ mod batches;
 mod bugs;
 mod convergence;
 mod health;
+mod host_table;
 mod inbox;
 mod listener;
 mod metrics;

@@ -5,6 +5,7 @@ pub(crate) mod database;
 pub(crate) mod event;
 pub(crate) mod logs;
 pub(crate) mod proxy;
+pub(crate) mod role;
 pub(crate) mod server;
 pub(crate) mod torn;
 pub(crate) mod workos;
@@ -12,6 +13,7 @@ pub(crate) mod workos;
 pub(crate) use app::{NOW, TestApp, release};
 pub(crate) use database::TestDatabase;
 pub(crate) use event::{EventBuilder, created, deleted, updated};
+pub(crate) use role::Role;
 
 use std::time::Duration;
 
