@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
 
-use super::{Database, bring_schema_up_to_date};
+use super::{Database, bring_schema_up_to_date, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::{Config, ConfigError};
 use crate::event::parse_timestamp;
@@ -36,7 +36,10 @@ pub(super) async fn with<T>(
         .with_priority(Priority::Command);
     Database::with(config, async |database| {
         info!(database = %database.url, "{what}: into {}", database.url);
-        bring_schema_up_to_date(&database.url).await?;
+        let schema = bring_schema_up_to_date(&database.url).await?;
+        if !schema.table.is_usable() {
+            return Err(unusable(&schema.table));
+        }
         let options = database.url.options.clone();
         let pool = postgres::pool(options.clone(), config.database_max_connections);
         let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;

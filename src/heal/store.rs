@@ -6,6 +6,7 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 /// Where the poll stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PollState {
+    /// Where a backfill began, if no round was ever drained.
     pub(super) position: Option<DateTime<Utc>>,
     pub(super) round_after: Option<String>,
     pub(super) round_until: Option<DateTime<Utc>>,
@@ -28,7 +29,12 @@ pub(super) async fn take_lease(
             lease_until = $2
         where (lease_until is null or lease_until <= $3 or lease_owner = $1)
           and (next_at is null or next_at <= $3)
-        returning position, round_after, round_until, round_leaves, counted_until
+        returning coalesce(position, (select boundary
+                                      from workos_sync.runs
+                                      where kind = 'backfill'
+                                      order by run_id desc
+                                      limit 1)) as position,
+            round_after, round_until, round_leaves, counted_until
         "#,
         owner,
         until,

@@ -8,9 +8,11 @@
 
 mod apply;
 pub mod decide;
+pub mod host;
 mod ledger;
 pub mod mirror;
 pub mod organization_id;
+pub mod schema;
 pub mod slug;
 mod store;
 

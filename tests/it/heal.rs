@@ -481,6 +481,30 @@ async fn a_backfill_goes_on_where_it_was_broken_off() {
     assert_eq!(pair.count(complete).await, 3);
 }
 
+/// R37: a poll that begins while a backfill is under way begins where that did.
+#[tokio::test]
+async fn the_first_poll_begins_where_a_backfill_began() {
+    let pair = Pair::new().await;
+    for n in 0..150 {
+        pair.workos.create(&format!("Org {n}"));
+    }
+    let held = pair.workos.hold_next();
+    pair.workos.answer_next(Answer::status(401));
+    held.release();
+    pair.backfill().await.unwrap_err();
+    let began = pair.app.clock.now();
+    pair.later(TimeDelta::hours(2));
+    pair.workos.forget_requests();
+    pair.round(&pair.poll()).await.unwrap();
+    let asked = &pair.workos.requests()[0];
+    let start = url::form_urlencoded::parse(asked.split('?').next_back().unwrap().as_bytes())
+        .find(|(key, _)| key == "range_start")
+        .map(|(_, start)| start.parse::<DateTime<Utc>>().unwrap());
+    let start = start.unwrap();
+    assert!(start <= began - TimeDelta::minutes(10), "{asked}");
+    assert!(start > began - TimeDelta::minutes(11), "{asked}");
+}
+
 /// R41: a second run of a kind is refused while one is under way; the lease ends with its connection.
 #[tokio::test]
 async fn one_run_of_a_kind_at_a_time() {

@@ -900,7 +900,7 @@ async fn held_in_hand(app: &TestApp) -> PgConnection {
     app.record(&created(1, ACME, "Acme")).await;
     // Where it waits for as long as it takes: a batch would give up, and the lane be begun again.
     eventually("the lane is processed alone", async || {
-        format!("{:?}", app.inbox).contains("permits: 2")
+        format!("{:?}", app.inbox).contains("permits: 1")
     })
     .await;
     blocked(app, 1).await;

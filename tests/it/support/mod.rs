@@ -5,7 +5,9 @@ pub(crate) mod database;
 pub(crate) mod event;
 pub(crate) mod fake_workos;
 pub(crate) mod logs;
+pub(crate) mod pooler;
 pub(crate) mod proxy;
+pub(crate) mod role;
 pub(crate) mod server;
 pub(crate) mod torn;
 pub(crate) mod workos;
@@ -13,6 +15,7 @@ pub(crate) mod workos;
 pub(crate) use app::{NOW, TestApp, release};
 pub(crate) use database::TestDatabase;
 pub(crate) use event::{EventBuilder, created, deleted, updated};
+pub(crate) use role::Role;
 
 use std::sync::Arc;
 use std::time::Duration;
