@@ -35,7 +35,7 @@ pub async fn run(
     mut progress: impl FnMut(Progress),
 ) -> Result<(Progress, Tally), HealError> {
     let mut lease = RunLease::take(&means.options, Kind::Backfill).await?;
-    means.key_guard().check().await?;
+    means.check_key().await?;
     let result = if options.dry_run {
         dry_run(means, &mut progress).await
     } else {
@@ -56,8 +56,7 @@ async fn read_all(
     loop {
         let (page, began_anew) = means.read_page(run.after.as_deref()).await?;
         if began_anew {
-            run.pages = 0;
-            run.seen = 0;
+            run = begin(means, run.is_whole).await?;
         }
         let shown = Shown::of(page.answered)?;
         // Where the poll is to begin: before anything of this was read, as far back as a round reads.
@@ -99,17 +98,16 @@ const MARGIN: TimeDelta = TimeDelta::seconds(60);
 
 /// The run that was broken off, or a new one.
 async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
-    let now = means.clock.now();
-    let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        if !options.restart
-            && let Some(run) = runs::broken_off(connection, Kind::Backfill).await?
-        {
-            return Ok::<_, sqlx::Error>(run);
-        }
-        let is_whole = !mirror::has_linked_rows(connection).await?;
-        runs::begin(connection, Kind::Backfill, is_whole, now).await
-    })
-    .await?;
+    let (broken_off, is_whole) =
+        postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+            let broken_off = runs::broken_off(connection, Kind::Backfill).await?;
+            let is_whole = !mirror::has_linked_rows(connection).await?;
+            Ok::<_, sqlx::Error>((broken_off, is_whole))
+        })
+        .await?;
+    let Some(run) = broken_off.filter(|_| !options.restart) else {
+        return Ok(begin(means, is_whole).await?);
+    };
     if run.pages > 0 {
         info!(
             pages = run.pages,
@@ -119,6 +117,14 @@ async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
         );
     }
     Ok(run)
+}
+
+async fn begin(means: &Means, is_whole: bool) -> Result<Run, sqlx::Error> {
+    let now = means.clock.now();
+    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        runs::begin(connection, Kind::Backfill, is_whole, now).await
+    })
+    .await
 }
 
 /// The bodies of the snapshots of a page.

@@ -32,7 +32,7 @@ pub async fn run(
     until: Option<DateTime<Utc>>,
 ) -> Result<CaughtUp, HealError> {
     let mut lease = RunLease::take(&means.options, Kind::CatchUp).await?;
-    means.key_guard().check().await?;
+    means.check_key().await?;
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
         runs::begin(connection, Kind::CatchUp, false, now).await

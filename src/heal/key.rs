@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::{HealError, Patience};
+use super::HealError;
 use crate::backoff::backoff;
 use crate::clock::Clock;
 use crate::event::WorkosId;
@@ -54,13 +54,7 @@ impl KeyGuard {
             return Ok(());
         }
         for id in &ids {
-            let mut patience = Patience::default();
-            let found = loop {
-                match self.client.look_up(id, self.clock.now()).await {
-                    Ok(found) => break found,
-                    Err(trouble) => patience.wait_after(trouble).await?,
-                }
-            };
+            let found = self.client.look_up(id, self.clock.now()).await?;
             if matches!(found, Lookup::Found(_)) {
                 return Ok(());
             }

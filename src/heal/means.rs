@@ -40,13 +40,17 @@ pub struct Progress {
 }
 
 impl Means {
-    /// What refuses a key of another environment.
-    pub(super) fn key_guard(&self) -> KeyGuard {
-        KeyGuard::new(
-            self.pool.clone(),
-            self.client.clone(),
-            Arc::clone(&self.clock),
-        )
+    /// Refuses a key of another environment, before anything is written that it tells.
+    pub(super) async fn check_key(&self) -> Result<(), HealError> {
+        let clock = Arc::clone(&self.clock);
+        let guard = KeyGuard::new(self.pool.clone(), self.client.clone(), clock);
+        let mut patience = Patience::default();
+        loop {
+            match guard.check().await {
+                Err(HealError::Workos(trouble)) => patience.wait_after(trouble).await?,
+                checked => return checked,
+            }
+        }
     }
 
     /// A page of the organizations, and whether it is the first one because WorkOS refuses where it was to begin.

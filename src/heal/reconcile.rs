@@ -193,7 +193,7 @@ pub async fn run(
 ) -> Result<Report, HealError> {
     let mut lease = RunLease::take(&means.options, Kind::Reconcile).await?;
     if options.apply {
-        means.key_guard().check().await?;
+        means.check_key().await?;
     }
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
@@ -297,12 +297,13 @@ async fn compare_page(
         .filter_map(|listed| listed.event.clone())
         .collect();
     let now = means.clock.now();
-    let (rows, outcomes, conflicts) =
+    let (rows, outcomes, conflicts, found_gone) =
         postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
             let rows = mirror::linked_rows(connection, &ids).await?;
             let outcomes = sync::preview(connection, &events, &means.namespace, now).await?;
             let conflicts = outbox::conflicts(connection, &ids).await?;
-            Ok::<_, HealError>((rows, outcomes, conflicts))
+            let found_gone = runs::found_gone(connection, &ids).await?;
+            Ok::<_, HealError>((rows, outcomes, conflicts, found_gone))
         })
         .await?;
     let rows: HashMap<_, _> = rows
@@ -325,10 +326,11 @@ async fn compare_page(
         let row = rows.get(id).copied();
         // One that can't be decoded has no outcome: it differs, and mending it makes a dead letter that says why.
         let is_older = outcomes.get(id) == Some(&Outcome::Stale);
-        let differs = !is_older
-            && !there.is_on_its_way(shown)
-            && compare(id, row, there, conflicts.contains(id), comparison);
-        snapshots.push(differs.then_some(snapshot.body.as_str()));
+        let is_judged = !is_older && !there.is_on_its_way(shown);
+        let differs = is_judged && compare(id, row, there, conflicts.contains(id), comparison);
+        // One that is there after all is to be lifted, though its row differs in nothing but `disabled_at`.
+        let is_back = is_judged && found_gone.iter().any(|gone| gone == id);
+        snapshots.push((differs || is_back).then_some(snapshot.body.as_str()));
     }
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
         runs::see(connection, run.run_id, &ids, &snapshots).await

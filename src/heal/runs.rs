@@ -36,6 +36,8 @@ pub(super) struct Run {
     pub(super) boundary: Option<DateTime<Utc>>,
     pub(super) pages: i64,
     pub(super) seen: i64,
+    /// Of a backfill: there was no linked row when it began.
+    pub(super) is_whole: bool,
 }
 
 /// The run of this kind that was broken off.
@@ -46,7 +48,7 @@ pub(super) async fn broken_off(
     query_as!(
         Run,
         r#"
-        select run_id, after, boundary, pages, seen
+        select run_id, after, boundary, pages, seen, is_whole
         from workos_sync.runs
         where kind = $1
           and status = 'running'
@@ -84,7 +86,7 @@ pub(super) async fn begin(
         r#"
         insert into workos_sync.runs (kind, started_at, is_whole)
         values ($1, $2, $3)
-        returning run_id, after, boundary, pages, seen
+        returning run_id, after, boundary, pages, seen, is_whole
         "#,
         kind.as_str(),
         now,
@@ -271,6 +273,24 @@ pub(super) async fn unseen(
                             and sync.deleted_at is not null)
         "#,
         run_id,
+        workos_ids as _,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Those of the organizations that a reconcile found to be gone before.
+pub(super) async fn found_gone(
+    connection: &mut PgConnection,
+    workos_ids: &[&str],
+) -> Result<Vec<String>, sqlx::Error> {
+    query_scalar!(
+        r#"
+        select workos_id
+        from workos_sync.workos_organization_syncs
+        where workos_id = any ($1)
+          and deletion_is_inferred
+        "#,
         workos_ids as _,
     )
     .fetch_all(connection)
