@@ -357,6 +357,20 @@ pub enum DecodeError {
     Json(#[from] serde_json::Error),
 }
 
+impl DecodeError {
+    /// The part that can't be used.
+    #[must_use]
+    pub const fn field(&self) -> &'static str {
+        match self {
+            Self::NotHandled { .. } => "event",
+            Self::Missing { field }
+            | Self::WrongType { field, .. }
+            | Self::Unstorable { field, .. } => field,
+            Self::Json(_) => "data",
+        }
+    }
+}
+
 /// Reads a date as RFC 3339, or in the form of WorkOS's own samples (`2023-04-28 20:05:31.093`, UTC), cut to
 /// the microseconds that Postgres keeps.
 #[must_use]

@@ -18,6 +18,7 @@ pub mod http;
 pub mod inbox;
 pub mod keyed_mutex;
 pub mod outbox;
+mod panics;
 pub mod postgres;
 pub mod shutdown;
 pub mod signature;

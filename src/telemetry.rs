@@ -4,7 +4,6 @@
 //! `organization_id` (ours), `source`, `attempts`, `outcome`, `error`. A message can be read without its
 //! fields, and found by them. Bodies, secrets and signatures are never logged, at no level.
 
-use std::any::Any;
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -143,11 +142,4 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
-}
-/// What a panic said, if it said anything.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }

@@ -15,7 +15,7 @@ use super::{Database, bring_schema_up_to_date, sign};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::event::Event;
-use crate::inbox::{Inbox, RecordError, Recorded};
+use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
 use crate::outbox::Outbox;
 use crate::postgres;
 use crate::telemetry::{self, Metrics};
@@ -47,6 +47,10 @@ async fn replay(
     bring_schema_up_to_date(&database.options).await?;
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
+    let capacity = Capacity {
+        apply_connections: usize::try_from(config.database_max_connections / 2)?,
+        lock_places: postgres::transaction(pool, postgres::PATIENCE, postgres::lock_places).await?,
+    };
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
@@ -54,7 +58,7 @@ async fn replay(
         Outbox::new(pool.clone(), None, clock),
         config.org_id_namespace,
         Metrics::default(),
-        usize::try_from(config.database_max_connections / 2)?,
+        capacity,
         CancellationToken::new(),
     );
 
@@ -100,7 +104,7 @@ async fn replay(
             }
         }
     }
-    inbox.settle().await?;
+    inbox.drain().await?;
 
     println!(
         "accepted {}, duplicate {duplicates}, ignored {ignored}, refused {refused}",

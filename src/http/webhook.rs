@@ -16,7 +16,7 @@ use super::body::read_body;
 use super::problem::Problem;
 use super::{App, Inner};
 use crate::event::Event;
-use crate::inbox::{RecordError, Recorded, Settled, Source};
+use crate::inbox::{Ended, RecordError, Recorded, Source};
 use crate::signature;
 
 /// How long the body may take.
@@ -118,13 +118,13 @@ async fn accept(
     // Whoever waits for an outcome is in nobody's way.
     drop(permit);
 
-    let settled = match watch {
+    let ended = match watch {
         Some((watch, wait)) if recorded == Recorded::Accepted => {
             watch.outcome(Instant::now() + wait).await
         }
         _ => None,
     };
-    let mut response = Json(answer(event.id.to_string(), recorded, settled)).into_response();
+    let mut response = Json(answer(event.id.to_string(), recorded, ended)).into_response();
     if let Some(wait) = wait {
         let applied = format!("wait={}", wait.as_secs());
         let applied = applied.parse().expect("ASCII is a header value");
@@ -133,19 +133,19 @@ async fn accept(
     Ok((recorded, response))
 }
 
-fn answer(event_id: String, recorded: Recorded, settled: Option<Settled>) -> Answer {
-    match settled {
+fn answer(event_id: String, recorded: Recorded, ended: Option<Ended>) -> Answer {
+    match ended {
         None => Answer {
             event_id,
             status: recorded.as_str(),
             outcome: None,
             error: None,
         },
-        Some(settled) => Answer {
+        Some(ended) => Answer {
             event_id,
-            status: settled.status.as_str(),
-            outcome: settled.outcome.map(crate::sync::Outcome::as_str),
-            error: settled.error,
+            status: ended.status.as_str(),
+            outcome: ended.outcome.map(crate::sync::Outcome::as_str),
+            error: ended.error,
         },
     }
 }

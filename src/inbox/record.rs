@@ -1,5 +1,4 @@
-//! Durable before 200, at the price of few commits (R23): deliveries that arrive while an insert is on its way
-//! share the next one.
+//! Durable before 200, with few commits (R23): deliveries that arrive while an insert is on its way share the next one.
 //!
 //! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
 //! takes, and all that came meanwhile go together.
@@ -7,22 +6,25 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sqlx::PgPool;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use super::process::caught;
+use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
+use super::lanes::Lanes;
+use super::status::{RecordError, Source};
 use super::store::{self, NewEvent};
-use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source};
+use crate::panics;
 use crate::postgres::{self, error};
 
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;
 
-/// Where so many events wait, a second insert is begun beside the one that is on its way.
+/// Where this many events wait, a second insert is begun beside the one that is on its way.
 const SECOND_WRITER: usize = 64;
 
 /// The most bytes of an insert's bodies.
@@ -40,94 +42,108 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
-#[derive(Default)]
 struct State {
     queue: VecDeque<Waiting>,
-    /// How many take from the queue, until it is empty.
-    writers: usize,
-    held_up: usize,
+    crew: Crew,
 }
 
-/// The queue before the inbox. A `std` mutex: it is held for a look, never across an `.await`.
-#[derive(Default)]
+/// The queue before the inbox.
 pub(super) struct Recorder {
+    pool: PgPool,
+    /// A `std` mutex: it is held for a look, never across an `.await`.
     state: Mutex<State>,
-    /// How many events came, ever.
-    entered: AtomicU64,
+    pulse: Arc<Pulse>,
+    lanes: Arc<Lanes>,
+    /// The lanes' tracker too: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
+    tracker: TaskTracker,
 }
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state();
         f.debug_struct("Recorder")
-            .field("waiting", &state.queue.len())
-            .field("writers", &state.writers)
-            .field("held_up", &state.held_up)
-            .field("entered", &self.entered())
-            .finish()
-    }
-}
-
-impl State {
-    /// Whether a writer is to be started; it counts from now on. A second one is where many wait.
-    fn begin(&mut self) -> bool {
-        let wanted = match self.queue.len() {
-            0 => 0,
-            1..SECOND_WRITER => 1,
-            _ => 2,
-        };
-        let start = self.writers < wanted && self.held_up <= MAX_HELD_UP;
-        self.writers += usize::from(start);
-        start
+            .field("waiting", &self.waiting())
+            .finish_non_exhaustive()
     }
 }
 
 impl Recorder {
+    pub(super) const fn new(
+        pool: PgPool,
+        pulse: Arc<Pulse>,
+        lanes: Arc<Lanes>,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self {
+            pool,
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                crew: Crew::new(MAX_SLOW),
+            }),
+            pulse,
+            lanes,
+            tracker,
+        }
+    }
+
     /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing is being stored.
-    pub(super) fn is_idle(&self) -> bool {
-        self.state().writers == 0
+    /// How many events wait to be stored.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().queue.len()
     }
 
-    /// How many events came, ever: what two looks differ by came in between.
-    pub(super) fn entered(&self) -> u64 {
-        self.entered.load(Ordering::Relaxed)
+    /// Stores an event, with whichever others wait; says whether it is new.
+    pub(super) async fn store(self: &Arc<Self>, event: NewEvent) -> Answer {
+        let answer = self.submit(event)?;
+        Self::answer(answer).await
     }
 
-    /// Enters an event; says whether a writer is to be started for it.
-    fn enter(&self, waiting: Waiting) -> Result<bool, RecordError> {
+    /// Stores events together, as many as may wait; says of each whether it is new.
+    pub(super) async fn store_all(self: &Arc<Self>, events: Vec<NewEvent>) -> Vec<Answer> {
+        let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
+        let mut answers = Vec::with_capacity(submitted.len());
+        for answer in submitted {
+            answers.push(match answer {
+                Ok(answer) => Self::answer(answer).await,
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+
+    /// Has an event stored.
+    fn submit(self: &Arc<Self>, event: NewEvent) -> Result<oneshot::Receiver<Answer>, RecordError> {
+        let (answer, answered) = oneshot::channel();
         let mut state = self.state();
         if state.queue.len() >= MAX_WAITING {
-            // Who has given up needs no place.
+            // Drop entries whose sender has stopped waiting.
             state.queue.retain(|waiting| !waiting.answer.is_closed());
         }
         if state.queue.len() >= MAX_WAITING {
             let reason = format!("{MAX_WAITING} events wait to be stored already");
             return Err(RecordError::Unavailable { reason });
         }
-        state.queue.push_back(waiting);
-        self.entered.fetch_add(1, Ordering::Relaxed);
-        Ok(state.begin())
+        state.queue.push_back(Waiting { event, answer });
+        self.pulse.enter();
+        self.start_writer(state);
+        Ok(answered)
     }
 
-    /// Leaves the queue to another writer, for as long as an insert is held up and for good; says whether to
-    /// start one.
-    fn step_aside(&self) -> bool {
-        let mut state = self.state();
-        state.writers -= 1;
-        state.held_up += 1;
-        state.begin()
-    }
-
-    /// The insert that was held up has ended; says whether to start a writer.
-    fn recovered(&self) -> bool {
-        let mut state = self.state();
-        state.held_up -= 1;
-        state.begin()
+    /// Starts a writer if there is something for it to do; a second one where many wait.
+    fn start_writer(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let wanted = match state.queue.len() {
+            0 => 0,
+            1..SECOND_WRITER => 1,
+            _ => 2,
+        };
+        if state.crew.hire(wanted) {
+            self.pulse.begin();
+            drop(state);
+            self.tracker.spawn(Arc::clone(self).write());
+        }
     }
 
     /// What the next insert takes; nothing, and the writer ends, if nobody waits. Both under one lock, so that
@@ -144,63 +160,38 @@ impl Recorder {
             batch.extend(state.queue.pop_front());
         }
         if batch.is_empty() {
-            state.writers -= 1;
+            state.crew.leave();
+            self.pulse.end();
             return None;
         }
         Some(batch)
     }
-}
-
-impl Inbox {
-    /// Stores an event, with whichever others wait; says whether it is new.
-    pub(super) async fn store(&self, event: NewEvent) -> Answer {
-        let answer = self.submit(event)?;
-        Self::answer(answer).await
-    }
-
-    /// Stores events together, as many as may wait; says of each whether it is new.
-    pub(super) async fn store_all(&self, events: Vec<NewEvent>) -> Vec<Answer> {
-        let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
-        let mut answers = Vec::with_capacity(submitted.len());
-        for answer in submitted {
-            answers.push(match answer {
-                Ok(answer) => Self::answer(answer).await,
-                Err(error) => Err(error),
-            });
-        }
-        answers
-    }
-
-    /// Has an event stored.
-    fn submit(&self, event: NewEvent) -> Result<oneshot::Receiver<Answer>, RecordError> {
-        let (answer, answered) = oneshot::channel();
-        if self.inner.recorder.enter(Waiting { event, answer })? {
-            self.start_writer();
-        }
-        Ok(answered)
-    }
-
-    fn start_writer(&self) {
-        // On the lanes' tracker: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
-        self.inner.lanes.spawn(self.clone().write());
-    }
 
     /// Stores what waits, batch by batch.
-    async fn write(self) {
-        let recorder = &self.inner.recorder;
-        while let Some(batch) = recorder.take() {
+    async fn write(self: Arc<Self>) {
+        while let Some(batch) = self.take() {
             let mut storing = pin!(self.store_caught(batch));
-            if timeout(HELD_UP, &mut storing).await.is_err() {
-                if recorder.step_aside() {
-                    self.start_writer();
-                }
+            if timeout(SLOW, &mut storing).await.is_err() {
+                self.step_aside();
                 storing.await;
-                if recorder.recovered() {
-                    self.start_writer();
-                }
-                return;
+                return self.end_slow();
             }
         }
+    }
+
+    /// Leaves the queue to another writer, for as long as an insert is slow and for good.
+    fn step_aside(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.crew.step_aside();
+        self.pulse.end();
+        self.start_writer(state);
+    }
+
+    /// A slow insert has ended.
+    fn end_slow(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.crew.end_slow();
+        self.start_writer(state);
     }
 
     async fn answer(answered: oneshot::Receiver<Answer>) -> Answer {
@@ -215,36 +206,29 @@ impl Inbox {
     /// event was stored.
     async fn store_caught(&self, batch: Vec<Waiting>) {
         let events = batch.len();
-        if let Err(panic) = caught(self.store_batch(batch)).await {
+        if let Err(panic) = panics::caught(self.store_batch(batch)).await {
             error!(
                 panic,
                 events,
-                "a bug in workos-sync, please report it: {panic}: {events} events are to be delivered again",
+                "bug in workos-sync (please report it): {panic}; {events} events are to be delivered again",
             );
         }
     }
 
     async fn store_batch(&self, mut batch: Vec<Waiting>) {
         batch.sort_by(|a, b| a.event.event_id.cmp(&b.event.event_id));
-        match self
-            .insert(
-                &batch
-                    .iter()
-                    .map(|waiting| &waiting.event)
-                    .collect::<Vec<_>>(),
-            )
-            .await
-        {
+        let events: Vec<_> = batch.iter().map(|waiting| &waiting.event).collect();
+        match self.insert(&events).await {
             Ok(new) => {
                 let mut new: HashSet<_> = new.into_iter().collect();
                 for Waiting { event, answer } in batch {
                     // The first of an id that came twice is the new one.
                     let is_new = new.remove(&event.event_id);
-                    // A replay is settled when all of it is stored: then a lane's events share a batch.
+                    // A replay is drained when all of it is stored: then a lane's events share a batch.
                     if is_new && !event.ignored && event.source != Source::Replay {
-                        self.wake(event.organization_id.unwrap_or(event.event_id));
+                        self.lanes.wake(event.into_lane());
                     }
-                    // Who has gone will find a duplicate.
+                    // A sender that hung up gets `duplicate` when it retries.
                     let _ = answer.send(Ok(is_new));
                 }
             }
@@ -270,7 +254,7 @@ impl Inbox {
     }
 
     async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<String>, sqlx::Error> {
-        postgres::transaction(&self.inner.pool, postgres::PATIENCE, async |connection| {
+        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::insert(connection, events).await
         })
         .await

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::decide::{Decision, Found, Link, OrganizationRow, SyncCursor, candidate_id, decide};
 use super::store::{self, DisabledRow, NewCursor, NewRow, UpdatedRow};
-use super::{ApplyError, Outcome, slug};
+use super::{ApplyError, Outcome, Write, slug};
 use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
 use crate::outbox;
 
@@ -35,7 +35,7 @@ pub struct Applied {
 /// order, and commits.
 ///
 /// # Errors
-/// [`ApplyError::Conflict`] when another writer was in the way; database errors as they are. Either way the
+/// [`ApplyError::Unwritten`] when another writer was in the way; database errors as they are. Either way the
 /// transaction is to be rolled back.
 pub async fn apply(
     connection: &mut PgConnection,
@@ -267,7 +267,8 @@ impl<'e> Ledger<'e> {
             })
             .collect();
         if !updated.is_empty() {
-            all_written(&updated, store::update(connection, &updated, now).await?)?;
+            let written = store::update(connection, &updated, now).await?;
+            all_written(Write::Update, updated.iter().map(|row| row.id), written)?;
         }
         let disabled: Vec<_> = entries
             .iter()
@@ -282,7 +283,8 @@ impl<'e> Ledger<'e> {
             })
             .collect();
         if !disabled.is_empty() {
-            all_written(&disabled, store::disable(connection, &disabled, now).await?)?;
+            let written = store::disable(connection, &disabled, now).await?;
+            all_written(Write::Disable, disabled.iter().map(|row| row.id), written)?;
         }
         let created: Vec<_> = entries
             .iter()
@@ -310,7 +312,8 @@ impl<'e> Ledger<'e> {
                     disabled_at: entry.disabled_at,
                 })
                 .collect();
-            store::insert(connection, &rows, now).await?;
+            let written = store::insert(connection, &rows, now).await?;
+            all_written(Write::Insert, rows.iter().map(|row| row.id), written)?;
         }
 
         let cursors: Vec<_> = self
@@ -356,11 +359,20 @@ fn row_after(event: &OrganizationEvent, id: OrganizationId) -> OrganizationRow {
     }
 }
 
-fn all_written<R>(rows: &[R], written: u64) -> Result<(), ApplyError> {
-    if usize::try_from(written).is_ok_and(|written| written == rows.len()) {
-        Ok(())
-    } else {
-        Err(ApplyError::Conflict)
+fn all_written<'a>(
+    write: Write,
+    ids: impl ExactSizeIterator<Item = &'a str>,
+    written: u64,
+) -> Result<(), ApplyError> {
+    let all = usize::try_from(written).is_ok_and(|written| written == ids.len());
+    let id = ids.into_iter().next();
+    match id.filter(|_| !all) {
+        None => Ok(()),
+        // Of several, whose it is shows when each event has a transaction of its own.
+        Some(id) => Err(ApplyError::Unwritten {
+            write,
+            id: id.to_owned(),
+        }),
     }
 }
 

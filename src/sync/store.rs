@@ -1,8 +1,5 @@
-//! The SQL of `organization_metadata` and `workos_organization_syncs`, and the advisory locks.
-//!
-//! **Order of locks.** The organization's lock comes first, then a slug's, then rows. Both advisory locks are
-//! of the transaction, so that they survive a connection pooler and go with a lost connection. They live in
-//! the two key spaces that Postgres has for them, and so can never be mistaken for each other (R18).
+//! The SQL of `organization_metadata` and `workos_organization_syncs`, and the locks of slugs: the caller holds those of
+//! the organizations, which are in the other of the two key spaces that Postgres has (R18).
 //!
 //! Statements name their columns, always: the table may have columns of the host application too (R5).
 
@@ -11,61 +8,6 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::decide::{OrganizationRow, SyncCursor};
 use crate::event::{EventId, OrganizationId, WorkosId};
-
-/// The first of the two integers of an organization's lock: `hashtext('workos-sync organization')`.
-const ORGANIZATION_LOCKS: i32 = 1_061_423_321;
-
-/// Which locks a transaction got: see [`lock_organizations`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// Waits for each lock, as long as the session's `lock_timeout` says.
-    Wait,
-    /// Takes what is free at once, and waits for rows only a moment: others are waiting for this transaction.
-    Try,
-}
-
-/// How long a transaction that doesn't wait for organizations waits for rows and slugs.
-const A_MOMENT: &str = "200ms";
-
-/// One writer at a time for each WorkOS organization, across processes (R18). Takes the locks in the order
-/// given, which must be sorted, and says whose were free.
-pub(crate) async fn lock_organizations(
-    connection: &mut PgConnection,
-    lanes: &[String],
-    patience: Patience,
-) -> Result<Vec<String>, sqlx::Error> {
-    match patience {
-        Patience::Wait => {
-            query!(
-                r#"
-                select pg_advisory_xact_lock($1, hashtext(lane))
-                from unnest($2::text[]) as lanes (lane)
-                "#,
-                ORGANIZATION_LOCKS,
-                lanes,
-            )
-            .execute(connection)
-            .await?;
-            Ok(lanes.to_vec())
-        }
-        Patience::Try => {
-            query_scalar!(
-                r#"
-                with patience as materialized (select set_config('lock_timeout', $3, true))
-                select lane as "lane!"
-                from patience,
-                     unnest($2::text[]) as lanes (lane)
-                where pg_try_advisory_xact_lock($1, hashtext(lane))
-                "#,
-                ORGANIZATION_LOCKS,
-                lanes,
-                A_MOMENT,
-            )
-            .fetch_all(connection)
-            .await
-        }
-    }
-}
 
 /// One creator at a time for each base slug (R4, R20), taken in the order given, which must be sorted. The keys
 /// are the ones that a signup flow would take too.
@@ -193,13 +135,14 @@ pub(super) struct NewRow<'a> {
     pub(super) disabled_at: Option<DateTime<Utc>>,
 }
 
-/// A plain INSERT; a row that is there already is a unique violation, never an upsert (R4).
+/// A plain INSERT; a row that is there already is a unique violation, never an upsert (R4). Says how many rows were
+/// inserted: a trigger of the host can keep one out in silence.
 pub(super) async fn insert(
     connection: &mut PgConnection,
     rows: &[NewRow<'_>],
     now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    query!(
+) -> Result<u64, sqlx::Error> {
+    let result = query!(
         r#"
         insert into organization_metadata
             (id, name, slug, workos_id, workos_updated_at, workos_last_event_id, disabled_at, updated_at)
@@ -218,8 +161,8 @@ pub(super) async fn insert(
         now,
     )
     .execute(connection)
-    .await
-    .map(drop)
+    .await?;
+    Ok(result.rows_affected())
 }
 
 /// A row to be updated with what WorkOS says of it.
