@@ -65,11 +65,16 @@ async fn waiting_for_organizations(db: &TestDatabase) -> i64 {
     .unwrap()
 }
 
+/// Each with a place for two organizations that wait for longer than a moment.
 async fn two_replicas() -> (TestApp, TestApp) {
     let db = Arc::new(TestDatabase::new().await);
+    let options = || Options {
+        max_connections: 20,
+        ..Options::default()
+    };
     (
-        TestApp::on(Arc::clone(&db), Options::default()),
-        TestApp::on(db, Options::default()),
+        TestApp::on(Arc::clone(&db), options()),
+        TestApp::on(db, options()),
     )
 }
 
