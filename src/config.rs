@@ -18,196 +18,105 @@ use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 use uuid::Uuid;
 
-use crate::postgres;
+use crate::postgres::DatabaseUrl;
 
-/// The settings as text. Each doc comment is the help text; [`Config`] has the types.
+/// The settings as text. Each doc comment is the help text; [`Config`] has the types. What all of them have in
+/// common is set once, where the command line is put together (`cli/mod.rs`).
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Settings")]
 #[expect(missing_debug_implementations, reason = "holds secrets as text")]
 pub struct Settings {
-    /// Connection string of Postgres 13 or newer. Without it, `serve` runs a private Postgres of its own
-    #[arg(
-        long,
-        env = "DATABASE_URL",
-        global = true,
-        hide_env_values = true,
-        value_name = "URL"
-    )]
+    /// Connection URL of a PostgreSQL database, 13 or newer. Without it, `serve` runs a private PostgreSQL server
+    #[arg(long, env, value_name = "URL")]
     database_url: Option<String>,
 
-    /// Secret of the webhook endpoint; several, separated by commas, while rotating. Required with
+    /// File that contains the database URL
+    #[arg(long, env, value_name = "FILE")]
+    database_url_file: Option<String>,
+
+    /// Secret of the webhook endpoint, or several, separated by commas, during a rotation. Required with
     /// `DATABASE_URL`
-    #[arg(
-        long,
-        env = "WORKOS_WEBHOOK_SECRET",
-        global = true,
-        hide_env_values = true,
-        value_name = "SECRETS"
-    )]
+    #[arg(long, env, value_name = "SECRETS")]
     workos_webhook_secret: Option<String>,
 
-    /// API key of the WorkOS environment. Without it, no organization id is written back
-    #[arg(
-        long,
-        env = "WORKOS_API_KEY",
-        global = true,
-        hide_env_values = true,
-        value_name = "KEY"
-    )]
+    /// File that contains the webhook secrets
+    #[arg(long, env, value_name = "FILE")]
+    workos_webhook_secret_file: Option<String>,
+
+    /// API key of the WorkOS environment. Without it, organization ids are not written to WorkOS
+    #[arg(long, env, value_name = "KEY")]
     workos_api_key: Option<String>,
+
+    /// File that contains the API key
+    #[arg(long, env, value_name = "FILE")]
+    workos_api_key_file: Option<String>,
 
     /// Base URL of the WorkOS API
     #[arg(
         long,
-        env = "WORKOS_API_URL",
-        global = true,
-        hide_env_values = true,
+        env,
         default_value = "https://api.workos.com",
         value_name = "URL"
     )]
     workos_api_url: String,
 
-    /// Where to listen. Port 0 picks a free one; the chosen address is logged
-    #[arg(
-        long,
-        env = "LISTEN_ADDR",
-        global = true,
-        hide_env_values = true,
-        default_value = "127.0.0.1:8080",
-        value_name = "ADDR"
-    )]
+    /// Address and port to listen on. Port 0 picks a free port, which is logged
+    #[arg(long, env, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     listen_addr: String,
 
-    /// Path that receives the webhooks; may hold an unguessable part
-    #[arg(
-        long,
-        env = "WEBHOOK_PATH",
-        global = true,
-        hide_env_values = true,
-        default_value = "/webhooks/workos",
-        value_name = "PATH"
-    )]
+    /// URL path that receives webhooks. It can contain an unguessable part
+    #[arg(long, env, default_value = "/webhooks/workos", value_name = "PATH")]
     webhook_path: String,
 
-    /// How far a signature's time may differ from now, either way; 0 switches the check off
-    #[arg(
-        long,
-        env = "WEBHOOK_TOLERANCE_SECONDS",
-        global = true,
-        hide_env_values = true,
-        default_value = "180",
-        value_name = "SECONDS"
-    )]
+    /// Maximum difference between a signature's time and now. 0 disables the check
+    #[arg(long, env, default_value = "180", value_name = "SECONDS")]
     webhook_tolerance_seconds: String,
 
-    /// The largest body that is read, in bytes
-    #[arg(
-        long,
-        env = "MAX_BODY_BYTES",
-        global = true,
-        hide_env_values = true,
-        default_value = "1048576",
-        value_name = "BYTES"
-    )]
+    /// Maximum size of a request body
+    #[arg(long, env, default_value = "1048576", value_name = "BYTES")]
     max_body_bytes: String,
 
     /// Namespace of derived organization ids. The default is the `UUIDv5` of `speakeasy.com` in the DNS namespace
     #[arg(
         long,
-        env = "ORG_ID_NAMESPACE",
-        global = true,
-        hide_env_values = true,
+        env,
         default_value = "df708297-209f-5667-8ac5-74ec5d2582b7",
         value_name = "UUID"
     )]
     org_id_namespace: String,
 
-    /// The most connections to the database; half of them apply events
-    #[arg(
-        long,
-        env = "DATABASE_MAX_CONNECTIONS",
-        global = true,
-        hide_env_values = true,
-        default_value = "20",
-        value_name = "COUNT"
-    )]
+    /// Maximum number of database connections. At most half of them are used to apply events
+    #[arg(long, env, default_value = "20", value_name = "COUNT")]
     database_max_connections: String,
 
-    /// Whether `serve` applies pending migrations. With `false` it refuses to start while there are any
-    #[arg(
-        long,
-        env = "MIGRATE_ON_START",
-        global = true,
-        hide_env_values = true,
-        default_value = "true",
-        value_name = "BOOL"
-    )]
+    /// Whether `serve` applies pending migrations. If `false`, it refuses to start while there are any
+    #[arg(long, env, default_value = "true", value_name = "BOOL")]
     migrate_on_start: String,
 
-    /// How long requests and events in hand may take to finish after SIGTERM or SIGINT
-    #[arg(
-        long,
-        env = "SHUTDOWN_GRACE_SECONDS",
-        global = true,
-        hide_env_values = true,
-        default_value = "25",
-        value_name = "SECONDS"
-    )]
+    /// How long requests and events in progress may take to finish after SIGTERM or SIGINT
+    #[arg(long, env, default_value = "25", value_name = "SECONDS")]
     shutdown_grace_seconds: String,
 
-    /// How long processed and ignored events are kept; 0 keeps them for ever
-    #[arg(
-        long,
-        env = "INBOX_RETENTION_DAYS",
-        global = true,
-        hide_env_values = true,
-        default_value = "90",
-        value_name = "DAYS"
-    )]
+    /// How long processed and ignored events are kept. 0 keeps them forever
+    #[arg(long, env, default_value = "90", value_name = "DAYS")]
     inbox_retention_days: String,
 
-    /// Form of the log: `text` or `json`. The default is `text` on a terminal, else `json`
-    #[arg(
-        long,
-        env = "LOG_FORMAT",
-        global = true,
-        hide_env_values = true,
-        value_name = "FORMAT"
-    )]
+    /// Log format: `text` or `json`. The default is `text` on a terminal, otherwise `json`
+    #[arg(long, env, value_name = "FORMAT")]
     log_format: Option<String>,
 
-    /// How much is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives such as
+    /// Log level: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as
     /// `info,workos_sync::inbox=debug`
-    #[arg(
-        long,
-        env = "LOG_LEVEL",
-        global = true,
-        hide_env_values = true,
-        default_value = "info",
-        value_name = "LEVEL"
-    )]
+    #[arg(long, env, default_value = "info", value_name = "LEVEL")]
     log_level: String,
 
-    /// Folder of the private Postgres and its secrets, when `DATABASE_URL` is not set
-    #[arg(
-        long,
-        env = "DATA_DIR",
-        global = true,
-        hide_env_values = true,
-        default_value = ".workos-sync",
-        value_name = "FOLDER"
-    )]
+    /// Directory of the private PostgreSQL server and its secrets, used when there is no `DATABASE_URL`
+    #[arg(long, env, default_value = ".workos-sync", value_name = "DIR")]
     data_dir: String,
 
-    /// Folder of the Postgres server's programs. The default is the one on `PATH`, else the newest under
-    /// `/usr/lib/postgresql`
-    #[arg(
-        long,
-        env = "PG_BIN_DIR",
-        global = true,
-        hide_env_values = true,
-        value_name = "FOLDER"
-    )]
+    /// Directory that contains the PostgreSQL server binaries. By default they are found on `PATH`, or in the newest
+    /// version under `/usr/lib/postgresql`
+    #[arg(long, env, value_name = "DIR")]
     pg_bin_dir: Option<String>,
 }
 
@@ -232,8 +141,8 @@ pub enum LogFormat {
 
 /// The settings, checked.
 pub struct Config {
-    /// `DATABASE_URL`; `None`: a private Postgres.
-    pub database_url: Option<SecretString>,
+    /// `DATABASE_URL`; `None`: the private Postgres.
+    pub database_url: Option<DatabaseUrl>,
     /// `WORKOS_WEBHOOK_SECRET`; empty: none given.
     pub webhook_secrets: Vec<SecretString>,
     /// `WORKOS_API_KEY`
@@ -282,32 +191,24 @@ impl Settings {
     /// # Errors
     /// The first one that can't be used.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let database_url = given(self.database_url).map(SecretString::from);
-        if let Some(url) = &database_url {
-            postgres::parse_url(url).map_err(|_| {
-                // Not the parser's error: it may repeat a part of the string, which holds a password.
-                wrong(
-                    "DATABASE_URL",
-                    "expected a connection string: postgres://user:password@host:port/database",
-                )
-            })?;
-        }
-        let webhook_secrets = match given(self.workos_webhook_secret) {
-            None => Vec::new(),
-            Some(secrets) => secrets
-                .split(',')
-                .map(|secret| secret.trim().into())
-                .collect(),
-        };
-        if webhook_secrets
-            .iter()
-            .any(|secret: &SecretString| secret.expose_secret().is_empty())
-        {
-            return Err(wrong(
-                "WORKOS_WEBHOOK_SECRET",
-                "expected secrets separated by commas; one of them is empty",
-            ));
-        }
+        let database_url = either(
+            ("DATABASE_URL", self.database_url),
+            ("DATABASE_URL_FILE", self.database_url_file),
+            database_url,
+        )?;
+        let webhook_secrets = either(
+            ("WORKOS_WEBHOOK_SECRET", self.workos_webhook_secret),
+            (
+                "WORKOS_WEBHOOK_SECRET_FILE",
+                self.workos_webhook_secret_file,
+            ),
+            webhook_secrets,
+        )?;
+        let api_key = either(
+            ("WORKOS_API_KEY", self.workos_api_key),
+            ("WORKOS_API_KEY_FILE", self.workos_api_key_file),
+            api_key,
+        )?;
         let log_format = match given(self.log_format).as_deref() {
             None => None,
             Some("text") => Some(LogFormat::Text),
@@ -328,10 +229,8 @@ impl Settings {
 
         Ok(Config {
             database_url,
-            webhook_secrets,
-            api_key: given(self.workos_api_key)
-                .map(|key| api_key(&key))
-                .transpose()?,
+            webhook_secrets: webhook_secrets.unwrap_or_default(),
+            api_key,
             api_url: api_url(&self.workos_api_url)?,
             listen_addr: parse(
                 "LISTEN_ADDR",
@@ -368,25 +267,9 @@ impl Settings {
             log_level: log_level(&self.log_level)?,
             data_dir: given(Some(self.data_dir))
                 .map(PathBuf::from)
-                .ok_or_else(|| wrong("DATA_DIR", "expected a folder"))?,
+                .ok_or_else(|| wrong("DATA_DIR", "expected a directory"))?,
             pg_bin_dir: given(self.pg_bin_dir).map(PathBuf::from),
         })
-    }
-}
-
-/// Reads `.env` of the working folder, if there is one. Variables that are set already win.
-///
-/// # Errors
-/// The file can't be read or parsed. The error doesn't repeat the line, which may hold a secret.
-pub fn load_dotenv() -> Result<(), ConfigError> {
-    match dotenvy::from_path(".env") {
-        Ok(()) => Ok(()),
-        Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(dotenvy::Error::Io(error)) => Err(wrong(".env", error.to_string())),
-        Err(_) => Err(wrong(
-            ".env",
-            "expected lines of NAME=value, values with spaces in quotes",
-        )),
     }
 }
 
@@ -434,12 +317,70 @@ fn seconds(variable: &'static str, value: &str, most: u64) -> Result<Duration, C
     number(variable, "whole seconds", value, 0..=most).map(Duration::from_secs)
 }
 
-fn api_key(value: &str) -> Result<SecretString, ConfigError> {
-    let key = value.trim();
+/// A secret, in a variable or in the file that `…_FILE` names; checked, with the variable that an error is to name.
+fn either<T>(
+    (variable, value): (&'static str, Option<String>),
+    (file_variable, file): (&'static str, Option<String>),
+    check: impl FnOnce(&'static str, &str) -> Result<T, ConfigError>,
+) -> Result<Option<T>, ConfigError> {
+    let (variable, value) = match (given(value), given(file)) {
+        (None, None) => return Ok(None),
+        (Some(value), None) => (variable, value),
+        (None, Some(file)) => (file_variable, read(file_variable, &file)?),
+        (Some(_), Some(_)) => {
+            let problem = format!("{variable} is set too; expected one of them");
+            return Err(wrong(file_variable, problem));
+        }
+    };
+    let value = SecretString::from(value);
+    let value = unquoted(variable, value.expose_secret().trim())?;
+    check(variable, value).map(Some)
+}
+
+/// Reads a file that holds a secret. Its name isn't repeated: it may be the secret, given to the wrong variable.
+fn read(variable: &'static str, file: &str) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| wrong(variable, format!("the file can't be read: {error}")))?;
+    // As editors and `echo` end it.
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(wrong(variable, "the file is empty"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Refuses a value in quotes: `docker run --env-file` passes them on, and no secret or URL has any.
+fn unquoted<'a>(variable: &'static str, value: &'a str) -> Result<&'a str, ConfigError> {
+    let in_quotes = |quote| value.starts_with(quote) && value.ends_with(quote);
+    if in_quotes('"') || in_quotes('\'') {
+        return Err(wrong(
+            variable,
+            "the value is in quotes; expected it without",
+        ));
+    }
+    Ok(value)
+}
+
+fn database_url(variable: &'static str, value: &str) -> Result<DatabaseUrl, ConfigError> {
+    DatabaseUrl::parse(&value.into()).map_err(|error| wrong(variable, error.to_string()))
+}
+
+fn webhook_secrets(variable: &'static str, value: &str) -> Result<Vec<SecretString>, ConfigError> {
+    let secret = |secret: &str| match unquoted(variable, secret.trim())? {
+        "" => Err(wrong(
+            variable,
+            "expected secrets separated by commas; one of them is empty",
+        )),
+        secret => Ok(secret.into()),
+    };
+    value.split(',').map(secret).collect()
+}
+
+fn api_key(variable: &'static str, key: &str) -> Result<SecretString, ConfigError> {
     // What a header can hold.
     if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(wrong(
-            "WORKOS_API_KEY",
+            variable,
             "expected a key of visible ASCII characters",
         ));
     }
@@ -467,8 +408,7 @@ fn log_level(value: &str) -> Result<EnvFilter, ConfigError> {
 
 fn api_url(value: &str) -> Result<Url, ConfigError> {
     let expected = "expected an http or https URL without user, query and fragment";
-    let url: Url = value
-        .trim()
+    let url: Url = unquoted("WORKOS_API_URL", value.trim())?
         .parse()
         .map_err(|_| wrong("WORKOS_API_URL", expected))?;
     let plain = matches!(url.scheme(), "http" | "https")
@@ -587,7 +527,7 @@ mod tests {
                 "info,verbose",
                 "LOG_LEVEL: expected error, warn, info, debug, trace, off, or directives: \"info,verbose\"",
             ),
-            ("--data-dir", "", "DATA_DIR: expected a folder"),
+            ("--data-dir", "", "DATA_DIR: expected a directory"),
         ] {
             let flag = format!("{flag}={value}");
             assert_eq!(check(&[&flag]).unwrap_err().to_string(), message);
@@ -613,6 +553,13 @@ mod tests {
     fn a_wrong_secret_is_not_repeated() {
         for (flag, variable) in [
             ("--database-url=mysql//u:hunter2@h", "DATABASE_URL"),
+            ("--database-url-file=hunter2", "DATABASE_URL_FILE"),
+            ("--workos-webhook-secret='hunter2'", "WORKOS_WEBHOOK_SECRET"),
+            (
+                "--workos-webhook-secret=a,\"hunter2\"",
+                "WORKOS_WEBHOOK_SECRET",
+            ),
+            ("--workos-api-key=\"hunter2\"", "WORKOS_API_KEY"),
             ("--workos-webhook-secret=hunter2,", "WORKOS_WEBHOOK_SECRET"),
             ("--workos-api-key=hunter2\nhunter2", "WORKOS_API_KEY"),
             (

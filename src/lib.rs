@@ -5,7 +5,7 @@
 //! for its turn in its organization's lane ([`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), log and metrics ([`telemetry`]), and
-//! what starts it all ([`config`], [`cli`]).
+//! what starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
 
@@ -13,6 +13,7 @@ mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dotenv;
 pub mod event;
 pub mod http;
 pub mod inbox;

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use workos_sync::cli::Cli;
-use workos_sync::config::{self, ConfigError};
+use workos_sync::config::ConfigError;
+use workos_sync::dotenv;
 use workos_sync::postgres::embedded::EmbeddedError;
 
 /// Wrong usage or configuration, as clap has it.
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<ExitCode> {
     // Before the runtime has threads: the environment isn't theirs to read while it changes.
-    config::load_dotenv()?;
+    dotenv::load()?;
     let cli = Cli::read()?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

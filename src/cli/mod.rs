@@ -9,20 +9,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
-use tracing::error;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
-use crate::postgres;
-use crate::postgres::embedded::{self, EmbeddedOptions, Joined};
+use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
+use crate::postgres::{self, DatabaseUrl};
+use crate::shutdown::Shutdown;
 
 /// How long a database that can't be reached is waited for at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -72,7 +73,7 @@ impl Cli {
     /// A variable holds no text.
     pub fn read() -> Result<Self, ConfigError> {
         let mut no_text = None;
-        let command = Self::command().mut_args(|argument| {
+        let command = command(|argument| {
             let Some(variable) = argument.get_env() else {
                 return argument;
             };
@@ -92,7 +93,7 @@ impl Cli {
                 problem: format!("{} is not UTF-8 text", variable.display()),
             }),
             // Help names all variables, the empty ones too.
-            _ => Ok(Self::command().get_matches()),
+            _ => Ok(self::command(|argument| argument).get_matches()),
         })?;
         Ok(Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
     }
@@ -112,6 +113,55 @@ impl Cli {
     }
 }
 
+/// The command line, with a last word about each setting's argument.
+///
+/// Settings are taken before and after a command's name, by every command; the help of a command shows those that
+/// it uses.
+fn command(mut adapt: impl FnMut(Arg) -> Arg) -> clap::Command {
+    let command = Cli::command().mut_args(|argument| {
+        // A value may be a secret.
+        adapt(argument.global(true).hide_env_values(true))
+    });
+    let settings: Vec<Arg> = command.get_arguments().cloned().collect();
+    command.mut_subcommands(|command| {
+        let Some(used) = settings_of(command.get_name()) else {
+            return command;
+        };
+        let unused = settings
+            .iter()
+            .filter(|setting| !used.contains(&setting.get_id().as_str()))
+            .map(|setting| setting.clone().hide(true));
+        command.args(unused)
+    })
+}
+
+/// The settings that a command uses; `None`: all of them.
+fn settings_of(command: &str) -> Option<Vec<&'static str>> {
+    const DATABASE: [&str; 6] = [
+        "database_url",
+        "database_url_file",
+        "data_dir",
+        "pg_bin_dir",
+        "log_format",
+        "log_level",
+    ];
+    let settings = match command {
+        "migrate" => DATABASE.into(),
+        "replay" => [
+            &DATABASE[..],
+            &["database_max_connections", "org_id_namespace"],
+        ]
+        .concat(),
+        "sign" => vec![
+            "workos_webhook_secret",
+            "workos_webhook_secret_file",
+            "data_dir",
+        ],
+        _ => return None,
+    };
+    Some(settings)
+}
+
 fn embedded_options(config: &Config) -> EmbeddedOptions {
     EmbeddedOptions {
         data_dir: config.data_dir.clone(),
@@ -121,65 +171,97 @@ fn embedded_options(config: &Config) -> EmbeddedOptions {
 }
 
 /// The database of a command that runs beside `serve`: the configured one, which may start beside us, as in an init
-/// container, else the private one, which is started if nobody runs it.
+/// container, else the private one that `serve` has made, which is started if nobody runs it.
 struct Database {
-    options: PgConnectOptions,
-    joined: Option<Joined>,
+    url: DatabaseUrl,
+    /// Cancelled when the command is asked to end.
+    stop: CancellationToken,
 }
 
 impl Database {
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        if let Some(url) = &config.database_url {
-            let options = connect_options(url)?;
-            wait_for(&options).await?;
-            return Ok(Self {
-                options,
-                joined: None,
-            });
-        }
-        let joined = embedded::join_or_start(&embedded_options(config)).await?;
-        Ok(Self {
-            options: connect_options(joined.url())?,
-            joined: Some(joined),
-        })
-    }
-
-    /// Stops the private server, if it was started here.
-    async fn close(self) -> anyhow::Result<()> {
-        if let Some(joined) = self.joined {
-            joined.stop().await?;
-        }
-        Ok(())
+    /// Runs a command's work on it, until it is done or a signal comes. A private server that was started for it is
+    /// stopped, however it ends.
+    async fn with<T>(
+        config: &Config,
+        work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let shutdown = Shutdown::on_signals()?;
+        let stop = shutdown.soft();
+        let (url, joined) = if let Some(url) = &config.database_url {
+            (url.clone(), None)
+        } else {
+            let joined = match embedded::open_existing(&embedded_options(config), stop).await {
+                Err(error @ EmbeddedError::NotMade { .. }) => {
+                    return Err(no_database(&error).into());
+                }
+                joined => joined?,
+            };
+            (private_url(joined.url())?, Some(joined))
+        };
+        let database = Self {
+            url,
+            stop: stop.clone(),
+        };
+        let done = async {
+            if joined.is_none() {
+                wait_for(&database.url).await?;
+            }
+            work(&database).await
+        };
+        let result = tokio::select! {
+            result = done => result,
+            () = stop.cancelled() => Err(anyhow!("ended by a signal before it was done")),
+        };
+        let stopped = match joined {
+            Some(joined) => joined.stop().await,
+            None => Ok(()),
+        };
+        let result = result?;
+        stopped?;
+        Ok(result)
     }
 }
 
-/// Waits for a database that can't be reached yet, because it starts beside us.
-async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
+fn no_database(error: &EmbeddedError) -> ConfigError {
+    ConfigError {
+        variable: "DATABASE_URL",
+        problem: format!("not set, and {error}; set it, or run `workos-sync serve` first"),
+    }
+}
+
+fn private_url(url: &SecretString) -> anyhow::Result<DatabaseUrl> {
+    DatabaseUrl::parse(url).context("the address of the private database")
+}
+
+/// Waits for a database that can't be reached yet, because it starts beside us. A mistake that no wait mends ends
+/// it at once.
+async fn wait_for(database: &DatabaseUrl) -> anyhow::Result<()> {
+    for parameter in &database.ignored {
+        warn!("DATABASE_URL: unknown parameter {parameter:?} is ignored");
+    }
+    database.check_tls_files().context("DATABASE_URL")?;
     let give_up = Instant::now() + START_TIMEOUT;
-    let place = place(database);
     let mut said = false;
     loop {
-        let cause = match timeout(START_TIMEOUT / 6, PgConnection::connect_with(database)).await {
+        let connect = PgConnection::connect_with(&database.options);
+        let cause = match timeout(START_TIMEOUT / 6, connect).await {
             Ok(Ok(connection)) => return Ok(connection.close().await?),
-            Ok(Err(error)) => {
-                // Not a matter of time: a wrong password, or a database that isn't there.
-                if postgres::error::is_about_the_connection_string(&error) {
-                    return Err(unreachable_database(database, &error));
-                }
-                postgres::error::describe(&error)
+            Ok(Err(error)) if postgres::error::is_a_misconfiguration(&error) => {
+                return Err(unreachable_database(database, &error));
             }
+            Ok(Err(error)) => postgres::error::describe(&error),
             Err(_elapsed) => "no answer".to_owned(),
         };
         if Instant::now() >= give_up {
             let seconds = START_TIMEOUT.as_secs();
             bail!(
-                "DATABASE_URL: the database at {place} could not be reached for {seconds} s: {cause}"
+                "DATABASE_URL: the database {database} could not be reached for {seconds} s: {cause}"
             );
         }
         if !std::mem::replace(&mut said, true) {
             error!(
                 cause,
-                "the database at {place} can't be reached, trying again: {cause}"
+                "the database {database} can't be reached, trying again: {cause}"
             );
         }
         tokio::time::sleep(START_PAUSE).await;
@@ -187,8 +269,8 @@ async fn wait_for(database: &PgConnectOptions) -> anyhow::Result<()> {
 }
 
 /// Brings the schema up to date; says which migrations that took.
-async fn bring_schema_up_to_date(database: &PgConnectOptions) -> anyhow::Result<Vec<i64>> {
-    let applied = postgres::migrate::run(database).await;
+async fn bring_schema_up_to_date(database: &DatabaseUrl) -> anyhow::Result<Vec<i64>> {
+    let applied = postgres::migrate::run(&database.options).await;
     applied.map_err(|error| match error {
         SchemaError::Connect(error) => unreachable_database(database, &error),
         error => anyhow::Error::new(error).context("the schema can't be brought up to date"),
@@ -196,23 +278,11 @@ async fn bring_schema_up_to_date(database: &PgConnectOptions) -> anyhow::Result<
 }
 
 /// The setting, the place and the reason; no user and no password.
-fn unreachable_database(database: &PgConnectOptions, error: &sqlx::Error) -> anyhow::Error {
+fn unreachable_database(database: &DatabaseUrl, error: &sqlx::Error) -> anyhow::Error {
     anyhow!(
-        "DATABASE_URL: {}: {}",
-        place(database),
+        "DATABASE_URL: {database}: {}",
         postgres::error::describe(error)
     )
-}
-
-fn place(database: &PgConnectOptions) -> String {
-    format!("{}:{}", database.get_host(), database.get_port())
-}
-
-fn connect_options(url: &SecretString) -> Result<PgConnectOptions, ConfigError> {
-    postgres::parse_url(url).map_err(|_| ConfigError {
-        variable: "DATABASE_URL",
-        problem: "expected a connection string".to_owned(),
-    })
 }
 
 #[cfg(test)]
@@ -221,6 +291,18 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        command(|argument| argument).debug_assert();
+    }
+
+    /// A name that is misspelt would hide a setting that is used.
+    #[test]
+    fn every_command_uses_settings_that_exist() {
+        let command = Cli::command();
+        let exists = |name: &&str| command.get_arguments().any(|known| known.get_id() == name);
+        for subcommand in command.get_subcommands() {
+            for name in settings_of(subcommand.get_name()).unwrap_or_default() {
+                assert!(exists(&name), "{name}");
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::PgPool;
-use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::{Database, bring_schema_up_to_date, sign};
 use crate::clock::DatabaseClock;
@@ -25,12 +25,17 @@ const CHUNK: usize = 8_000;
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
-    let database = Database::open(&config).await?;
-    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
-    let result = replay(&config, &database, &pool, files).await;
-    pool.close().await;
-    database.close().await?;
-    result
+    Database::with(&config, async |database| {
+        info!(database = %database.url, "replaying into {}", database.url);
+        let pool = postgres::pool(
+            database.url.options.clone(),
+            config.database_max_connections,
+        );
+        let result = replay(&config, database, &pool, files).await;
+        pool.close().await;
+        result
+    })
+    .await
 }
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
@@ -44,7 +49,7 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.options).await?;
+    bring_schema_up_to_date(&database.url).await?;
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let capacity = Capacity {
@@ -59,7 +64,7 @@ async fn replay(
         config.org_id_namespace,
         Metrics::default(),
         capacity,
-        CancellationToken::new(),
+        database.stop.clone(),
     );
 
     let (mut accepted, mut duplicates, mut ignored, mut refused) =

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
@@ -23,14 +22,14 @@ use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{bring_schema_up_to_date, connect_options, embedded_options, wait_for};
+use super::{bring_schema_up_to_date, embedded_options, private_url, wait_for};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::{Capacity, Inbox};
 use crate::outbox::Outbox;
-use crate::postgres::embedded::{self, Embedded};
-use crate::postgres::{self, migrate};
+use crate::postgres::embedded::{self, Embedded, EmbeddedError};
+use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::Shutdown;
 use crate::signature;
 use crate::telemetry::{self, Metrics};
@@ -53,30 +52,33 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
     let Some(url) = &config.database_url else {
-        let server = Embedded::start(&embedded_options(&config)).await?;
+        let server = match Embedded::start(&embedded_options(&config), shutdown.soft()).await {
+            Err(EmbeddedError::Interrupted) => return Ok(ExitCode::SUCCESS),
+            started => started?,
+        };
         if config.webhook_secrets.is_empty() {
-            config.webhook_secrets = vec![embedded::webhook_secret(&config.data_dir)?];
+            config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
         }
-        let result = serve(&config, connect_options(server.url())?, port, shutdown).await;
+        let result = serve(&config, &private_url(server.url())?, port, shutdown).await;
         server.stop().await?;
         return result;
     };
-    serve(&config, connect_options(url)?, port, shutdown).await
+    serve(&config, url, port, shutdown).await
 }
 
 async fn serve(
     config: &Config,
-    database: PgConnectOptions,
+    database: &DatabaseUrl,
     port: TcpSocket,
     shutdown: Shutdown,
 ) -> anyhow::Result<ExitCode> {
     tokio::select! {
-        ready = prepare(config, &database) => ready?,
+        ready = prepare(config, database) => ready?,
         () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
     }
 
     let metrics = Metrics::default();
-    let pool = postgres::pool(database.clone(), config.database_max_connections);
+    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
     let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let client = config
@@ -124,7 +126,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.soft().clone(), database),
+        Health::new(shutdown.soft().clone(), database.options.clone()),
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
@@ -135,7 +137,12 @@ async fn serve(
         listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
     let url = format!("http://{}{}", reachable(address), config.webhook_path);
-    info!(%address, version = env!("CARGO_PKG_VERSION"), "listening on {address}");
+    info!(
+        %address,
+        %database,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening on {address}, writing into {database}"
+    );
     if config.database_url.is_none() {
         print_what_to_paste(&url, &config.webhook_secrets[0]);
     }
@@ -158,7 +165,7 @@ async fn serve(
 }
 
 /// Waits for the database, and brings its schema up to date.
-async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result<()> {
+async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<()> {
     wait_for(database).await?;
     if config.migrate_on_start {
         for version in bring_schema_up_to_date(database).await? {
@@ -166,7 +173,7 @@ async fn prepare(config: &Config, database: &PgConnectOptions) -> anyhow::Result
         }
         return Ok(());
     }
-    let mut connection = PgConnection::connect_with(database).await?;
+    let mut connection = PgConnection::connect_with(&database.options).await?;
     if !migrate::pending(&mut connection).await?.is_empty() {
         bail!(
             "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use secrecy::SecretString;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
@@ -15,14 +16,7 @@ use crate::signature;
 pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
     let secret = match config.webhook_secrets.first() {
         Some(secret) => secret.clone(),
-        None if config.database_url.is_none() => embedded::webhook_secret(&config.data_dir)?,
-        None => {
-            return Err(ConfigError {
-                variable: "WORKOS_WEBHOOK_SECRET",
-                problem: "required to sign".to_owned(),
-            }
-            .into());
-        }
+        None => made_secret(config)?,
     };
     let body = read(file)?;
     println!(
@@ -30,6 +24,24 @@ pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
         signature::sign(&secret, &body, SystemClock.now())
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The one that `serve` made beside its private database. None is made here: nobody would accept its signatures.
+fn made_secret(config: &Config) -> anyhow::Result<SecretString> {
+    let wrong = |problem| ConfigError {
+        variable: "WORKOS_WEBHOOK_SECRET",
+        problem,
+    };
+    if config.database_url.is_some() {
+        return Err(wrong("required to sign".to_owned()).into());
+    }
+    let made = embedded::webhook_secret(&config.data_dir)?;
+    Ok(made.ok_or_else(|| {
+        wrong(format!(
+            "not set, and `workos-sync serve` has made none in {}",
+            config.data_dir.display()
+        ))
+    })?)
 }
 
 /// Reads a file, or standard input where it is called `-`.

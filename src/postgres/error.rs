@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// What to do about an event that could not be applied.
@@ -171,16 +172,28 @@ pub fn is_about_the_content(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(_)) && classify(error) == FailureClass::Permanent
 }
 
-/// Says whether the connection was refused for what the connection string says: no wait mends that.
+/// Says whether a connection failed for what a setting says, here or on the server: no wait mends that.
 #[must_use]
-pub fn is_about_the_connection_string(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(error) = error else {
-        return false;
-    };
-    // invalid_authorization_specification and invalid_password; invalid_catalog_name
-    error
-        .code()
-        .is_some_and(|code| code.starts_with("28") || code == "3D000")
+pub fn is_a_misconfiguration(error: &sqlx::Error) -> bool {
+    match error {
+        // invalid_authorization_specification and invalid_password; invalid_catalog_name; insufficient_privilege:
+        // no right to connect
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| code.starts_with("28") || code == "3D000" || code == "42501"),
+        // No TLS where it is required, a certificate or a key that is none.
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => true,
+        error => tls_error(error).is_some(),
+    }
+}
+
+/// Why TLS failed: where the peers don't agree, sqlx sees an I/O error.
+fn tls_error(error: &sqlx::Error) -> Option<&rustls::Error> {
+    match error {
+        sqlx::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        sqlx::Error::Tls(error) => error.downcast_ref(),
+        _ => None,
+    }
 }
 
 /// A short and stable key of the error, equal for equal failures (R27).
@@ -215,9 +228,20 @@ pub fn cause(error: &sqlx::Error) -> String {
 /// Never the values: these may be long, or secret.
 #[must_use]
 pub fn describe(error: &sqlx::Error) -> String {
-    let Some(error) = error.as_database_error() else {
-        return error.to_string();
-    };
+    match error {
+        sqlx::Error::Database(error) => describe_answer(&**error),
+        // sqlx would name the file; a setting's value isn't repeated (R35).
+        sqlx::Error::Tls(error) if error.to_string().starts_with("Invalid certificate ") => {
+            "TLS: sslrootcert holds something that is no certificate".to_owned()
+        }
+        other => match tls_error(other) {
+            Some(error) => describe_tls(error),
+            None => other.to_string(),
+        },
+    }
+}
+
+fn describe_answer(error: &dyn DatabaseError) -> String {
     let mut text = error.message().to_owned();
     let Some(code) = error.code() else {
         return text;
@@ -237,9 +261,38 @@ pub fn describe(error: &sqlx::Error) -> String {
     text
 }
 
+fn describe_tls(error: &rustls::Error) -> String {
+    use rustls::CertificateError::{Other, UnknownIssuer};
+    use rustls::Error::InvalidCertificate;
+
+    match error {
+        InvalidCertificate(UnknownIssuer) => {
+            "TLS: the server's certificate is signed by an unknown CA; name the CA's certificate as sslrootcert"
+                .to_owned()
+        }
+        // The verifier's own error, which rustls doesn't know.
+        InvalidCertificate(Other(cause)) if cause.to_string() == "CaUsedAsEndEntity" => {
+            "TLS: the server's certificate is a CA: give the server a certificate of its own, signed by that CA"
+                .to_owned()
+        }
+        error => format!("TLS: {error}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R35: the path of a certificate is a value of `DATABASE_URL`.
+    #[test]
+    fn a_file_that_is_no_certificate_is_not_named() {
+        let error = sqlx::Error::Tls("Invalid certificate /etc/hunter2.pem".into());
+        assert!(
+            !describe(&error).contains("hunter2"),
+            "{}",
+            describe(&error)
+        );
+    }
 
     /// R26: what says nothing about the event is tried again for ever; what can't be decoded is no outage.
     #[test]

@@ -3,16 +3,17 @@
 pub mod embedded;
 pub mod error;
 pub mod migrate;
+mod url;
 
 use std::io;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
-use error::DatabaseCause;
+use self::error::DatabaseCause;
+pub use self::url::{DatabaseUrl, TlsFileError, UrlError};
 
 /// Begins a transaction, with its settings, in one round trip. They end with the transaction: behind a pooler, the
 /// session is lent to other clients.
@@ -39,17 +40,6 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a transaction of a single statement may take. Beyond every timeout of the database: it ends the wait for
 /// one that doesn't even answer that.
 pub const PATIENCE: Duration = Duration::from_secs(16);
-
-/// Reads a connection string.
-///
-/// # Errors
-/// It is none. The error doesn't repeat the string, which may hold a password.
-pub fn parse_url(url: &SecretString) -> Result<PgConnectOptions, sqlx::Error> {
-    Ok(url
-        .expose_secret()
-        .parse::<PgConnectOptions>()?
-        .application_name("workos-sync"))
-}
 
 /// Makes the pool; connects when first used.
 #[must_use]

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use crate::support::{Folder, SECRET, Service, TestDatabase, run};
+use url::Url;
+use workos_sync::clock::{Clock, SystemClock};
+use workos_sync::signature;
+
+use crate::support::service::answer;
+use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, run};
 
 /// A part of every secret here: nothing that is printed may hold it.
 const PRIVATE: &str = "hunter2";
@@ -30,12 +35,21 @@ const SPECIFIED: [(&str, Option<&str>); 13] = [
 ];
 
 /// Wrong values, one variable each.
-const WRONG: [(&str, &str); 20] = [
+const WRONG: [(&str, &str); 29] = [
     ("DATABASE_URL", "mysql//user:hunter2@host/app"),
     ("DATABASE_URL", "postgres://user:hunter2@host:port/app"),
+    ("DATABASE_URL", "\"postgres://user:hunter2@host/app\""),
+    ("DATABASE_URL", "postgres://user:hunter2/hunter2@host/app"),
+    ("DATABASE_URL", "postgres://user:hunter2@host,hunter2/app"),
+    ("DATABASE_URL", "postgres://host/app?ssl=hunter2"),
+    ("DATABASE_URL", "postgres://host/app?sslmode=hunter2"),
+    ("DATABASE_URL_FILE", "hunter2"),
     ("WORKOS_WEBHOOK_SECRET", "hunter2,"),
     ("WORKOS_WEBHOOK_SECRET", " ,hunter2"),
+    ("WORKOS_WEBHOOK_SECRET", "'hunter2'"),
+    ("WORKOS_WEBHOOK_SECRET", "older,\"hunter2\""),
     ("WORKOS_API_KEY", "hunter2\nhunter2"),
+    ("WORKOS_API_KEY", "\"hunter2\""),
     ("WORKOS_API_URL", "https://user:hunter2@api.workos.com"),
     ("WORKOS_API_URL", "api.workos.com"),
     ("LISTEN_ADDR", "8080"),
@@ -53,10 +67,14 @@ const WRONG: [(&str, &str); 20] = [
     ("LOG_LEVEL", "verbose"),
 ];
 
-/// The settings that `--help` shows: variable and default.
-async fn settings(variables: &[(&str, &str)]) -> BTreeMap<String, Option<String>> {
+/// The settings that the help of a command shows, or that of the program: variable and default.
+async fn settings(
+    command: &[&str],
+    variables: &[(&str, &str)],
+) -> BTreeMap<String, Option<String>> {
     let folder = Folder::new();
-    let help = run(&folder, variables, &["--help"]).await.assert(0);
+    let arguments = [command, &["--help"]].concat();
+    let help = run(&folder, variables, &arguments).await.assert(0);
     assert!(!help.stdout.contains(PRIVATE), "{}", help.stdout);
     // It is wrapped: as one line.
     let words: Vec<&str> = help.stdout.split_whitespace().collect();
@@ -85,7 +103,7 @@ fn flag(variable: &str) -> String {
 /// value is never in it.
 #[tokio::test]
 async fn help_shows_every_setting_and_no_secret() {
-    let shown = settings(&[]).await;
+    let shown = settings(&[], &[]).await;
     for (variable, default) in SPECIFIED {
         assert_eq!(
             shown.get(variable).map(Option::as_deref),
@@ -99,7 +117,60 @@ async fn help_shows_every_setting_and_no_secret() {
         ("WORKOS_API_KEY", "sk_hunter2"),
         ("LISTEN_ADDR", ""),
     ];
-    assert_eq!(settings(&set).await, shown);
+    assert_eq!(settings(&[], &set).await, shown);
+}
+
+/// Section 11: the help of a command shows the settings that it uses, with their defaults, and no others.
+#[tokio::test]
+async fn help_of_a_command_shows_what_it_uses() {
+    let all = settings(&[], &[]).await;
+    assert_eq!(settings(&["serve"], &[]).await, all);
+    for (command, used) in [
+        (
+            "migrate",
+            &[
+                "DATABASE_URL",
+                "DATABASE_URL_FILE",
+                "DATA_DIR",
+                "LOG_FORMAT",
+                "LOG_LEVEL",
+                "PG_BIN_DIR",
+            ][..],
+        ),
+        (
+            "sign",
+            &[
+                "DATA_DIR",
+                "WORKOS_WEBHOOK_SECRET",
+                "WORKOS_WEBHOOK_SECRET_FILE",
+            ],
+        ),
+    ] {
+        let shown = settings(&[command], &[]).await;
+        let names: Vec<&String> = shown.keys().collect();
+        assert_eq!(names, used, "{command}");
+        for (variable, default) in &shown {
+            assert_eq!(all.get(variable), Some(default));
+        }
+    }
+    let replay = settings(&["replay"], &[]).await;
+    assert!(replay.contains_key("ORG_ID_NAMESPACE") && !replay.contains_key("LISTEN_ADDR"));
+
+    // Taken all the same: one set of flags serves every command.
+    let (folder, none) = (Folder::new(), [("", ""); 0]);
+    let file = folder.write("event.json", "{}");
+    run(
+        &folder,
+        &none,
+        &[
+            "sign",
+            &file,
+            "--listen-addr=0.0.0.0:80",
+            "--workos-webhook-secret=s",
+        ],
+    )
+    .await
+    .assert(0);
 }
 
 /// `.env.example` has every setting, with its default, commented out; uncommented, it changes nothing.
@@ -123,7 +194,7 @@ async fn the_example_file_agrees_with_the_settings() {
         })
         .collect();
     assert_eq!(documented.len(), lines.len(), "each once");
-    assert_eq!(documented, settings(&[]).await);
+    assert_eq!(documented, settings(&[], &[]).await);
 
     let folder = Folder::new();
     folder.write(".env", lines.join("\n"));
@@ -142,7 +213,7 @@ async fn the_example_file_agrees_with_the_settings() {
 #[tokio::test]
 async fn a_wrong_value_is_one_line_that_names_the_variable() {
     let folder = Folder::new();
-    let none: [(&str, &str); 0] = [];
+    let none = [("", ""); 0];
     for (variable, value) in WRONG {
         let flag = format!("{}={value}", flag(variable));
         for finished in [
@@ -178,7 +249,7 @@ async fn a_value_that_is_no_text_is_named_too() {
 #[tokio::test]
 async fn empty_variables_are_as_if_not_set() {
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
-    let variables = settings(&[]).await;
+    let variables = settings(&[], &[]).await;
     let mut variables: Vec<(&str, &str)> = variables
         .keys()
         .filter(|variable| *variable != "PG_BIN_DIR")
@@ -194,6 +265,117 @@ async fn empty_variables_are_as_if_not_set() {
     }
     let service = Service::start(&folder, &variables).await;
     assert_eq!(service.get("/readyz").await, Some(200));
+}
+
+/// Section 11: what `.env` says counts where the environment says nothing.
+#[tokio::test]
+async fn an_empty_variable_does_not_hide_the_file() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    folder.write(
+        ".env",
+        format!(
+            "DATABASE_URL={}\nWORKOS_WEBHOOK_SECRET={SECRET}\n",
+            database.url
+        ),
+    );
+    let empty = [("DATABASE_URL", ""), ("WORKOS_WEBHOOK_SECRET", "")];
+    let migrated = run(&folder, &empty, &["migrate"]).await.assert(0);
+    let url = Url::parse(&database.url).unwrap();
+    let name = url.path().trim_start_matches('/');
+    assert!(
+        migrated.stdout.contains(&format!(" into {name} at ")),
+        "{migrated:?}"
+    );
+    assert!(!folder.data("").exists(), "no private database was made");
+    let file = folder.write("event.json", "{}");
+    run(&folder, &empty, &["sign", &file]).await.assert(0);
+}
+
+/// Section 11: no character of a secret is lost between `.env` and the signature.
+#[tokio::test]
+async fn a_secret_of_the_dotenv_file_is_taken_as_it_stands() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let secret = r#"ab$cd$1ef${HOME}it's"a\n"#;
+    folder.write(
+        ".env",
+        format!("WORKOS_WEBHOOK_SECRET={secret}   # ours\r\n"),
+    );
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("WORKOS_WEBHOOK_SECRET", ""),
+    ];
+    let service = Service::start(&folder, &variables).await;
+    let body = event(1, Kind::Created, "org_a", "Acme");
+    let signed = signature::sign(&secret.into(), body.as_bytes(), SystemClock.now());
+    let sent = service.delivery_with(&body, &format!("WorkOS-Signature: {signed}"));
+    assert_eq!(answer(sent).await["status"], "accepted");
+}
+
+/// Section 11: secrets can be files, as orchestrators mount them.
+#[tokio::test]
+async fn secrets_are_read_from_files() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    folder.write("url", format!("{}\n", database.url));
+    folder.write("secrets", format!("{SECRET},older\r\n"));
+    folder.write("key", "sk_hunter2");
+    let service = Service::start(
+        &folder,
+        &[
+            ("DATABASE_URL_FILE", "url"),
+            ("WORKOS_WEBHOOK_SECRET_FILE", "secrets"),
+            ("WORKOS_API_KEY_FILE", "key"),
+            // Empty, so not set.
+            ("WORKOS_WEBHOOK_SECRET", ""),
+        ],
+    )
+    .await;
+    assert_eq!(service.get("/readyz").await, Some(200));
+    assert!(!service.log().contains("WORKOS_API_KEY is not set"));
+    assert!(!service.log().contains(PRIVATE), "{}", service.log());
+    let body = event(1, Kind::Created, "org_a", "Acme");
+    let signed = signature::sign(&SECRET.into(), body.as_bytes(), SystemClock.now());
+    let sent = service.delivery_with(&body, &format!("WorkOS-Signature: {signed}"));
+    assert_eq!(answer(sent).await["status"], "accepted");
+}
+
+/// Section 11: a file that holds nothing, or no secret, is a wrong value, and so is one beside the secret itself. Neither
+/// content nor name is repeated: the name may be a secret that was given to the wrong variable.
+#[tokio::test]
+async fn a_wrong_secret_file_is_one_line_that_names_the_variable() {
+    let folder = Folder::new();
+    folder.write("empty", "\n");
+    folder.write("quoted", "\"hunter2\"\n");
+    folder.write("lines", "hunter2\nhunter2\n");
+    folder.write("binary", b"hunter2\xff");
+    folder.write("good", "hunter2");
+    for variable in ["DATABASE_URL", "WORKOS_WEBHOOK_SECRET", "WORKOS_API_KEY"] {
+        let file_variable = format!("{variable}_FILE");
+        for (file, problem) in [
+            ("hunter2", "the file can't be read: "),
+            ("empty", "the file is empty"),
+            ("binary", "the file can't be read: "),
+            ("quoted", "the value is in quotes"),
+        ] {
+            let finished = run(&folder, &[(&file_variable, file)], &["migrate"]).await;
+            let finished = finished.assert(2);
+            let line = finished.error_line();
+            let expected = format!("workos-sync: {file_variable}: {problem}");
+            assert!(line.starts_with(&expected), "{line}");
+            assert!(!line.contains(PRIVATE), "{line}");
+        }
+        let both = [(variable, PRIVATE), (file_variable.as_str(), "good")];
+        let finished = run(&folder, &both, &["migrate"]).await.assert(2);
+        assert_eq!(
+            finished.error_line(),
+            format!("workos-sync: {file_variable}: {variable} is set too; expected one of them")
+        );
+    }
+    let lines = [("WORKOS_API_KEY_FILE", "lines")];
+    let finished = run(&folder, &lines, &[]).await.assert(2);
+    assert_eq!(
+        finished.error_line(),
+        "workos-sync: WORKOS_API_KEY_FILE: expected a key of visible ASCII characters"
+    );
 }
 
 /// Section 8: with a database of one's own, the secret is required: one made up would refuse every delivery.
@@ -237,7 +419,7 @@ async fn the_dotenv_file_is_read_and_the_environment_wins() {
     );
     assert_eq!(service.get("/webhooks/workos").await, Some(404));
 
-    let none: [(&str, &str); 0] = [];
+    let none = [("", ""); 0];
     let wrong = run(&folder, &none, &[]).await.assert(2);
     assert!(wrong.error_line().contains("LISTEN_ADDR"), "{wrong:?}");
     let flag = run(
@@ -259,9 +441,10 @@ async fn a_malformed_dotenv_file_is_an_error() {
         "WORKOS_API_KEY=sk_hunter2 and more\n",
         "LOG_LEVEL=info\nhunter2\n",
         "WORKOS_API_KEY='hunter2\n",
+        "WORKOS_API_KEY=\"hunter2\\x\"\n",
     ] {
         folder.write(".env", content);
-        let none: [(&str, &str); 0] = [];
+        let none = [("", ""); 0];
         let finished = run(&folder, &none, &["migrate"]).await.assert(2);
         let line = finished.error_line();
         assert!(line.starts_with("workos-sync: .env: "), "{line}");

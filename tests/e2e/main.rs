@@ -9,6 +9,7 @@
 )]
 
 mod configuration;
+mod database_url;
 mod emulator;
 mod hardening;
 mod lifecycle;

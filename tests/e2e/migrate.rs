@@ -1,22 +1,51 @@
 //! `workos-sync migrate`, and what `serve` does about the schema.
 
+use url::Url;
+
 use crate::support::process::{Process, program};
 use crate::support::{
     Folder, Kind, LateDatabase, SECRET, Service, TestDatabase, event, run, run_with_input,
 };
 
-/// Section 8: the first run says what it applied, the second that there is nothing to do.
+/// How a database is called: `name at host:port`.
+fn place(url: &str) -> String {
+    let url = Url::parse(url).unwrap();
+    let name = url.path().trim_start_matches('/');
+    let port = url.port().unwrap_or(5432);
+    format!("{name} at {}:{port}", url.host_str().unwrap())
+}
+
+/// Section 11: the first run says what it applied and where, the second that there is nothing to do.
 #[tokio::test]
 async fn a_second_run_finds_the_schema_current() {
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
     let variables = [("DATABASE_URL", &database.url)];
     let first = run(&folder, &variables, &["migrate"]).await.assert(0);
     assert!(!first.stdout.is_empty(), "{first:?}");
+    let place = place(&database.url);
     for line in first.stdout.lines() {
         assert!(line.starts_with("applied 20"), "{first:?}");
+        assert!(line.ends_with(&format!(" into {place}")), "{first:?}");
     }
     let second = run(&folder, &variables, &["migrate"]).await.assert(0);
-    assert_eq!(second.stdout, "the schema is current\n");
+    assert_eq!(second.stdout, format!("the schema of {place} is current\n"));
+}
+
+/// Section 11: only `serve` makes a private database; others say that there is none, and make nothing.
+#[tokio::test]
+async fn without_a_database_nothing_is_made() {
+    let folder = Folder::new();
+    folder.write("event.json", event(1, Kind::Created, "org_a", "Acme"));
+    let none = [("", ""); 0];
+    for command in [&["migrate"][..], &["replay", "event.json"]] {
+        let refused = run(&folder, &none, command).await.assert(2);
+        assert_eq!(
+            refused.error_line(),
+            "workos-sync: DATABASE_URL: not set, and there is no private database in .workos-sync; \
+             set it, or run `workos-sync serve` first"
+        );
+    }
+    assert!(!folder.data("").exists());
 }
 
 /// Section 8: in an init container, beside a database that starts too, it waits; so does `replay`.
@@ -50,10 +79,9 @@ async fn a_database_that_does_not_come_is_given_up() {
         panic!("{refused:?}")
     };
     assert!(said.contains("trying again"), "{said}");
-    let place = away.url.split(['@', '/']).nth(3).unwrap();
-    let expected = format!(
-        "workos-sync: DATABASE_URL: the database at {place} could not be reached for 30 s: "
-    );
+    let place = place(&away.url);
+    let expected =
+        format!("workos-sync: DATABASE_URL: the database {place} could not be reached for 30 s: ");
     assert!(given_up.starts_with(&expected), "{given_up}");
 }
 
@@ -78,8 +106,10 @@ async fn four_at_once_migrate_once() {
     }
     applied.sort_unstable();
     let recorded: Vec<String> = sqlx::query_scalar(
-        "select 'applied ' || version from workos_sync.migrations where success order by version",
+        "select 'applied ' || version || ' into ' || $1
+         from workos_sync.migrations where success order by version",
     )
+    .bind(place(&database.url))
     .fetch_all(&database.pool)
     .await
     .unwrap();

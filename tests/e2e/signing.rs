@@ -76,4 +76,11 @@ async fn what_cannot_be_signed_is_said_in_one_line() {
         without.error_line(),
         "workos-sync: WORKOS_WEBHOOK_SECRET: required to sign"
     );
+    let none = [("", ""); 0];
+    let nothing = run(&folder, &none, &["sign", &file]).await.assert(2);
+    assert_eq!(
+        nothing.error_line(),
+        "workos-sync: WORKOS_WEBHOOK_SECRET: not set, and `workos-sync serve` has made none in .workos-sync"
+    );
+    assert!(!folder.data("").exists(), "none was made");
 }

@@ -18,6 +18,15 @@ pub enum EmbeddedError {
         /// The owner, as the lock file names it.
         pid: String,
     },
+    /// A command that uses the private database of `serve` found none.
+    #[error("there is no private database in {}", dir.display())]
+    NotMade {
+        /// The data folder.
+        dir: PathBuf,
+    },
+    /// The start was asked to end.
+    #[error("the start of the private postgres was interrupted")]
+    Interrupted,
     /// Something isn't what a server needs.
     #[error("{subject}: {problem}")]
     Unusable {
@@ -61,7 +70,11 @@ impl EmbeddedError {
                 dir.display()
             )),
             Self::Unusable { hint, .. } => Some(hint.clone()),
-            Self::Program { .. } | Self::Database(_) | Self::Io { .. } => None,
+            Self::NotMade { .. } => Some(
+                "set DATABASE_URL, or DATA_DIR to where `workos-sync serve` has made one"
+                    .to_owned(),
+            ),
+            Self::Interrupted | Self::Program { .. } | Self::Database(_) | Self::Io { .. } => None,
         }
     }
 

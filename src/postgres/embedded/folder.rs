@@ -19,37 +19,43 @@ use super::error::{EmbeddedError, When};
 const PASSWORD: &str = "password";
 const WEBHOOK_SECRET: &str = "webhook_secret";
 
+/// The webhook secret of a data folder; `None` if none was made there. Makes nothing.
+///
+/// # Errors
+///
+/// If the file can't be read, or is empty.
+pub fn webhook_secret(data_dir: &Path) -> Result<Option<SecretString>, EmbeddedError> {
+    match Folder::find(data_dir)? {
+        Some(folder) => folder.webhook_secret(),
+        None => Ok(None),
+    }
+}
+
 /// The webhook secret of a data folder, made up at the first call: `whsec_` and 244 random bits in
-/// hexadecimal.
+/// hexadecimal. Only for `serve`: a secret that another command made up would sign what no server
+/// accepts.
 ///
 /// Needs no lock: of two that make one up at once, both get the one that was there first.
 ///
 /// # Errors
 ///
 /// If the file can't be read or made, or is empty.
-pub fn webhook_secret(data_dir: &Path) -> Result<SecretString, EmbeddedError> {
+pub fn make_webhook_secret(data_dir: &Path) -> Result<SecretString, EmbeddedError> {
     let folder = Folder::open(data_dir)?;
-    let path = folder.file(WEBHOOK_SECRET);
-    if folder.read(WEBHOOK_SECRET)?.is_none() {
-        let staged = folder.stage(WEBHOOK_SECRET, &format!("whsec_{}", random_hex()))?;
-        // A link, unlike a rename, replaces nothing.
-        let linked = fs::hard_link(&staged, &path);
-        fs::remove_file(&staged).when("remove", &staged)?;
-        match linked {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            linked => linked.when("write", &path)?,
-        }
-        sync_folder(&folder.dir)?;
+    if let Some(secret) = folder.webhook_secret()? {
+        return Ok(secret);
     }
-    match folder.read(WEBHOOK_SECRET)? {
-        Some(secret) if !secret.expose_secret().is_empty() => Ok(secret),
-        // An empty key would accept anybody's signature.
-        _ => Err(EmbeddedError::unusable(
-            path.display(),
-            "the webhook secret is empty",
-            "remove the file to have a new secret made, or set WORKOS_WEBHOOK_SECRET",
-        )),
+    let made = SecretString::from(format!("whsec_{}", random_hex()));
+    let staged = folder.stage(WEBHOOK_SECRET, made.expose_secret())?;
+    // A link, unlike a rename, replaces nothing.
+    let linked = fs::hard_link(&staged, folder.file(WEBHOOK_SECRET));
+    fs::remove_file(&staged).when("remove", &staged)?;
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        linked => linked.when("write", &folder.file(WEBHOOK_SECRET))?,
     }
+    sync_folder(&folder.dir)?;
+    Ok(folder.webhook_secret()?.unwrap_or(made))
 }
 
 /// The data folder, absolute and without links.
@@ -71,6 +77,24 @@ impl Folder {
         }
         let dir = dir.canonicalize().when("resolve", dir)?;
         Ok(Self { dir })
+    }
+
+    /// `None` if it isn't there.
+    pub(super) fn find(dir: &Path) -> Result<Option<Self>, EmbeddedError> {
+        let found = if_there(dir.canonicalize()).when("resolve", dir)?;
+        Ok(found.map(|dir| Self { dir }))
+    }
+
+    fn webhook_secret(&self) -> Result<Option<SecretString>, EmbeddedError> {
+        match self.read(WEBHOOK_SECRET)? {
+            // An empty key would accept anybody's signature.
+            Some(secret) if secret.expose_secret().is_empty() => Err(EmbeddedError::unusable(
+                self.file(WEBHOOK_SECRET).display(),
+                "the webhook secret is empty",
+                "remove the file to have a new secret made, or set WORKOS_WEBHOOK_SECRET",
+            )),
+            secret => Ok(secret),
+        }
     }
 
     pub(super) fn file(&self, name: &str) -> PathBuf {
@@ -205,7 +229,7 @@ mod tests {
     fn the_webhook_secret_stays_the_same_and_is_private() {
         let parent = tempfile::tempdir().expect("a folder");
         let dir = parent.path().join("made/when/needed");
-        let first = webhook_secret(&dir).expect("a secret");
+        let first = make_webhook_secret(&dir).expect("a secret");
         let secret = first.expose_secret();
         let random = secret.strip_prefix("whsec_").expect("the prefix");
         assert!(random.len() == 64 && random.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -213,15 +237,32 @@ mod tests {
         assert_eq!(mode(&dir), 0o711);
         let ignored = fs::read_to_string(dir.join(".gitignore")).expect("a file");
         assert_eq!(ignored, "*\n");
-        let again = webhook_secret(&dir).expect("the secret");
+        let again = make_webhook_secret(&dir).expect("the secret");
         assert_eq!(again.expose_secret(), secret);
         assert!(!format!("{first:?}").contains(random));
-        let other = webhook_secret(parent.path()).expect("a secret");
+        let other = make_webhook_secret(parent.path()).expect("a secret");
         assert_ne!(other.expose_secret(), secret);
 
         fs::write(dir.join(WEBHOOK_SECRET), "\n").expect("a file");
-        let refused = webhook_secret(&dir).expect_err("an empty key");
+        let refused = make_webhook_secret(&dir).expect_err("an empty key");
         assert!(refused.to_string().contains("is empty"), "{refused}");
+    }
+
+    /// Only `serve` makes a secret, or a place for one.
+    #[test]
+    fn a_webhook_secret_that_is_only_read_is_not_made() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let dir = parent.path().join("data");
+        assert!(webhook_secret(&dir).expect("no secret").is_none());
+        assert!(!dir.exists());
+        fs::create_dir(&dir).expect("a folder");
+        assert!(webhook_secret(&dir).expect("no secret").is_none());
+        assert_eq!(fs::read_dir(&dir).expect("the folder").count(), 0);
+
+        let made = make_webhook_secret(&dir).expect("a secret");
+        let read = webhook_secret(&dir).expect("it can be read");
+        let read = read.expect("it is there");
+        assert_eq!(read.expose_secret(), made.expose_secret());
     }
 
     #[test]
@@ -231,7 +272,7 @@ mod tests {
         let secrets: Vec<SecretString> = thread::scope(|scope| {
             let make = || {
                 barrier.wait();
-                webhook_secret(dir.path()).expect("a secret")
+                make_webhook_secret(dir.path()).expect("a secret")
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
             threads

@@ -13,7 +13,7 @@
 //! | `postgres.log` | what the server and `pg_ctl` say |
 //! | `password` | of the superuser `workos_sync` |
 //! | `database_url` | there only while an owner serves; the port may change with each start |
-//! | `webhook_secret` | made up once by [`webhook_secret`] |
+//! | `webhook_secret` | made up once by [`make_webhook_secret`] |
 //!
 //! This file is the life of a server: an owner takes the lock, starts or adopts the server, says
 //! where it is, stops it. A server outlives an owner that was killed; the next one adopts it.
@@ -29,15 +29,17 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use self::cluster::Cluster;
 pub use self::error::EmbeddedError;
-pub use self::folder::webhook_secret;
 use self::folder::{Folder, FolderLock};
+pub use self::folder::{make_webhook_secret, webhook_secret};
 use self::server::{NAME, PATIENCE, POLL, Server};
 
 /// There only while an owner serves.
@@ -72,17 +74,25 @@ pub struct Embedded {
 
 impl Embedded {
     /// Takes the lock of the data folder, then starts the server, or adopts the one that a killed
-    /// owner left running. When it returns, the server accepts connections and has a database
-    /// `workos_sync`.
+    /// owner left running. Makes folder and database if they aren't there. When it returns, the
+    /// server accepts connections and has a database `workos_sync`.
     ///
     /// # Errors
     ///
-    /// [`EmbeddedError::InUse`] while another process owns the folder; else what stands in the way
-    /// of a server.
-    pub async fn start(options: &EmbeddedOptions) -> Result<Self, EmbeddedError> {
+    /// [`EmbeddedError::InUse`] while another process owns the folder;
+    /// [`EmbeddedError::Interrupted`] once `stop` is cancelled; else what stands in the way of a
+    /// server.
+    pub async fn start(
+        options: &EmbeddedOptions,
+        stop: &CancellationToken,
+    ) -> Result<Self, EmbeddedError> {
         let folder = Folder::open(&options.data_dir)?;
         let lock = folder.lock()?;
-        Self::start_locked(options, folder, lock).await
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(EmbeddedError::Interrupted),
+            started = Self::start_locked(options, folder, lock) => started,
+        }
     }
 
     async fn start_locked(
@@ -164,7 +174,7 @@ impl Drop for Embedded {
     }
 }
 
-/// What [`join_or_start`] found.
+/// What [`open_existing`] found.
 #[derive(Debug)]
 pub enum Joined {
     /// Nobody served: the server is ours, and ours to stop.
@@ -199,20 +209,40 @@ impl Joined {
     }
 }
 
-/// For commands that run beside a serving process: uses that one's server, or starts one if nobody
-/// serves.
+/// For the commands beside `serve`, which make no database: uses the server of a serving process, or
+/// starts that of the database which an earlier one has made.
 ///
 /// An owner that is still starting is waited for.
 ///
 /// # Errors
 ///
-/// [`EmbeddedError::InUse`] if the folder is held but its database doesn't answer for a minute; else
-/// as [`Embedded::start`].
-pub async fn join_or_start(options: &EmbeddedOptions) -> Result<Joined, EmbeddedError> {
-    let folder = Folder::open(&options.data_dir)?;
+/// [`EmbeddedError::NotMade`] if there is no database; [`EmbeddedError::InUse`] if the folder is held
+/// but its database doesn't answer for a minute; else as [`Embedded::start`].
+pub async fn open_existing(
+    options: &EmbeddedOptions,
+    stop: &CancellationToken,
+) -> Result<Joined, EmbeddedError> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(EmbeddedError::Interrupted),
+        joined = join(options) => joined,
+    }
+}
+
+async fn join(options: &EmbeddedOptions) -> Result<Joined, EmbeddedError> {
+    let not_made = || EmbeddedError::NotMade {
+        dir: options.data_dir.clone(),
+    };
+    let folder = Folder::find(&options.data_dir)?.ok_or_else(not_made)?;
+    let there = |name| fs::symlink_metadata(folder.file(name)).is_ok();
+    // Before the lock is made. One that is held belongs to an owner who may still be initialising.
+    if !there("lock") && !there("postgres") {
+        return Err(not_made());
+    }
     let deadline = Instant::now() + PATIENCE;
     loop {
         match folder.lock() {
+            Ok(_) if !there("postgres") => return Err(not_made()),
             Ok(lock) => {
                 let owned = Embedded::start_locked(options, folder, lock).await?;
                 return Ok(Joined::Owned(owned));

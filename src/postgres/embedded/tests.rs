@@ -11,6 +11,7 @@ use sqlx::error::DatabaseError;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, RELOCATED, is_root};
 use super::folder::Folder;
@@ -47,7 +48,7 @@ impl TestFolder {
     }
 
     async fn start(&self) -> Embedded {
-        Embedded::start(&self.options())
+        Embedded::start(&self.options(), &CancellationToken::new())
             .await
             .unwrap_or_else(|error| panic!("{error}: {error:?}"))
     }
@@ -170,7 +171,10 @@ async fn what_was_written_is_there_after_stop_and_start() {
 #[tokio::test]
 async fn the_password_is_asked_for_and_shown_nowhere() {
     let folder = TestFolder::new();
-    let joined = join_or_start(&folder.options()).await.expect("a server");
+    folder.start().await.stop().await.expect("a clean stop");
+    let joined = open_existing(&folder.options(), &CancellationToken::new())
+        .await
+        .expect("a server");
     let password = fs::read_to_string(folder.path().join("password")).expect("the password");
     let password = password.trim();
     assert!(joined.url().expose_secret().contains(password));
@@ -208,7 +212,7 @@ async fn a_second_owner_is_refused_and_a_second_user_joins() {
     let folder = TestFolder::new();
     let owner = folder.start().await;
 
-    let refused = Embedded::start(&folder.options())
+    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
         .await
         .expect_err("two owners");
     let expected = format!(
@@ -219,7 +223,7 @@ async fn a_second_owner_is_refused_and_a_second_user_joins() {
     assert_eq!(refused.to_string(), expected);
     assert!(refused.hint().is_some());
 
-    let joined = join_or_start(&folder.options())
+    let joined = open_existing(&folder.options(), &CancellationToken::new())
         .await
         .expect("the owner's server");
     assert!(matches!(joined, Joined::Running { .. }), "{joined:?}");
@@ -232,7 +236,9 @@ async fn a_second_owner_is_refused_and_a_second_user_joins() {
         .expect("the server is the owner's to stop");
 
     owner.stop().await.expect("a clean stop");
-    let alone = join_or_start(&folder.options()).await.expect("a server");
+    let alone = open_existing(&folder.options(), &CancellationToken::new())
+        .await
+        .expect("a server");
     assert!(matches!(alone, Joined::Owned(_)), "{alone:?}");
     alone.stop().await.expect("a clean stop");
 }
@@ -297,7 +303,8 @@ async fn a_server_that_is_stopping_is_waited_for() {
         log.matches(refusal).count() >= 2
     };
     let options = folder.options();
-    let (heir, ended) = tokio::join!(Embedded::start(&options), async {
+    let never = CancellationToken::new();
+    let (heir, ended) = tokio::join!(Embedded::start(&options, &never), async {
         until(refused_twice).await;
         client.close().await
     });
@@ -327,7 +334,7 @@ async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
     let conf = folder.pgdata().join("postgresql.conf");
     let good = fs::read(&conf).expect("the configuration");
     fs::write(&conf, "no such setting\n").expect("a broken configuration");
-    let refused = Embedded::start(&folder.options())
+    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
         .await
         .expect_err("a broken configuration");
     assert!(refused.to_string().contains("postgresql.conf"), "{refused}");
@@ -339,7 +346,7 @@ async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
     fs::write(&conf, good).expect("the configuration");
     let password = fs::read(folder.path().join("password")).expect("the password");
     fs::remove_file(folder.path().join("password")).expect("the password");
-    let refused = Embedded::start(&folder.options())
+    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
         .await
         .expect_err("no password");
     assert!(
@@ -376,6 +383,35 @@ async fn an_interrupted_initdb_is_cleared_away() {
     );
 }
 
+/// Only `serve` makes a database.
+#[tokio::test]
+async fn a_database_that_is_only_used_is_not_made() {
+    let folder = TestFolder::new();
+    let options = EmbeddedOptions {
+        data_dir: folder.path().join("data"),
+        ..folder.options()
+    };
+    let files = || fs::read_dir(&options.data_dir).map(Iterator::count).ok();
+    for before in [None, Some(0)] {
+        if before.is_some() {
+            fs::create_dir(&options.data_dir).expect("a folder");
+        }
+        let refused = open_existing(&options, &CancellationToken::new()).await;
+        assert!(
+            matches!(refused, Err(EmbeddedError::NotMade { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(files(), before);
+    }
+    // A start that didn't come so far.
+    fs::write(options.data_dir.join("lock"), "").expect("a file");
+    let refused = open_existing(&options, &CancellationToken::new()).await;
+    assert!(
+        matches!(refused, Err(EmbeddedError::NotMade { .. })),
+        "{refused:?}"
+    );
+}
+
 /// Only root needs another place; for everybody else the first half says that there is none.
 #[tokio::test]
 async fn roots_cluster_is_linked_to_where_its_user_can_go() {
@@ -393,14 +429,14 @@ async fn roots_cluster_is_linked_to_where_its_user_can_go() {
 
     let moved = target.with_extension("moved");
     fs::rename(&target, &moved).expect("a move");
-    let refused = Embedded::start(&folder.options())
+    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
         .await
         .expect_err("the cluster is gone");
     assert!(refused.to_string().contains("which is gone"), "{refused}");
     fs::rename(&moved, &target).expect("a move");
 
     chown(&target, Some(0), Some(0)).expect("root may");
-    let refused = Embedded::start(&folder.options())
+    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
         .await
         .expect_err("the cluster is root's");
     assert!(refused.to_string().contains("belongs to root"), "{refused}");
@@ -410,7 +446,7 @@ async fn roots_cluster_is_linked_to_where_its_user_can_go() {
     fs::create_dir(&cluster).expect("a folder");
     fs::write(cluster.join("PG_VERSION"), "15\n").expect("a file");
     chown(&cluster, Some(65534), Some(65534)).expect("root may");
-    let refused = Embedded::start(&moved.options())
+    let refused = Embedded::start(&moved.options(), &CancellationToken::new())
         .await
         .expect_err("its owner can't get there");
     assert!(

@@ -10,6 +10,7 @@ pub(crate) mod process;
 #[path = "../../it/support/server.rs"]
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod tls;
 
 pub(crate) use database::TestDatabase;
 pub(crate) use emulator::Emulator;

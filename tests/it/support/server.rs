@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 use workos_sync::postgres::embedded::{Embedded, EmbeddedOptions};
 
 /// A server, and whether its databases outlive the tests.
@@ -38,13 +39,14 @@ async fn throw_away() -> String {
         .tempdir()
         .unwrap()
         .keep();
-    let server = Embedded::start(&EmbeddedOptions {
+    let options = EmbeddedOptions {
         data_dir: folder.clone(),
         bin_dir: std::env::var_os("PG_BIN_DIR").map(PathBuf::from),
         durable: false,
-    })
-    .await
-    .unwrap_or_else(|error| panic!("{error}"));
+    };
+    let server = Embedded::start(&options, &CancellationToken::new())
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
     let url = server.url().expose_secret().to_owned();
     end_with_this_process(&folder);
     // The watchdog ends it: a test binary has no last line to do it in.
