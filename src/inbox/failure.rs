@@ -61,9 +61,7 @@ pub(super) enum AttemptError {
     #[error(transparent)]
     Decode(#[from] DecodeError),
     /// Recorded events are in the lane of their organization, so somebody else put it there.
-    #[error(
-        "the event is about {0}, which is not what the column organization_id says: set it, then retry"
-    )]
+    #[error("the event is about {0}, which is not what the column lane says: set it, then retry")]
     WrongLane(WorkosId),
     /// The body is longer than the transaction takes.
     #[error("the body is too long for a batch")]

@@ -228,7 +228,7 @@ impl Inbox {
     /// The database doesn't answer, or nothing can be applied to the host's table.
     pub async fn drain(&self) -> Result<(), DrainError> {
         let mut before = self.outcomes.steps();
-        while self.sweeper.sweep().await? > 0 {
+        while self.sweeper.sweep().await?.found > 0 {
             // Both arms only wait.
             tokio::select! {
                 () = self.lanes.idle() => {}
@@ -292,7 +292,7 @@ impl Inbox {
     /// # Errors
     /// The database doesn't answer.
     pub async fn sweep(&self) -> Result<usize, sqlx::Error> {
-        self.sweeper.sweep().await
+        Ok(self.sweeper.sweep().await?.found)
     }
 
     /// Counts the dead letters now and then, until shutdown.

@@ -87,6 +87,8 @@ pub(super) async fn check_constraints(connection: &mut PgConnection) -> Result<(
 pub(super) struct NewEvent {
     pub(super) event_id: String,
     pub(super) event_type: String,
+    /// Sorts as the id does.
+    pub(super) event_order: String,
     pub(super) organization_id: Option<String>,
     /// Of a type that is not handled: final from the start (R13).
     pub(super) ignored: bool,
@@ -100,6 +102,7 @@ impl NewEvent {
         Self {
             event_id: event.id.to_string(),
             event_type: event.event_type.clone(),
+            event_order: event.id.order_key(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
             ignored: event.organization_event_type().is_none(),
             received_at,
@@ -146,21 +149,24 @@ pub(super) async fn insert_marked(
     query_scalar!(
         r#"
         insert into workos_sync.webhook_events
-            (event_id, status, outcome, event_type, organization_id, attempts, received_at, processed_at, source,
-             payload)
+            (event_id, status, outcome, event_type, organization_id, lane, event_order, attempts, received_at,
+             processed_at, source, payload)
         select event_id,
                case when ignored then 'ignored' when outcome is null then 'pending' else 'processed' end,
                outcome,
                event_type,
                organization_id,
+               coalesce(organization_id, event_id),
+               event_order,
                (outcome is not null)::integer,
                received_at,
                case when ignored then received_at when outcome is not null then $9 end,
                source,
                body::json
         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
-                    $8::text[])
-                 as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome)
+                    $8::text[], $10::text[])
+                 as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome,
+                            event_order)
         on conflict (event_id) do nothing
         returning event_id
         "#,
@@ -173,6 +179,7 @@ pub(super) async fn insert_marked(
         &column(|event| &event.body) as _,
         &texts(outcomes) as _,
         processed_at,
+        &column(|event| &event.event_order) as _,
     )
     .fetch_all(connection)
     .await
@@ -451,15 +458,16 @@ pub(super) async fn take_up_failed(
     Ok(result.rows_affected())
 }
 
-/// The lanes behind `after`, in order, that have a pending event; at most `limit`.
+/// The lanes behind `after`, in order, that have a pending event, up to `limit`; and how long the server took to find
+/// them, in seconds.
 pub(super) async fn due_lanes(
     executor: impl PgExecutor<'_>,
     after: &str,
     limit: i64,
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<(Vec<String>, f64), sqlx::Error> {
     // A loose index scan of webhook_events_lane_idx: from lane to lane, however many events wait in each. A
     // plain `distinct` would read all the events of a flood to name a handful of lanes.
-    query_scalar!(
+    let due = query!(
         r#"
         with recursive due as (
             (select lane
@@ -478,16 +486,16 @@ pub(super) async fn due_lanes(
             from due
             where due.lane is not null
         )
-        select lane as "lane!"
-        from due
-        where lane is not null
-        limit $2
+        select array_agg(lane)                                                          as lanes,
+               extract(epoch from clock_timestamp() - statement_timestamp())::float8 as "took!"
+        from (select lane from due where lane is not null limit $2) as page
         "#,
         after,
         limit,
     )
-    .fetch_all(executor)
-    .await
+    .fetch_one(executor)
+    .await?;
+    Ok((due.lanes.unwrap_or_default(), due.took))
 }
 
 /// Where an event stands.

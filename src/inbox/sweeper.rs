@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use sqlx::PgPool;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -24,9 +23,10 @@ pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest time between two looks.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A pause is at least this many times as long as the look was: while a transaction anywhere keeps old rows from being
-/// vacuumed, a look reads an index entry for each event since, and is to take no more than a hundredth of the time.
-const PAUSE_PER_LOOK: u32 = 100;
+/// A pause is at least this many times as long as the server took for the look: while a transaction anywhere keeps old
+/// rows from being vacuumed, a look reads an index entry for each event since, and is to take no more than a hundredth
+/// of the server's time.
+const PAUSE_PER_LOOK: f64 = 100.0;
 
 /// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
@@ -52,20 +52,29 @@ pub(super) struct Sweeper {
     pub(super) position: Mutex<String>,
 }
 
-/// How long to wait after a look that took this long.
-fn pause_after(look: Duration) -> Duration {
-    (look * PAUSE_PER_LOOK).clamp(SWEEP_INTERVAL, LONGEST_INTERVAL)
+/// What a look came to.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// How many lanes have something to do, at most a page.
+    pub(super) found: usize,
+    /// How long to wait before the next.
+    pause: Duration,
+}
+
+/// How long to wait after a look that took the server this many seconds.
+fn pause_after(look: f64) -> Duration {
+    let pause = Duration::try_from_secs_f64(look * PAUSE_PER_LOOK).unwrap_or(LONGEST_INTERVAL);
+    pause.clamp(SWEEP_INTERVAL, LONGEST_INTERVAL)
 }
 
 impl Sweeper {
     /// Sweeps until shutdown. Ends then, when the events in hand are done.
     pub(super) async fn run(&self) {
         while !self.shutdown.is_cancelled() {
-            let begun = Instant::now();
             let pause = match self.sweep().await {
-                Ok(_) => {
+                Ok(look) => {
                     self.conditions.database_answered();
-                    pause_after(begun.elapsed())
+                    look.pause
                 }
                 Err(error) => {
                     self.conditions.database_failed(&error);
@@ -82,12 +91,11 @@ impl Sweeper {
         self.lanes.idle().await;
     }
 
-    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process; says how many
-    /// lanes those are, at most a page.
-    pub(super) async fn sweep(&self) -> Result<usize, sqlx::Error> {
+    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process.
+    pub(super) async fn sweep(&self) -> Result<Look, sqlx::Error> {
         let now = self.clock.now();
         let after = self.take_position();
-        let (taken_up, lanes) =
+        let (taken_up, lanes, took) =
             postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
                 // Asked first: a look that finds nothing writes nothing.
                 let taken_up = if store::has_failed_due(&mut *connection, now).await? {
@@ -95,14 +103,19 @@ impl Sweeper {
                 } else {
                     0
                 };
-                let mut lanes = store::due_lanes(&mut *connection, &after, PAGE).await?;
+                let (mut lanes, mut took) =
+                    store::due_lanes(&mut *connection, &after, PAGE).await?;
                 if lanes.is_empty() && !after.is_empty() {
-                    lanes = store::due_lanes(connection, "", PAGE).await?;
+                    (lanes, took) = store::due_lanes(connection, "", PAGE).await?;
                 }
-                Ok::<_, sqlx::Error>((taken_up, lanes))
+                Ok::<_, sqlx::Error>((taken_up, lanes, took))
             })
             .await?;
         let found = lanes.len();
+        let look = Look {
+            found,
+            pause: pause_after(took),
+        };
         let is_full = |found: u64| found == PAGE.unsigned_abs();
         let page_is_full = u64::try_from(found).is_ok_and(is_full);
         let mut position = after;
@@ -114,7 +127,7 @@ impl Sweeper {
                 Wake::NoRoom => {
                     // The lanes tell when they want more, and the next look goes on here.
                     self.set_position(position);
-                    return Ok(found);
+                    return Ok(look);
                 }
             }
             position = lane;
@@ -126,7 +139,7 @@ impl Sweeper {
             // There may be more that nobody has in hand.
             self.lanes.expect_more();
         }
-        Ok(found)
+        Ok(look)
     }
 
     fn take_position(&self) -> String {
@@ -195,14 +208,14 @@ mod tests {
     #[test]
     fn an_expensive_look_is_followed_by_a_longer_pause() {
         for (look, pause) in [
-            (0, 1_000),
-            (10, 1_000),
-            (30, 3_000),
-            (101, 10_100),
-            (900, 60_000),
+            (0.0, 1),
+            (0.01, 1),
+            (0.05, 5),
+            (0.5, 50),
+            (0.9, 60),
+            (1e30, 60),
         ] {
-            let look = Duration::from_millis(look);
-            assert_eq!(pause_after(look), Duration::from_millis(pause), "{look:?}");
+            assert_eq!(pause_after(look), Duration::from_secs(pause), "{look}");
         }
     }
 }

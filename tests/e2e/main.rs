@@ -17,5 +17,6 @@ mod migrate;
 mod private_database;
 mod replay;
 mod signing;
+mod skew;
 mod start;
 mod support;

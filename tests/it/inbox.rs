@@ -546,8 +546,8 @@ async fn a_row_in_a_wrong_lane_is_a_dead_letter() {
     put(&app, &[created(1, ACME, "Acme")]).await;
     put(&app, &[created(2, ACME, "Acme")]).await;
     put(&app, &[created(3, OTHER, "Other")]).await;
-    for (n, filed) in [(1, None), (2, Some("org_x"))] {
-        sqlx::query("update webhook_events set organization_id = $2 where event_id = $1")
+    for (n, filed) in [(1, event_id(1)), (2, "org_x".to_owned())] {
+        sqlx::query("update webhook_events set lane = $2 where event_id = $1")
             .bind(event_id(n))
             .bind(filed)
             .execute(&app.db.pool)
@@ -559,11 +559,11 @@ async fn a_row_in_a_wrong_lane_is_a_dead_letter() {
         let row = app.inbox_row(&event_id(n)).await;
         assert_eq!((row.status.as_str(), row.attempts), ("dead", 1));
         let reason = row.last_error.unwrap();
-        assert!(reason.contains("organization_id") && reason.contains(ACME));
+        assert!(reason.contains("column lane") && reason.contains(ACME));
     }
     assert_eq!(app.organization().await.name, "Other");
 
-    app.execute("update webhook_events set organization_id = 'org_01EHWNCE74X7JSDV0X3SZ3KJNY' where status = 'dead'")
+    app.execute("update webhook_events set lane = organization_id where status = 'dead'")
         .await;
     retry_by_hand(&app, &event_id(1)).await;
     app.settle().await;
@@ -712,6 +712,7 @@ async fn the_database_orders_event_ids_as_the_guard_does() {
             .unwrap();
     assert_eq!(rows.len(), ids.len());
     for (a, order_of_a) in &rows {
+        assert_eq!(&EventId::new(a).unwrap().order_key(), order_of_a);
         for (b, order_of_b) in &rows {
             let (a, b) = (EventId::new(a).unwrap(), EventId::new(b).unwrap());
             if let Some(order) = a.compare(&b) {

@@ -9,6 +9,7 @@ use workos_sync::event::Event;
 
 use crate::support::app::Options;
 use crate::support::event::event_id;
+use crate::support::logs::Logs;
 use crate::support::{EventBuilder, TestApp, created, eventually, release, updated};
 
 /// R24: rows that the application holds for a long time keep no other organization waiting, also none whose payload is
@@ -167,4 +168,32 @@ async fn a_lane_that_met_a_lock_comes_again_by_itself() {
         Some("created")
     );
     eventually("nothing waits", async || app.inbox.load().paused == 0).await;
+}
+
+/// R24: while a transaction anywhere keeps old rows from being vacuumed, a look reads an index entry for each event that
+/// was processed since: then looks are rare.
+// On one thread, where the log is.
+#[tokio::test]
+async fn expensive_looks_are_rare() {
+    let app = TestApp::new().await;
+    let snapshot = app
+        .hold("set transaction isolation level repeatable read; select 1")
+        .await;
+    app.execute(
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
+         select 'e' || n, 'x', 'org_' || n, '{}' from generate_series(1, 200000) n",
+    )
+    .await;
+    app.execute("update webhook_events set status = 'ignored'")
+        .await;
+    let logs = Logs::capture();
+    let looks = || logs.text().matches("summary=\"with recursive due").count();
+    let sweeper = tokio::spawn(app.inbox.clone().run_sweeper());
+    eventually("it looks", async || looks() == 1).await;
+    // More than the pause between cheap looks: the time that is the subject, not a condition that is waited for.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(looks(), 1);
+    release(snapshot).await;
+    app.shutdown.cancel();
+    sweeper.await.unwrap();
 }
