@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
@@ -73,12 +73,6 @@ impl Attempts {
         if let AttemptError::Database(cause) = &error
             && error::is_lock_timeout(cause)
         {
-            warn!(
-                workos.organization_id = lane,
-                event.id = event.as_ref().map(|event| &event.event_id),
-                event.r#type = event.as_ref().map(|event| &event.event_type),
-                "another session holds a lock that events of {lane} need: they wait",
-            );
             return Ok(Step::InTheWay);
         }
         let class = error.lasting_class();

@@ -13,6 +13,7 @@
 //! A flood waits in the inbox: a wake-up that finds no room is dropped, and the sweeper finds the lane when few wait.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::attempts::{Attempts, Step};
 use super::conditions::Conditions;
@@ -33,7 +34,7 @@ use super::transaction::{Fate, Transactions};
 use crate::backoff::backoff;
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
 use crate::panics;
-use crate::postgres::error::is_an_outage;
+use crate::postgres::error::{FailureClass, is_an_outage};
 
 /// The most lanes of a batch.
 const BATCH_LANES: usize = 256;
@@ -107,6 +108,17 @@ struct State {
     paused: usize,
 }
 
+impl State {
+    /// Counts a lane that is to be processed alone, if there is room for it.
+    const fn enter_alone(&mut self) -> bool {
+        let enters = self.alone < MAX_ALONE;
+        if enters {
+            self.alone += 1;
+        }
+        enters
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Lanes {
     mutex: KeyedMutex<String>,
@@ -117,6 +129,8 @@ pub(super) struct Lanes {
     permits: Semaphore,
     /// For those of them that met a lock.
     returning: Semaphore,
+    /// The last batch failed for want of a right, a table or a column.
+    table_failed: AtomicBool,
     /// Told when few lanes wait here and more do in the inbox.
     wanted: Notify,
     transactions: Arc<Transactions>,
@@ -181,6 +195,7 @@ impl Lanes {
             hands,
             permits: Semaphore::new(hands.alone),
             returning: Semaphore::new(hands.returning),
+            table_failed: AtomicBool::new(false),
             wanted: Notify::new(),
             transactions,
             attempts,
@@ -275,9 +290,10 @@ impl Lanes {
     /// Takes the next lanes; nothing, and the worker ends, if none is ready. Both under one lock, so that no lane
     /// is woken between the look and the end.
     fn take(self: &Arc<Self>) -> Option<Vec<TakenLane>> {
-        let limit = match self.conditions.is_unusable() {
-            true => 1,
-            false => std::cmp::min(BATCH_LANES, self.transactions.most_lanes()),
+        let limit = if self.is_probing() {
+            1
+        } else {
+            std::cmp::min(BATCH_LANES, self.transactions.most_lanes())
         };
         let mut state = self.state();
         let guards = state.queue.take(limit, |lane| self.mutex.try_lock(lane));
@@ -296,10 +312,15 @@ impl Lanes {
         Some(batch)
     }
 
+    /// The host's table can't be used, as far as is known: batches only look whether it can.
+    fn is_probing(&self) -> bool {
+        self.table_failed.load(Ordering::Relaxed) && self.conditions.is_unusable()
+    }
+
     /// Starts a worker if there is something for it to do.
     fn start_worker(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let ready = state.queue.ready();
-        let beside = if self.pulse.is_idle() && !self.conditions.is_unusable() {
+        let beside = if self.pulse.is_idle() && !self.is_probing() {
             let batches = ready / BATCH_LANES;
             std::cmp::min(batches, std::cmp::min(state.crew.spare(), MAX_BESIDE))
         } else {
@@ -326,7 +347,7 @@ impl Lanes {
                 processing.await;
                 return self.end_slow();
             };
-            let rest = if self.conditions.is_unusable() {
+            let rest = if self.is_probing() {
                 PROBE_INTERVAL
             } else if !is_late && self.pulse.entered() - entered >= FEW_DELIVERIES {
                 std::cmp::min(started.elapsed(), DELIVERIES_FIRST)
@@ -380,6 +401,8 @@ impl Lanes {
                     }
                     // One of the events, or somebody else's lock: each lane for itself finds out.
                     error => {
+                        let table_failed = error.class() == FailureClass::Unusable;
+                        self.table_failed.store(table_failed, Ordering::Relaxed);
                         let lanes = batch.len();
                         debug!(%error, lanes, "a batch is split: {error}");
                         for lane in batch {
@@ -391,6 +414,7 @@ impl Lanes {
             }
         };
         self.conditions.database_answered();
+        self.table_failed.store(false, Ordering::Relaxed);
         // A lane that has more than a batch takes is behind already, and its batches come one after the other.
         let is_late = round.lag > LONGEST_LAG || round.fates.contains(&Fate::Unfinished);
         for (mut lane, fate) in batch.drain(..).zip(round.fates) {
@@ -405,12 +429,9 @@ impl Lanes {
 
     /// Processes a lane by itself, where it can wait for as long as it takes.
     fn process_alone(self: &Arc<Self>, mut lane: TakenLane) {
-        let mut state = self.state();
-        if state.alone >= MAX_ALONE {
+        if !self.state().enter_alone() {
             return;
         }
-        state.alone += 1;
-        drop(state);
         let lanes = Arc::clone(self);
         self.tracker.spawn(async move {
             let done = panics::caught(Box::pin(lanes.run_alone(lane.name()))).await;
@@ -439,6 +460,12 @@ impl Lanes {
             return more;
         }
         drop(permit);
+        if failing_since.is_none() {
+            warn!(
+                workos.organization_id = lane,
+                "another session holds a lock that events of {lane} need: they wait",
+            );
+        }
         let _paused = Paused::new(self);
         for pauses in 1.. {
             let pause = backoff(pauses, LONGEST_PAUSE * 4, fastrand::f64()) / 4;

@@ -20,8 +20,9 @@ use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
 use crate::event::{Event, OrganizationEvent};
 use crate::outbox::Outbox;
+use crate::panics;
+use crate::postgres;
 use crate::sync::{self, Outcome};
-use crate::{panics, postgres};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
 /// even answer that.
