@@ -10,7 +10,7 @@ use super::store::Claimed;
 #[derive(Debug)]
 pub(super) struct Failure {
     /// The event that failed, where it is known: the transaction had claimed this one, and no other.
-    pub(super) event: Option<Claimed>,
+    pub(super) event: Option<Box<Claimed>>,
     pub(super) error: AttemptError,
 }
 
@@ -18,7 +18,7 @@ impl Failure {
     /// A failure of these events: it is known which, if there is one only.
     pub(super) fn of(claimed: &[Claimed], error: AttemptError) -> Self {
         let event = match claimed {
-            [event] => Some(event.clone()),
+            [event] => Some(Box::new(event.clone())),
             _ => None,
         };
         Self { event, error }

@@ -379,7 +379,7 @@ impl Lanes {
     /// A panic costs the batch its turn: the sweeper finds the lanes.
     async fn process_caught(self: &Arc<Self>, batch: Vec<TakenLane>) -> bool {
         let lanes = batch.len();
-        panics::caught(self.process(batch)).await.unwrap_or_else(|panic| {
+        panics::caught(Box::pin(self.process(batch))).await.unwrap_or_else(|panic| {
             error!(
                 panic,
                 lanes,

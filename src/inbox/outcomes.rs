@@ -174,9 +174,10 @@ impl Outcomes {
                 )
             };
         }
-        match error {
-            AttemptError::Bug(_) => say!(Level::ERROR),
-            _ => say!(Level::WARN),
+        if matches!(error, AttemptError::Bug(_)) {
+            say!(Level::ERROR);
+        } else {
+            say!(Level::WARN);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use sqlx::AssertSqlSafe;
+use tokio::task::JoinSet;
 
 use crate::support::app::Options;
 use crate::support::event::event_id;
@@ -317,7 +318,7 @@ async fn failures_are_logged_with_their_organization() {
 async fn a_table_that_can_not_be_used_is_a_condition_of_the_service() {
     let app = TestApp::new().await;
     let logs = Logs::capture();
-    let sweeper = tokio::spawn(app.inbox.clone().run_sweeper());
+    let sweeper = JoinSet::from_iter([app.inbox.clone().run_sweeper()]);
     app.execute("alter table organization_metadata rename column name to title")
         .await;
     for n in 1..=12 {
@@ -354,7 +355,7 @@ async fn a_table_that_can_not_be_used_is_a_condition_of_the_service() {
     .await;
     assert_eq!(app.inbox.unusable(), None);
     app.shutdown.cancel();
-    sweeper.await.unwrap();
+    sweeper.join_all().await;
 }
 
 /// R26: of an event that fails with such an error while others are applied, it is a refusal like the rest.
@@ -371,7 +372,7 @@ async fn an_event_that_fails_alone_is_no_condition_of_the_service() {
              for each row execute function gate()",
     )
     .await;
-    let sweeper = tokio::spawn(app.inbox.clone().run_sweeper());
+    let sweeper = JoinSet::from_iter([app.inbox.clone().run_sweeper()]);
     app.record(&created(1, "org_a", "Evil")).await;
     let mut n = 2;
     eventually("it is a dead letter", async || {
@@ -393,7 +394,7 @@ async fn an_event_that_fails_alone_is_no_condition_of_the_service() {
     })
     .await;
     app.shutdown.cancel();
-    sweeper.await.unwrap();
+    sweeper.join_all().await;
 }
 
 /// R26: who waits for the inbox to be drained is told that the table can't be used, instead of waiting for ever.

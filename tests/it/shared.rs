@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Row};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use workos_sync::event::Event;
 
@@ -39,7 +40,7 @@ async fn rows_that_are_held_delay_no_other_organization() {
             "select from organization_metadata where substr(workos_id, 5)::integer < 60 for update",
         )
         .await;
-    let sweeper = tokio::spawn(app.inbox.clone().run_sweeper());
+    let sweeper = JoinSet::from_iter([app.inbox.clone().run_sweeper()]);
     for n in 0..HELD {
         app.record(&updated(n, &format!("org_{n}"), "Held")).await;
     }
@@ -82,7 +83,7 @@ async fn rows_that_are_held_delay_no_other_organization() {
     })
     .await;
     app.shutdown.cancel();
-    sweeper.await.unwrap();
+    sweeper.join_all().await;
 }
 
 /// Notes, at each statement that creates organizations, how many advisory locks are held in this database.
@@ -188,12 +189,12 @@ async fn expensive_looks_are_rare() {
         .await;
     let logs = Logs::capture();
     let looks = || logs.text().matches("summary=\"with recursive due").count();
-    let sweeper = tokio::spawn(app.inbox.clone().run_sweeper());
+    let sweeper = JoinSet::from_iter([app.inbox.clone().run_sweeper()]);
     eventually("it looks", async || looks() == 1).await;
     // More than the pause between cheap looks: the time that is the subject, not a condition that is waited for.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(looks(), 1);
     release(snapshot).await;
     app.shutdown.cancel();
-    sweeper.await.unwrap();
+    sweeper.join_all().await;
 }
