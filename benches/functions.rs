@@ -67,13 +67,14 @@ fn decode_and_decide(bencher: Bencher<'_, '_>) {
             workos_id: None,
             last_event_id: Some(last.clone()),
             updated_at: None,
+            disabled_at: None,
         }),
-        by_candidate_id: None,
         cursor: Some(SyncCursor {
             last_event_id: last,
             last_event_updated_at: None,
-            deleted: false,
+            deleted_at: None,
         }),
+        ..Found::default()
     };
     bencher.bench(|| {
         let event = envelope
@@ -87,13 +88,13 @@ fn decode_and_decide(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = ["Acme, Inc.", "Café Zoë", "北京市海淀区中关村大街"])]
 fn slugify(name: &str) -> String {
     let workos_id = WorkosId::from_database("org_01EHWNCE74X7JSDV0X3SZ3KJNY".to_owned());
-    slug::base(black_box(name), &workos_id)
+    slug::base(black_box(name), &workos_id, slug::MAX_LENGTH)
 }
 
 #[divan::bench]
 fn first_suffix(bencher: Bencher<'_, '_>) {
     let id = OrganizationId::from_database("ecb5ebb2-3157-545d-8c0a-aac9f5633ff3".to_owned());
-    bencher.bench(|| slug::candidates(black_box("acme"), &id).nth(1));
+    bencher.bench(|| slug::candidates(black_box("acme"), &id, slug::MAX_LENGTH).nth(1));
 }
 
 /// Threads try the lock of one key, or of a million in turn.

@@ -9,8 +9,9 @@ create table workos_sync.external_id_pushes
     last_error      text,
     -- While pending: when it is due; a claim moves it ahead, so that it is taken up again if the claimant dies.
     next_attempt_at timestamptz not null,
-    -- Grows with each recording: a delivery that was overtaken by a newer intention must not settle it.
+    -- Grows with each recording: a delivery that was overtaken by a newer intention must not end it.
     revision        bigint      not null default 1,
+    -- Since when the organization id waits, or waited until settled_at.
     created_at      timestamptz not null,
     settled_at      timestamptz,
     constraint external_id_pushes_pkey primary key (workos_id),
@@ -23,5 +24,9 @@ create table workos_sync.external_id_pushes
 
 create index external_id_pushes_due_idx on workos_sync.external_id_pushes (next_attempt_at)
     where status = 'pending';
+
+-- How many there are that WorkOS doesn't take.
+create index external_id_pushes_refused_idx on workos_sync.external_id_pushes (status)
+    where status in ('conflict', 'rejected');
 
 select workos_sync.keep_private('table', 'workos_sync.external_id_pushes');

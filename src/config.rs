@@ -93,7 +93,12 @@ pub struct Settings {
     #[arg(long, env, default_value = "true", value_name = "BOOL")]
     migrate_on_start: String,
 
-    /// How long requests and events in progress may take to finish after SIGTERM or SIGINT
+    /// How long connections are still accepted after SIGTERM, SIGINT or SIGHUP, while `readyz` answers 503. Load
+    /// balancers need time to see it
+    #[arg(long, env, default_value = "0", value_name = "SECONDS")]
+    shutdown_delay_seconds: String,
+
+    /// How long requests and events in progress may take to finish after that
     #[arg(long, env, default_value = "25", value_name = "SECONDS")]
     shutdown_grace_seconds: String,
 
@@ -163,6 +168,8 @@ pub struct Config {
     pub database_max_connections: u32,
     /// `MIGRATE_ON_START`
     pub migrate_on_start: bool,
+    /// `SHUTDOWN_DELAY_SECONDS`
+    pub shutdown_delay: Duration,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
     /// `INBOX_RETENTION_DAYS`; `None` keeps for ever.
@@ -257,6 +264,11 @@ impl Settings {
                 2..=10_000,
             )?,
             migrate_on_start: parse("MIGRATE_ON_START", "true or false", &self.migrate_on_start)?,
+            shutdown_delay: seconds(
+                "SHUTDOWN_DELAY_SECONDS",
+                &self.shutdown_delay_seconds,
+                86_400,
+            )?,
             shutdown_grace: seconds(
                 "SHUTDOWN_GRACE_SECONDS",
                 &self.shutdown_grace_seconds,

@@ -85,10 +85,12 @@ id_type! {
 }
 id_type! {
     /// The id that WorkOS gave an organization: `org_<ULID>`.
+    #[derive(PartialOrd, Ord)]
     WorkosId
 }
 id_type! {
     /// The id that the application gave an organization: the primary key of `organization_metadata`.
+    #[derive(PartialOrd, Ord)]
     OrganizationId
 }
 
@@ -145,13 +147,25 @@ pub enum OrganizationEventType {
 }
 
 impl OrganizationEventType {
-    fn parse(event_type: &str) -> Option<Self> {
-        match event_type {
-            "organization.created" => Some(Self::Created),
-            "organization.updated" => Some(Self::Updated),
-            "organization.deleted" => Some(Self::Deleted),
-            _ => None,
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
+
+    /// The type as WorkOS writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "organization.created",
+            Self::Updated => "organization.updated",
+            Self::Deleted => "organization.deleted",
         }
+    }
+
+    /// Reads a type.
+    #[must_use]
+    pub fn parse(event_type: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|known| known.as_str() == event_type)
     }
 }
 
@@ -215,18 +229,20 @@ pub struct Event<'a> {
     pub workos_id: Option<WorkosId>,
     /// When WorkOS made the event; `None` if missing or unreadable.
     pub created_at: Option<DateTime<Utc>>,
-    /// The body, exactly as it came.
+    /// The body, exactly as it came, but for a byte order mark.
     pub body: &'a str,
     data: Option<&'a RawValue>,
 }
 
 impl<'a> Event<'a> {
-    /// Reads the envelope of an event: `{id, event, data, created_at}`; other keys are ignored.
+    /// Reads the envelope of an event: `{id, event, data, created_at}`; other keys are ignored, and so is a byte order
+    /// mark before it.
     ///
     /// # Errors
     /// The body is no JSON object with a usable `id` and `event`.
     pub fn parse(body: &'a [u8]) -> Result<Self, EnvelopeError> {
         let body = std::str::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
+        let body = body.strip_prefix('\u{feff}').unwrap_or(body);
         // serde would read an array as a struct's fields in order.
         if !is_object(body) {
             return Err(EnvelopeError::NotAnObject);
@@ -252,6 +268,13 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn organization_event_type(&self) -> Option<OrganizationEventType> {
         OrganizationEventType::parse(&self.event_type)
+    }
+
+    /// The id of what the event is about: `data.id`, where there is one that can be an id.
+    #[must_use]
+    pub fn subject(&self) -> Option<String> {
+        let raw = raw_organization(self.data)?;
+        id("data.id", raw.id, |text| check_id(&text).map(|()| text)).ok()?
     }
 
     /// Decodes `data` of an organization event.
@@ -282,16 +305,17 @@ impl<'a> Event<'a> {
             OrganizationEventType::Created | OrganizationEventType::Updated => Change::Upsert {
                 name: text("data.name", raw.name)?
                     .ok_or(DecodeError::Missing { field: "data.name" })?,
-                external_id: id("data.external_id", raw.external_id, |text| match &*text {
-                    "" => Ok(None),
-                    _ => OrganizationId::new(text).map(Some),
-                })?
-                .flatten(),
             },
+        };
+        let external_id = match (external_id(raw.external_id), &change) {
+            // No row has an id that can't be stored, and a deletion needs none.
+            (Err(_), Change::Delete) => None,
+            (external_id, _) => external_id?,
         };
         Ok(OrganizationEvent {
             id: self.id.clone(),
             workos_id,
+            external_id,
             change,
             created_at: self.created_at,
             updated_at: raw.updated_at.and_then(timestamp).or(self.created_at),
@@ -306,6 +330,8 @@ pub struct OrganizationEvent {
     pub id: EventId,
     /// The organization.
     pub workos_id: WorkosId,
+    /// The organization id that WorkOS knows; never empty.
+    pub external_id: Option<OrganizationId>,
     /// What happened to it.
     pub change: Change,
     /// When WorkOS made the event.
@@ -321,8 +347,6 @@ pub enum Change {
     Upsert {
         /// The display name.
         name: String,
-        /// The organization id that WorkOS knows; never empty.
-        external_id: Option<OrganizationId>,
     },
     /// Deleted.
     Delete,
@@ -378,8 +402,12 @@ impl DecodeError {
     }
 }
 
+/// The earliest time that Postgres can hold: 4714-11-24 BC. The latest is beyond what chrono can.
+const EARLIEST: DateTime<Utc> =
+    DateTime::from_timestamp(-210_866_803_200, 0).expect("chrono reaches back to 262144 BC");
+
 /// Reads a date as RFC 3339, or in the form of WorkOS's own samples (`2023-04-28 20:05:31.093`, UTC), cut to
-/// the microseconds that Postgres keeps.
+/// the microseconds that Postgres keeps. A date that Postgres can't hold counts as unreadable (R7).
 #[must_use]
 pub fn parse_timestamp(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(text)
@@ -389,6 +417,7 @@ pub fn parse_timestamp(text: &str) -> Option<DateTime<Utc>> {
         })
         .ok()
         .map(|at| at.trunc_subsecs(6))
+        .filter(|at| *at >= EARLIEST)
 }
 
 fn is_object(json: &str) -> bool {
@@ -403,14 +432,18 @@ fn timestamp(raw: &RawValue) -> Option<DateTime<Utc>> {
 /// The organization that an event is about, as far as it can be told without failing: `data.id` of an
 /// `organization.*` event, `data.organization_id` of the others (memberships, domains, connections).
 fn organization_of(event_type: &str, data: Option<&RawValue>) -> Option<WorkosId> {
-    let data = data.map(RawValue::get).filter(|data| is_object(data))?;
-    let raw: RawOrganization<'_> = serde_json::from_str(data).ok()?;
+    let raw = raw_organization(data)?;
     let value = if event_type.starts_with("organization.") {
         raw.id
     } else {
         raw.organization_id
     }?;
     WorkosId::new(serde_json::from_str::<String>(value.get()).ok()?).ok()
+}
+
+fn raw_organization(data: Option<&RawValue>) -> Option<RawOrganization<'_>> {
+    let data = data.map(RawValue::get).filter(|data| is_object(data))?;
+    serde_json::from_str(data).ok()
 }
 
 fn string(field: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, DecodeError> {
@@ -445,6 +478,15 @@ fn id<T>(
         .map(check)
         .transpose()
         .map_err(|error| DecodeError::Unstorable { field, error })
+}
+
+/// An empty one counts as none.
+fn external_id(raw: Option<&RawValue>) -> Result<Option<OrganizationId>, DecodeError> {
+    let external_id = id("data.external_id", raw, |text| match &*text {
+        "" => Ok(None),
+        _ => OrganizationId::new(text).map(Some),
+    })?;
+    Ok(external_id.flatten())
 }
 
 #[cfg(test)]
@@ -548,6 +590,43 @@ mod tests {
                 error,
                 "{data}"
             );
+        }
+    }
+
+    /// R7: the earliest date that Postgres can hold is read, an earlier one isn't.
+    #[test]
+    fn dates_are_those_that_postgres_can_hold() {
+        for (text, is_read) in [
+            ("-4713-11-24 00:00:00", true),
+            ("-4713-11-23 23:59:59.999999", false),
+            ("-9999-01-01 00:00:00", false),
+            ("0000-01-01T00:00:00Z", true),
+            ("+262000-01-01 00:00:00", true),
+            ("+300000-01-01 00:00:00", false),
+        ] {
+            assert_eq!(parse_timestamp(text).is_some(), is_read, "{text}");
+        }
+    }
+
+    /// R10: a deletion names its row as a creation does; where its `external_id` can't be used, it names none.
+    #[test]
+    fn a_deletion_has_an_external_id_if_it_is_one() {
+        for (external_id, expected) in [
+            ("null", None),
+            (r#""""#, None),
+            (r#""acme""#, Some("acme")),
+            ("5", None),
+            (r#""\u0000""#, None),
+        ] {
+            let body = format!(
+                r#"{{"id":"event_1","event":"organization.deleted","data":{{"id":"o","external_id":{external_id}}}}}"#
+            );
+            let event = Event::parse(body.as_bytes())
+                .unwrap()
+                .organization()
+                .unwrap();
+            let read = event.external_id.as_ref().map(OrganizationId::as_str);
+            assert_eq!(read, expected, "{external_id}");
         }
     }
 

@@ -4,8 +4,8 @@
 //! ([`signature`]), its envelope read ([`event`]); the event is made durable and acknowledged, and waits
 //! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
-//! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), log and metrics ([`telemetry`]), and
-//! what starts it all ([`config`], [`dotenv`], [`cli`]).
+//! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
+//! ([`metrics`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
 
@@ -18,6 +18,7 @@ pub mod event;
 pub mod http;
 pub mod inbox;
 pub mod keyed_mutex;
+pub mod metrics;
 pub mod outbox;
 mod panics;
 pub mod postgres;

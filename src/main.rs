@@ -1,5 +1,6 @@
 //! Parses the command line, builds the runtime, runs one command, exits with its code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use workos_sync::cli::Cli;
@@ -28,23 +29,24 @@ fn run() -> anyhow::Result<ExitCode> {
     // Before the runtime has threads: the environment isn't theirs to read while it changes.
     dotenv::load()?;
     let cli = Cli::read()?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(cli.run())
+        .build()?;
+    let code = runtime.block_on(cli.run());
+    // A thread may still wait for standard input; the process doesn't.
+    runtime.shutdown_background();
+    code
 }
 
 /// One line with the whole chain of causes, and the cure on the next where one is known.
-#[expect(
-    clippy::print_stderr,
-    reason = "the last word of a command, whether or not it logs"
-)]
 fn report(error: &anyhow::Error) {
-    eprintln!("workos-sync: {error:#}");
+    let mut report = format!("workos-sync: {error:#}\n");
     if let Some(hint) = error
         .downcast_ref::<EmbeddedError>()
         .and_then(EmbeddedError::hint)
     {
-        eprintln!("hint: {hint}");
+        report = format!("{report}hint: {hint}\n");
     }
+    // Standard error may be gone with its terminal; the exit code says it too.
+    let _unread = std::io::stderr().write_all(report.as_bytes());
 }

@@ -3,13 +3,16 @@
 //!
 //! | what happens | then | exit code |
 //! | --- | --- | --- |
-//! | SIGTERM or SIGINT, or [`Shutdown::request`] | the soft token is cancelled: take nothing new, finish what is in hand | 0 |
+//! | SIGTERM, SIGINT or SIGHUP, or [`Shutdown::request`] | the ending token is cancelled: say that the end has begun, and go on | 0 |
+//! | the delay is over | the soft token is cancelled: take nothing new, finish what is in hand | 0 |
 //! | the grace period is over | the hard token is cancelled: stop where you are; what is in hand is still in the inbox | 0 |
-//! | a second signal | the hard token is cancelled; nobody is waited for | 1 |
-//! | a background task ends that nobody asked to | as the first signal | 1 |
+//! | a second signal, or [`Shutdown::insist`] | the hard token is cancelled; nobody is waited for | 1 |
+//! | a background task ends that nobody asked to, or [`Shutdown::fail`] | as the end of the delay | 1 |
 //!
 //! The second signal is a failure because whoever sent it wants to be told that the orderly end didn't happen;
 //! the grace period isn't, because nothing is lost with it.
+//!
+//! A SIGHUP that came ignored stays so: whoever used `nohup` wants the service to outlive the terminal.
 
 use std::io;
 use std::process::ExitCode;
@@ -18,7 +21,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,8 +65,13 @@ impl From<Exit> for ExitCode {
 /// Owns the tokens and the tasks. One a process; tests make one without signals.
 #[derive(Debug)]
 pub struct Shutdown {
+    /// A child of `soft`: without a delay, both are cancelled.
+    ending: CancellationToken,
     soft: CancellationToken,
+    /// A child of `insisted`.
     hard: CancellationToken,
+    /// Cancelled by a second signal.
+    insisted: CancellationToken,
     tracker: TaskTracker,
     /// The first background task that ended by itself.
     failed: Arc<OnceLock<&'static str>>,
@@ -81,17 +89,20 @@ impl Shutdown {
     /// One that only [`Self::request`] or a failed task begins: for tests.
     #[must_use]
     pub fn new() -> Self {
+        let (soft, insisted) = (CancellationToken::new(), CancellationToken::new());
         Self {
-            soft: CancellationToken::new(),
-            hard: CancellationToken::new(),
+            ending: soft.child_token(),
+            soft,
+            hard: insisted.child_token(),
+            insisted,
             tracker: TaskTracker::new(),
             failed: Arc::default(),
             signals: None,
         }
     }
 
-    /// Listens to SIGTERM and SIGINT from now on, for the rest of the process: a start that takes its time
-    /// can look at [`Self::soft`].
+    /// Listens to SIGTERM, SIGINT and SIGHUP from now on, for the rest of the process: a start that takes its
+    /// time can look at [`Self::ending`].
     ///
     /// # Errors
     /// The handlers can't be installed.
@@ -101,18 +112,23 @@ impl Shutdown {
     )]
     pub fn on_signals() -> io::Result<Self> {
         let mut shutdown = Self::new();
-        let mut term = signal(SignalKind::terminate())?;
-        let mut int = signal(SignalKind::interrupt())?;
-        let (soft, hard) = (shutdown.soft.clone(), shutdown.hard.clone());
+        let mut signals = Signals::install()?;
+        let (ending, insisted) = (shutdown.ending.clone(), shutdown.insisted.clone());
         shutdown.signals = Some(tokio::spawn(async move {
-            let signal = next(&mut term, &mut int).await;
+            let signal = signals.next().await;
             tracing::info!(signal, "shutting down");
-            soft.cancel();
-            let signal = next(&mut term, &mut int).await;
+            ending.cancel();
+            let signal = signals.next().await;
             tracing::warn!(signal, "second signal: stopping at once");
-            hard.cancel();
+            insisted.cancel();
         }));
         Ok(shutdown)
+    }
+
+    /// Cancelled when the end has begun. The service goes on, so that load balancers have the time to see it.
+    #[must_use]
+    pub const fn ending(&self) -> &CancellationToken {
+        &self.ending
     }
 
     /// Cancelled when the service should take nothing new and finish what it has in hand.
@@ -135,7 +151,29 @@ impl Shutdown {
 
     /// Begins the end, as the first signal does.
     pub fn request(&self) {
+        self.ending.cancel();
+    }
+
+    /// Ends it at once, as the second signal does.
+    pub fn insist(&self) {
+        self.insisted.cancel();
+    }
+
+    /// Ends it because something is broken that the service can't be without: its exit is a failure.
+    pub fn fail(&self, name: &'static str) {
+        // Only the first counts: the others may be its consequence.
+        let _first = self.failed.set(name);
         self.soft.cancel();
+    }
+
+    /// An exit, unless a second signal has come since.
+    #[must_use]
+    pub fn unless_forced(&self, exit: Exit) -> Exit {
+        if self.insisted.is_cancelled() {
+            Exit::Forced
+        } else {
+            exit
+        }
     }
 
     /// Runs a background task that should live until [`Self::soft`] is cancelled, and finish soon after.
@@ -154,14 +192,20 @@ impl Shutdown {
         });
     }
 
-    /// Waits for the end to begin, then at most `grace` for the tasks.
-    pub async fn finish(self, grace: Duration) -> Exit {
-        self.soft.cancelled().await;
-        self.tracker.close();
+    /// Waits for the end to begin, then for `delay`, then at most `grace` for the tasks.
+    pub async fn finish(&self, delay: Duration, grace: Duration) -> Exit {
+        self.ending.cancelled().await;
         // Every arm only watches: cancel-safe.
+        tokio::select! {
+            () = self.soft.cancelled() => {}
+            () = self.insisted.cancelled() => {}
+            () = sleep(delay) => {}
+        }
+        self.soft.cancel();
+        self.tracker.close();
         let exit = tokio::select! {
             biased;
-            () = self.hard.cancelled() => Exit::Forced,
+            () = self.insisted.cancelled() => Exit::Forced,
             drained = timeout(grace, self.tracker.wait()) => match drained {
                 Ok(()) => Exit::Clean,
                 Err(_elapsed) => Exit::GraceExceeded,
@@ -192,12 +236,52 @@ impl Drop for Shutdown {
     }
 }
 
-async fn next(term: &mut Signal, int: &mut Signal) -> &'static str {
-    // Both are cancel-safe: a signal that isn't taken stays.
-    tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
+/// The signals that ask for the end.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    /// `None`: it came ignored.
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hangup: if came_ignored(SignalKind::hangup()) {
+                None
+            } else {
+                Some(signal(SignalKind::hangup())?)
+            },
+        })
     }
+
+    async fn next(&mut self) -> &'static str {
+        let Self { term, int, hangup } = self;
+        let hangup = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        // All are cancel-safe: a signal that isn't taken stays.
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+            _ = hangup => "SIGHUP",
+        }
+    }
+}
+
+/// Whether this process was started with the signal ignored. Known on Linux only; elsewhere nothing tells without
+/// code that is unsafe.
+fn came_ignored(signal: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Sees a task end, however it does: dropped when it returns, panics or is thrown away.
@@ -245,7 +329,7 @@ mod tests {
             did.set(()).unwrap();
         });
         shutdown.request();
-        assert_eq!(shutdown.finish(LONG).await, Exit::Clean);
+        assert_eq!(shutdown.finish(Duration::ZERO, LONG).await, Exit::Clean);
         assert!(done.get().is_some());
     }
 
@@ -257,7 +341,7 @@ mod tests {
         shutdown.spawn("worker", async move { hard.cancelled().await });
         shutdown.request();
         let tracker = shutdown.tracker().clone();
-        let exit = shutdown.finish(Duration::ZERO).await;
+        let exit = shutdown.finish(Duration::ZERO, Duration::ZERO).await;
         assert_eq!(exit, Exit::GraceExceeded);
         assert!(exit.is_success());
         assert!(tracker.is_empty(), "the task saw the hard token");
@@ -268,7 +352,7 @@ mod tests {
     async fn a_task_that_ends_by_itself_ends_the_service() {
         let shutdown = Shutdown::new();
         shutdown.spawn("sweeper", async {});
-        let exit = shutdown.finish(LONG).await;
+        let exit = shutdown.finish(Duration::ZERO, LONG).await;
         assert_eq!(exit, Exit::Failed("sweeper"));
         assert!(!exit.is_success());
     }
@@ -278,7 +362,10 @@ mod tests {
     async fn a_task_that_panics_ends_the_service() {
         let shutdown = Shutdown::new();
         shutdown.spawn("sweeper", async { panic!("as this test wants") });
-        assert_eq!(shutdown.finish(LONG).await, Exit::Failed("sweeper"));
+        assert_eq!(
+            shutdown.finish(Duration::ZERO, LONG).await,
+            Exit::Failed("sweeper")
+        );
 
         let shutdown = Shutdown::new();
         let soft = shutdown.soft().clone();
@@ -287,7 +374,36 @@ mod tests {
             panic!("as this test wants")
         });
         shutdown.request();
-        assert_eq!(shutdown.finish(LONG).await, Exit::Failed("outbox"));
+        assert_eq!(
+            shutdown.finish(Duration::ZERO, LONG).await,
+            Exit::Failed("outbox")
+        );
+    }
+
+    /// R31: for a while the end is only told; then it begins, unless whoever asked for it insists, or something
+    /// breaks.
+    #[tokio::test]
+    async fn the_delay_comes_before_the_end() {
+        let shutdown = Shutdown::new();
+        let soft = shutdown.soft().clone();
+        shutdown.spawn("worker", async move { soft.cancelled().await });
+        shutdown.request();
+        let waiting = timeout(Duration::from_millis(50), shutdown.finish(LONG, LONG)).await;
+        assert!(waiting.is_err(), "{waiting:?}");
+        assert!(shutdown.ending().is_cancelled() && !shutdown.soft().is_cancelled());
+        let moment = Duration::from_millis(1);
+        assert_eq!(shutdown.finish(moment, LONG).await, Exit::Clean);
+
+        let shutdown = Shutdown::new();
+        shutdown.request();
+        shutdown.insist();
+        assert_eq!(shutdown.finish(Duration::MAX, LONG).await, Exit::Forced);
+
+        let shutdown = Shutdown::new();
+        shutdown.fail("postgres");
+        assert!(shutdown.ending().is_cancelled());
+        let exit = shutdown.finish(Duration::MAX, LONG).await;
+        assert_eq!(exit, Exit::Failed("postgres"));
     }
 
     /// R31: whoever insists isn't made to wait, and is told that it wasn't orderly.
@@ -296,8 +412,8 @@ mod tests {
         let shutdown = Shutdown::new();
         shutdown.spawn("worker", std::future::pending());
         shutdown.request();
-        shutdown.hard().cancel();
-        let exit = shutdown.finish(LONG).await;
+        shutdown.insist();
+        let exit = shutdown.finish(Duration::ZERO, LONG).await;
         assert_eq!(exit, Exit::Forced);
         assert!(!exit.is_success());
     }
@@ -315,12 +431,11 @@ mod tests {
 
         let shutdown = Shutdown::on_signals().unwrap();
         shutdown.spawn("worker", std::future::pending());
-        let (soft, hard) = (shutdown.soft().clone(), shutdown.hard().clone());
         kill("TERM").await;
-        timeout(LONG, soft.cancelled()).await.unwrap();
-        assert!(!hard.is_cancelled());
-        kill("INT").await;
-        let exit = timeout(LONG, shutdown.finish(Duration::MAX)).await;
+        timeout(LONG, shutdown.ending().cancelled()).await.unwrap();
+        assert!(!shutdown.hard().is_cancelled());
+        kill("HUP").await;
+        let exit = timeout(LONG, shutdown.finish(Duration::ZERO, Duration::MAX)).await;
         assert_eq!(exit.unwrap(), Exit::Forced);
     }
 }

@@ -17,6 +17,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::event::{OrganizationId, WorkosId};
+use crate::metrics::Metrics;
 
 /// How we introduce ourselves.
 const USER_AGENT: &str = concat!("workos-sync/", env!("CARGO_PKG_VERSION"));
@@ -36,6 +37,41 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
 
 /// The code of the 400 with which WorkOS keeps `external_id` unique.
 const EXTERNAL_ID_ALREADY_USED: &str = "external_id_already_used";
+
+/// The statuses that are counted each for itself: those that we tell apart, and the usual ones of a WorkOS in trouble.
+const COUNTED_STATUSES: [&str; 12] = [
+    "200", "400", "401", "403", "404", "409", "422", "429", "500", "502", "503", "504",
+];
+
+/// All others, so that the label has a bound.
+const OTHER_STATUS: &str = "other";
+
+/// No answer.
+const NO_STATUS: &str = "none";
+
+/// What is asked of WorkOS.
+#[derive(Debug, Clone, Copy)]
+enum Endpoint {
+    GetOrganization,
+    UpdateOrganization,
+    ListOrganizations,
+}
+
+impl Endpoint {
+    const ALL: [Self; 3] = [
+        Self::GetOrganization,
+        Self::UpdateOrganization,
+        Self::ListOrganizations,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::GetOrganization => "get_organization",
+            Self::UpdateOrganization => "update_organization",
+            Self::ListOrganizations => "list_organizations",
+        }
+    }
+}
 
 /// How long a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +141,8 @@ pub enum WorkosError {
     Unavailable {
         /// What happened, shortened.
         reason: String,
+        /// How long to wait, if WorkOS says so; not negative, not bounded.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -115,6 +153,8 @@ pub struct WorkosClient {
     base_url: Url,
     /// Kept besides the header, to strike it out of what WorkOS says.
     api_key: SecretString,
+    /// Counts the requests, where somebody wants to know.
+    metrics: Option<Metrics>,
 }
 
 impl fmt::Debug for WorkosClient {
@@ -191,7 +231,23 @@ impl WorkosClient {
             http,
             base_url,
             api_key,
+            metrics: None,
         })
+    }
+
+    /// The same client, whose requests are counted.
+    #[must_use]
+    pub fn counted_by(mut self, metrics: Metrics) -> Self {
+        for endpoint in Endpoint::ALL {
+            for status in COUNTED_STATUSES
+                .into_iter()
+                .chain([OTHER_STATUS, NO_STATUS])
+            {
+                metrics.expect_workos_request(endpoint.as_str(), status);
+            }
+        }
+        self.metrics = Some(metrics);
+        self
     }
 
     /// The `external_id` that WorkOS holds for the organization; an empty one is none. `now` is what a date in
@@ -205,11 +261,10 @@ impl WorkosClient {
         now: DateTime<Utc>,
     ) -> Result<Option<String>, WorkosError> {
         let request = self.http.request(Method::GET, self.organization_url(id)?);
-        let body = self.send(request, now).await?;
-        let organization: Organization =
-            serde_json::from_slice(&body).map_err(|error| WorkosError::Unavailable {
-                reason: self.shorten(&format!("the answer is no organization: {error}")),
-            })?;
+        let body = self.send(Endpoint::GetOrganization, request, now).await?;
+        let organization: Organization = serde_json::from_slice(&body).map_err(|error| {
+            unavailable(self.shorten(&format!("the answer is no organization: {error}")))
+        })?;
         Ok(organization.external_id.filter(|id| !id.is_empty()))
     }
 
@@ -230,7 +285,33 @@ impl WorkosClient {
             .http
             .request(Method::PUT, self.organization_url(id)?)
             .json(&update);
-        self.send(request, now).await.map(drop)
+        self.send(Endpoint::UpdateOrganization, request, now)
+            .await
+            .map(drop)
+    }
+
+    /// Asks for a list of one organization: the cheapest request that the key has to be good for.
+    ///
+    /// # Errors
+    /// WorkOS answers something else than a list, or nothing.
+    pub async fn check(&self, now: DateTime<Utc>) -> Result<(), WorkosError> {
+        let mut url = self.url("organizations");
+        url.set_query(Some("limit=1"));
+        let request = self.http.request(Method::GET, url);
+        match self.send(Endpoint::ListOrganizations, request, now).await {
+            Ok(_) => Ok(()),
+            // Final for an organization, but there is always a list.
+            Err(
+                refusal @ (WorkosError::NotFound
+                | WorkosError::ExternalIdAlreadyUsed
+                | WorkosError::Rejected { .. }),
+            ) => {
+                self.count_ok(false);
+                let reason = format!("it doesn't list organizations: {refusal}");
+                Err(unavailable(reason))
+            }
+            Err(trouble) => Err(trouble),
+        }
     }
 
     fn organization_url(&self, id: &WorkosId) -> Result<Url, WorkosError> {
@@ -239,35 +320,40 @@ impl WorkosClient {
             return Err(WorkosError::NotFound);
         }
         let segment = utf8_percent_encode(id.as_str(), SEGMENT);
+        Ok(self.url(&format!("organizations/{segment}")))
+    }
+
+    /// The URL of a path of the API, which is encoded already.
+    fn url(&self, path: &str) -> Url {
         let prefix = self.base_url.path().trim_end_matches('/');
         let mut url = self.base_url.clone();
-        url.set_path(&format!("{prefix}/organizations/{segment}"));
-        Ok(url)
+        url.set_path(&format!("{prefix}/{path}"));
+        url
     }
 
     /// Sends the request; the body of a good answer, else what the answer means.
     async fn send(
         &self,
+        endpoint: Endpoint,
         request: RequestBuilder,
         now: DateTime<Utc>,
     ) -> Result<Vec<u8>, WorkosError> {
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.unavailable(error))?;
+        let sent = request.send().await;
+        self.count(endpoint, sent.as_ref().ok().map(Response::status));
+        let response = sent.map_err(|error| self.no_answer(error))?;
         let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| retry_after(value.to_str().ok()?, now));
         match status {
             _ if status.is_success() => self.body(response).await,
             StatusCode::NOT_FOUND => Err(WorkosError::NotFound),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(WorkosError::Unauthorized {
                 status: status.as_u16(),
             }),
-            StatusCode::TOO_MANY_REQUESTS => Err(WorkosError::RateLimited {
-                retry_after: response
-                    .headers()
-                    .get(RETRY_AFTER)
-                    .and_then(|value| retry_after(value.to_str().ok()?, now)),
-            }),
+            // The body isn't asked: it may be an object, or a bare string.
+            StatusCode::TOO_MANY_REQUESTS => Err(WorkosError::RateLimited { retry_after }),
             StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
                 // The status is final whether or not the reason gets here.
                 let body = self.body(response).await.unwrap_or_default();
@@ -282,7 +368,33 @@ impl WorkosClient {
             }
             _ => Err(WorkosError::Unavailable {
                 reason: format!("it answered {status}"),
+                retry_after,
             }),
+        }
+    }
+
+    fn count(&self, endpoint: Endpoint, status: Option<StatusCode>) {
+        if let Some(metrics) = &self.metrics {
+            let status = status.as_ref().map_or(NO_STATUS, |status| {
+                COUNTED_STATUSES
+                    .into_iter()
+                    .find(|known| *known == status.as_str())
+                    .unwrap_or(OTHER_STATUS)
+            });
+            metrics.workos_request(endpoint.as_str(), status);
+        }
+        match status {
+            // It says nothing about the key.
+            Some(StatusCode::TOO_MANY_REQUESTS) => {}
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) | None => self.count_ok(false),
+            // A refusal of what was asked for is an answer.
+            Some(status) => self.count_ok(status.is_success() || status.is_client_error()),
+        }
+    }
+
+    fn count_ok(&self, ok: bool) {
+        if let Some(metrics) = &self.metrics {
+            metrics.workos_ok(ok);
         }
     }
 
@@ -291,27 +403,31 @@ impl WorkosClient {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| self.unavailable(error))?
+            .map_err(|error| self.no_answer(error))?
         {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
-                return Err(WorkosError::Unavailable {
-                    reason: format!("the answer is longer than {MAX_BODY_BYTES} bytes"),
-                });
+                let reason = format!("the answer is longer than {MAX_BODY_BYTES} bytes");
+                return Err(unavailable(reason));
             }
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     }
 
-    fn unavailable(&self, error: reqwest::Error) -> WorkosError {
-        WorkosError::Unavailable {
-            reason: self.shorten(&chain(&error.without_url())),
-        }
+    fn no_answer(&self, error: reqwest::Error) -> WorkosError {
+        unavailable(self.shorten(&chain(&error.without_url())))
     }
 
     /// Shortens what came from outside, and strikes out the key: nobody promised that WorkOS doesn't repeat it.
     fn shorten(&self, text: &str) -> String {
         shorten(&text.replace(self.api_key.expose_secret(), "[API key]"))
+    }
+}
+
+const fn unavailable(reason: String) -> WorkosError {
+    WorkosError::Unavailable {
+        reason,
+        retry_after: None,
     }
 }
 

@@ -4,8 +4,11 @@ mod migrate;
 mod replay;
 mod serve;
 mod sign;
+mod values;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -56,7 +59,7 @@ enum Command {
     },
     /// Put saved events into the inbox, and apply them
     Replay {
-        /// Files of events: one JSON object, an array, a list page of the Events API, or JSON lines; `-` reads
+        /// Files of events: JSON objects, arrays or list pages of the Events API, one or several; `-` reads
         /// standard input
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -111,6 +114,14 @@ impl Cli {
             Command::Replay { files } => replay::run(config, &files).await,
         }
     }
+}
+
+/// Opens a file, or standard input where it is called `-`.
+fn open(file: &Path) -> io::Result<Box<dyn Read>> {
+    if file == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    Ok(Box::new(File::open(file)?))
 }
 
 /// The command line, with a last word about each setting's argument.
@@ -186,7 +197,7 @@ impl Database {
         work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let shutdown = Shutdown::on_signals()?;
-        let stop = shutdown.soft();
+        let stop = shutdown.ending();
         let (url, joined) = if let Some(url) = &config.database_url {
             (url.clone(), None)
         } else {
@@ -213,7 +224,7 @@ impl Database {
             () = stop.cancelled() => Err(anyhow!("ended by a signal before it was done")),
         };
         let stopped = match joined {
-            Some(joined) => joined.stop().await,
+            Some(joined) => joined.stop(shutdown.hard()).await,
             None => Ok(()),
         };
         let result = result?;

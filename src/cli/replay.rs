@@ -1,27 +1,36 @@
-//! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
+//! `workos-sync replay FILE…`: saved events, through the same inbox and guard. Files are read and stored chunk by chunk:
+//! their length costs no memory.
 
-use std::fmt::Display;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::Context;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use sqlx::PgPool;
+use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
-use super::{Database, bring_schema_up_to_date, sign};
+use super::values::{Value, Values};
+use super::{Database, bring_schema_up_to_date, open};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
-use crate::event::Event;
 use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry;
 
-/// How many events are stored before the next ones are: it bounds the memory beyond that of the files.
-const CHUNK: usize = 8_000;
+/// The most events of a chunk. As many may wait to be applied.
+const CHUNK_EVENTS: usize = 8_000;
+
+/// The most bytes of a chunk's events, but for the last one. Three chunks are in memory: one is read, one waits, and one
+/// is stored.
+const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
 
 pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
@@ -38,11 +47,6 @@ pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result
     .await
 }
 
-#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
-#[expect(
-    clippy::print_stderr,
-    reason = "each event or file that is refused, beside the result"
-)]
 async fn replay(
     config: &Config,
     database: &Database,
@@ -56,6 +60,7 @@ async fn replay(
         apply_connections: usize::try_from(config.database_max_connections / 2)?,
         lock_places: postgres::transaction(pool, postgres::PATIENCE, postgres::lock_places).await?,
     };
+    let shutdown = database.stop.child_token();
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
@@ -64,142 +69,221 @@ async fn replay(
         config.org_id_namespace,
         Metrics::default(),
         capacity,
-        database.stop.clone(),
+        shutdown.clone(),
     );
-
-    let (mut accepted, mut duplicates, mut ignored, mut refused) =
-        (Vec::new(), 0_u64, 0_u64, 0_u64);
-    let mut texts = Vec::new();
-    for file in files {
-        match sign::read(file).and_then(|bytes| text(bytes, file)) {
-            Ok(text) => texts.push((file, text)),
-            Err(error) => {
-                refused += 1;
-                eprintln!("{error:#}");
-            }
-        }
-    }
-    let mut refuse = |file, line, reason: &dyn Display| {
-        refused += 1;
-        eprintln!("{}: {reason}", at(file, line));
+    let mut replay = Replay {
+        inbox: &inbox,
+        waiting: Vec::new(),
+        report: Report::default(),
     };
-    let mut read = Vec::new();
-    for (file, text) in &texts {
-        for (line, event) in events(text) {
-            match Event::parse(event.as_bytes()) {
-                Ok(event) => read.push((event, (*file, line))),
-                Err(error) => refuse(file, line, &error),
-            }
+    let done = replay.run(files).await;
+    // Lanes that our events are in may have others without end: what is in hand is finished, and nothing more begun.
+    shutdown.cancel();
+    inbox.idle().await;
+    done?;
+    Ok(replay.report.print())
+}
+
+/// A file, or a line of it.
+struct Place {
+    file: Arc<Path>,
+    line: Option<usize>,
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        match self.line {
+            Some(line) => write!(f, ":{line}"),
+            None => Ok(()),
         }
     }
-    // In the order in which they happened, whatever that of the files is.
-    read.sort_by_cached_key(|(event, _)| event.id.order());
-    let (events, places): (Vec<_>, Vec<_>) = read.into_iter().unzip();
-    for (events, places) in events.chunks(CHUNK).zip(places.chunks(CHUNK)) {
-        let recorded = inbox.record_all(events).await;
-        for ((event, &(file, line)), recorded) in events.iter().zip(places).zip(recorded) {
-            match recorded {
-                Ok(Recorded::Accepted) => accepted.push(event.id.to_string()),
-                Ok(Recorded::Duplicate) => duplicates += 1,
-                Ok(Recorded::Ignored) => ignored += 1,
-                Err(error @ RecordError::Unavailable { .. }) => {
-                    return Err(error).with_context(|| at(file, line));
+}
+
+/// What was read somewhere; or why there is nothing.
+type Found = (Place, Result<Vec<u8>, String>);
+
+/// Reads files, chunk by chunk. On a thread of its own: standard input may have to be waited for.
+struct Reader {
+    chunks: mpsc::Sender<Vec<Found>>,
+    chunk: Vec<Found>,
+    bytes: usize,
+}
+
+impl Reader {
+    /// An error: nobody takes the chunks any more.
+    fn read(mut self, files: Vec<PathBuf>) -> Result<(), SendError<Vec<Found>>> {
+        for file in files {
+            let file = Arc::from(file);
+            let mut values = match open(&file) {
+                Ok(source) => Values::new(source),
+                Err(error) => {
+                    self.put(&file, None, Err(error.to_string()))?;
+                    continue;
                 }
-                Err(error) => refuse(file, line, &error),
+            };
+            loop {
+                match values.next() {
+                    Ok(Some(Value { line, text })) => self.put(&file, Some(line), text)?,
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.put(&file, None, Err(error.to_string()))?;
+                        break;
+                    }
+                }
             }
         }
+        self.chunks.blocking_send(self.chunk)
     }
-    inbox.drain().await?;
 
-    println!(
-        "accepted {}, duplicate {duplicates}, ignored {ignored}, refused {refused}",
-        accepted.len()
-    );
-    let mut unsettled = 0;
-    for (result, count) in inbox.results(&accepted).await? {
-        println!("{count} {result}");
-        if matches!(result.as_str(), "failed" | "dead") {
-            unsettled += count;
+    fn put(
+        &mut self,
+        file: &Arc<Path>,
+        line: Option<usize>,
+        found: Result<Vec<u8>, String>,
+    ) -> Result<(), SendError<Vec<Found>>> {
+        let file = Arc::clone(file);
+        self.bytes += found.as_ref().map_or(0, Vec::len);
+        self.chunk.push((Place { file, line }, found));
+        if self.chunk.len() < CHUNK_EVENTS && self.bytes < CHUNK_BYTES {
+            return Ok(());
         }
-    }
-    Ok(if refused == 0 && unsettled == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-fn text(bytes: Vec<u8>, file: &Path) -> anyhow::Result<String> {
-    String::from_utf8(bytes).with_context(|| format!("{}: not UTF-8", file.display()))
-}
-
-fn at(file: &Path, line: usize) -> String {
-    format!("{}:{line}", file.display())
-}
-
-/// The events of a file, each as it stands there, with the number of its line: one JSON object, an array of
-/// them, a list page of the Events API (`{"data":[…]}`), or JSON lines of any of these.
-fn events(text: &str) -> Vec<(usize, &str)> {
-    if let Ok(value) = serde_json::from_str::<&RawValue>(text) {
-        return flatten(value.get(), 1);
-    }
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .flat_map(|(index, line)| flatten(line, index + 1))
-        .collect()
-}
-
-fn flatten(value: &str, line: usize) -> Vec<(usize, &str)> {
-    #[derive(Deserialize)]
-    struct Page<'a> {
-        #[serde(borrow)]
-        event: Option<&'a RawValue>,
-        #[serde(borrow)]
-        data: Vec<&'a RawValue>,
-    }
-
-    let value = value.trim();
-    let items = if value.starts_with('[') {
-        serde_json::from_str::<Vec<&RawValue>>(value).ok()
-    } else {
-        // Were it an event, its data would be an object.
-        serde_json::from_str::<Page<'_>>(value)
-            .ok()
-            .filter(|page| page.event.is_none())
-            .map(|page| page.data)
-    };
-    match items {
-        Some(items) => items.into_iter().map(|item| (line, item.get())).collect(),
-        None => vec![(line, value)],
+        self.bytes = 0;
+        self.chunks.blocking_send(std::mem::take(&mut self.chunk))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What became of the events.
+#[derive(Default)]
+struct Report {
+    accepted: u64,
+    duplicates: u64,
+    ignored: u64,
+    refused: u64,
+    /// How the accepted ones ended, or where they stand.
+    results: BTreeMap<String, u64>,
+}
 
-    #[test]
-    fn every_form_of_saved_events_is_taken() {
-        let (a, b) = (
-            r#"{"id":"a","event":"x","data":{}}"#,
-            r#"{"id":"b","event":"x","data":[]}"#,
+struct Replay<'a> {
+    inbox: &'a Inbox,
+    /// The events that were accepted, and not applied at once.
+    waiting: Vec<String>,
+    report: Report,
+}
+
+impl Replay<'_> {
+    /// Stores the events of the files, and has them applied.
+    async fn run(&mut self, files: &[PathBuf]) -> anyhow::Result<()> {
+        let (sender, mut chunks) = mpsc::channel(1);
+        let reader = Reader {
+            chunks: sender,
+            chunk: Vec::new(),
+            bytes: 0,
+        };
+        let files = files.to_vec();
+        let reader = thread::spawn(|| reader.read(files));
+        while let Some(chunk) = chunks.recv().await {
+            self.store(chunk).await?;
+        }
+        if let Err(panic) = reader.join() {
+            resume_unwind(panic);
+        }
+        self.settle().await
+    }
+
+    /// Stores the events of a chunk, and applies those that nobody is in the way of.
+    async fn store(&mut self, chunk: Vec<Found>) -> anyhow::Result<()> {
+        let report = &mut self.report;
+        let mut events = Vec::with_capacity(chunk.len());
+        for (place, found) in chunk {
+            let event = found.and_then(|text| {
+                let event = self.inbox.read_saved(text);
+                event.map_err(|error| error.to_string())
+            });
+            match event {
+                Ok(event) => events.push((event, place)),
+                Err(reason) => report.refuse(&place, &reason),
+            }
+        }
+        // In the order in which they happened, as far as the chunk goes, whatever that of the files is.
+        events.sort_by_cached_key(|(event, _)| event.id().order());
+        let (events, places): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+        for (replayed, place) in self.inbox.record_all(events).await.into_iter().zip(places) {
+            let replayed = match replayed {
+                Ok(replayed) => replayed,
+                Err(error @ RecordError::Unavailable { .. }) => {
+                    return Err(error).with_context(|| place.to_string());
+                }
+                Err(error) => {
+                    report.refuse(&place, &error);
+                    continue;
+                }
+            };
+            match (replayed.recorded, replayed.outcome) {
+                (Recorded::Duplicate, _) => report.duplicates += 1,
+                (Recorded::Ignored, _) => report.ignored += 1,
+                (Recorded::Accepted, outcome) => {
+                    report.accepted += 1;
+                    match outcome {
+                        Some(outcome) => report.count(outcome.as_str().to_owned(), 1),
+                        None => self.waiting.push(replayed.event_id.to_string()),
+                    }
+                }
+            }
+        }
+        if self.waiting.len() > CHUNK_EVENTS {
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    /// Has those applied that wait.
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (result, count) in self.inbox.drain_events(waiting).await? {
+            self.report.count(result, count);
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    #[expect(
+        clippy::print_stderr,
+        reason = "each event or file that is refused, beside the result"
+    )]
+    fn refuse(&mut self, place: &Place, reason: &dyn Display) {
+        self.refused += 1;
+        eprintln!("{place}: {reason}");
+    }
+
+    fn count(&mut self, result: String, count: u64) {
+        *self.results.entry(result).or_default() += count;
+    }
+
+    #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+    fn print(self) -> ExitCode {
+        let Self {
+            accepted,
+            duplicates,
+            ignored,
+            refused,
+            results,
+        } = self;
+        println!(
+            "accepted {accepted}, duplicate {duplicates}, ignored {ignored}, refused {refused}"
         );
-        for (text, expected) in [
-            (a.to_owned(), vec![(1, a)]),
-            (format!("{a}\n\n{b}\n"), vec![(1, a), (3, b)]),
-            (format!("[{a},\n {b}]"), vec![(1, a), (1, b)]),
-            (
-                format!(r#"{{"object":"list","data":[{a},{b}]}}"#),
-                vec![(1, a), (1, b)],
-            ),
-            (
-                format!("{a}\nnot json\r\n[{b}]"),
-                vec![(1, a), (2, "not json"), (3, b)],
-            ),
-            (String::new(), vec![]),
-        ] {
-            assert_eq!(events(&text), expected, "{text}");
+        let mut results: Vec<_> = results.into_iter().collect();
+        results.sort_by_key(|(_, count)| Reverse(*count));
+        let mut all_applied = refused == 0;
+        for (result, count) in results {
+            println!("{count} {result}");
+            all_applied &= !matches!(result.as_str(), "pending" | "failed" | "dead");
+        }
+        if all_applied {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
         }
     }
 }

@@ -8,7 +8,9 @@
 //! 4. the schema: every table is there before the first request;
 //! 5. the background tasks, then the door.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +29,13 @@ use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::{Capacity, Inbox};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry;
 use crate::workos::WorkosClient;
 
 /// How long the last connections may take to close.
@@ -51,41 +54,78 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     let port = listener::bind(config.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
-    let Some(url) = &config.database_url else {
-        let server = match Embedded::start(&embedded_options(&config), shutdown.soft()).await {
-            Err(EmbeddedError::Interrupted) => return Ok(ExitCode::SUCCESS),
-            started => started?,
-        };
-        if config.webhook_secrets.is_empty() {
-            config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
-        }
-        let result = serve(&config, &private_url(server.url())?, port, shutdown).await;
-        server.stop().await?;
-        return result;
+    let exit = match &config.database_url {
+        Some(url) => serve(&config, url, port, &shutdown).await?,
+        None => with_private_postgres(config, port, &shutdown).await?,
     };
-    serve(&config, url, port, shutdown).await
+    info!(?exit, "stopped");
+    Ok(exit.into())
+}
+
+/// Serves with a private Postgres, which is there as long as the service is.
+async fn with_private_postgres(
+    config: Config,
+    port: TcpSocket,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
+    let mut server = match Embedded::start(&embedded_options(&config), shutdown.ending()).await {
+        Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
+        started => started?,
+    };
+    let served = serve_on(&mut server, config, port, shutdown).await;
+    let stopped = server.stop(shutdown.hard()).await;
+    let exit = served?;
+    stopped?;
+    Ok(shutdown.unless_forced(exit))
+}
+
+/// Serves, and has the private Postgres started again if it ends. Ends when that fails: a service that can only
+/// answer 503 would look alive.
+async fn serve_on(
+    server: &mut Embedded,
+    mut config: Config,
+    port: TcpSocket,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
+    if config.webhook_secrets.is_empty() {
+        config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
+    }
+    let database = private_url(server.url())?;
+    let mut serving = pin!(serve(&config, &database, port, shutdown));
+    tokio::select! {
+        exit = serving.as_mut() => exit,
+        error = server.keep_running() => {
+            shutdown.fail("private postgres");
+            // Its own end tells nothing: it has no database.
+            let _consequence = serving.await;
+            Err(error.into())
+        }
+    }
 }
 
 async fn serve(
     config: &Config,
     database: &DatabaseUrl,
     port: TcpSocket,
-    shutdown: Shutdown,
-) -> anyhow::Result<ExitCode> {
-    tokio::select! {
-        ready = prepare(config, database) => ready?,
-        () = shutdown.soft().cancelled() => return Ok(ExitCode::SUCCESS),
-    }
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
+    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
+    let start = async {
+        prepare(config, database).await?;
+        anyhow::Ok(postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?)
+    };
+    let clock = tokio::select! {
+        clock = start => Arc::new(clock?),
+        () = shutdown.ending().cancelled() => return Ok(shutdown.unless_forced(Exit::Clean)),
+    };
 
     let metrics = Metrics::default();
-    let pool = postgres::pool(database.options.clone(), config.database_max_connections);
-    let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-    let clock = Arc::new(clock);
     let client = config
         .api_key
         .as_ref()
         .map(|key| WorkosClient::new(config.api_url.clone(), key.clone()))
-        .transpose()?;
+        .transpose()?
+        .map(|client| client.counted_by(metrics.clone()));
     if client.is_none() {
         warn!(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
@@ -114,7 +154,7 @@ async fn serve(
         async move { clock.keep(pool, stop).await }
     });
     shutdown.spawn("sweeper", inbox.clone().run_sweeper());
-    shutdown.spawn("dead letter gauge", inbox.clone().run_dead_letter_gauge());
+    shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
     if let Some(age) = config.inbox_retention {
         let inbox = inbox.clone();
         shutdown.spawn("retention", async move { inbox.run_retention(age).await });
@@ -126,7 +166,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.soft().clone(), database.options.clone()),
+        Health::new(shutdown.ending().clone(), database.options.clone()),
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
@@ -154,14 +194,15 @@ async fn serve(
         listener::serve(tcp, router, limits, stop, tracker).await;
     });
 
-    let exit = shutdown.finish(config.shutdown_grace).await;
+    let exit = shutdown
+        .finish(config.shutdown_delay, config.shutdown_grace)
+        .await;
     if timeout(CLOSE_TIMEOUT, pool.close()).await.is_err() {
         warn!(
             "some database connections are still busy: what they had in hand is still in the inbox"
         );
     }
-    info!(?exit, "stopped");
-    Ok(exit.into())
+    Ok(exit)
 }
 
 /// Waits for the database, and brings its schema up to date.
@@ -195,10 +236,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the
 /// log: a signature is good for a while.
-#[expect(
-    clippy::print_stdout,
-    reason = "meant for whoever started this by hand"
-)]
 fn print_what_to_paste(url: &str, secret: &SecretString) {
     let now = SystemClock.now();
     let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
@@ -208,7 +245,9 @@ fn print_what_to_paste(url: &str, secret: &SecretString) {
         r#"{{"id":"event_{id}","event":"organization.created","created_at":"{at}","data":{{"object":"organization","id":"org_01EHWNCE74X7JSDV0X3SZ3KJNY","name":"Acme, Inc.","external_id":null,"created_at":"{at}","updated_at":"{at}"}}}}"#
     );
     let header = signature::sign(secret, body.as_bytes(), now);
-    println!(
+    // Whoever started it as a service may have closed it.
+    let _unread = writeln!(
+        std::io::stdout(),
         "\nworkos-sync receives webhooks at {url}\n\n\
          Send it an event (this signature is good for a few minutes; `workos-sync sign FILE` makes a fresh one):\n\n\
          curl -sS {url} -H 'WorkOS-Signature: {header}' -H 'Content-Type: application/json' -H 'Prefer: wait=5' --data-raw '{body}'\n"

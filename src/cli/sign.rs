@@ -1,12 +1,12 @@
 //! `workos-sync sign FILE`: prints a fresh signature header.
 
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use secrecy::SecretString;
 
+use super::open;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::postgres::embedded;
@@ -18,7 +18,10 @@ pub(super) fn run(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
         Some(secret) => secret.clone(),
         None => made_secret(config)?,
     };
-    let body = read(file)?;
+    let mut body = Vec::new();
+    open(file)
+        .and_then(|mut source| source.read_to_end(&mut body))
+        .with_context(|| file.display().to_string())?;
     println!(
         "WorkOS-Signature: {}",
         signature::sign(&secret, &body, SystemClock.now())
@@ -42,18 +45,4 @@ fn made_secret(config: &Config) -> anyhow::Result<SecretString> {
             config.data_dir.display()
         ))
     })?)
-}
-
-/// Reads a file, or standard input where it is called `-`.
-pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    if file == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .read_to_end(&mut body)
-            .context("standard input")?;
-    } else {
-        body = std::fs::read(file).with_context(|| file.display().to_string())?;
-    }
-    Ok(body)
 }

@@ -5,10 +5,12 @@
 //! head that doesn't arrive in time, or breaks off, gets no answer: the connection is closed.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -20,12 +22,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::slots::Slots;
+use super::slots::{Slot, Slots};
 use super::socket::Socket;
 
 /// The most that hyper buffers of a connection in each direction; its own default, 400 KiB, is too much for
@@ -34,6 +36,10 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long to rest after an error that only time or an operator cures, such as too many open files.
 const ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
+
+/// How long a client that has just connected may take to begin its request, at the end. The kernel has told it that
+/// it is connected, so it hasn't failed yet.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// How many connections the kernel keeps until they are accepted; it takes `somaxconn` if that is less. With the 128
 /// of `TcpListener::bind`, a burst of deliveries on a busy machine loses its later ones for a second, until their
@@ -137,7 +143,8 @@ impl Limits {
     }
 }
 
-/// Serves `router` until `stop` is cancelled; then closes `listener` and returns.
+/// Serves `router` until `stop` is cancelled; then serves those who have connected by then, closes `listener` and
+/// returns.
 ///
 /// Connections are tasks of `tracker`, and see `stop` themselves: idle ones close at once, requests in flight
 /// are answered first. Nothing that a client or the network does ends the loop.
@@ -148,52 +155,102 @@ pub async fn serve(
     stop: CancellationToken,
     tracker: TaskTracker,
 ) {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
+    let mut door = Door {
+        http: http(&limits),
+        slots: Slots::new(limits.max_connections),
+        router,
+        limits,
+        stop,
+        tracker,
+    };
+    loop {
+        let tcp = tokio::select! {
+            biased;
+            () = door.stop.cancelled() => break,
+            tcp = accept(&listener) => tcp,
+        };
+        // The connection comes first, so that nobody is evicted for nobody; and it is served, whatever `stop` says by
+        // the time that there is a slot.
+        door.let_in(tcp).await;
+    }
+    // To those whom the kernel has let in by now, we are connected: closing the listener would reset them. With
+    // the least backlog, new ones are turned away meanwhile; else there might be no end of them.
+    let listener = listener.into_std().and_then(|listener| {
+        rustix::net::listen(&listener, 0)?;
+        Ok(listener)
+    });
+    match listener {
+        Ok(listener) => {
+            door.http.keep_alive(false);
+            while let Some(tcp) = accepted(&listener).await {
+                door.let_in(tcp).await;
+            }
+        }
+        Err(error) => tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "connections that were not accepted yet are closed"
+        ),
+    }
+}
+
+fn http(limits: &Limits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
         .max_header_size(limits.max_header_bytes)
         .max_buf_size(std::cmp::max(MAX_BUFFER_BYTES, limits.max_header_bytes))
         // A client that closes its sending side after the request still gets its answer; and one that hangs up
         // doesn't cancel a handler half-way: the event it sent is as good as any.
         .half_close(true);
+    http
+}
 
-    let mut slots = Slots::new(limits.max_connections);
-    loop {
-        // Cancel-safe: a connection that is accepted and has no slot yet ends with `listener`. There is one such
-        // at most; the connection comes first, so that nobody is evicted for nobody.
-        let accepted = async {
-            let tcp = accept(&listener).await;
-            (slots.take().await, tcp)
-        };
-        let (slot, tcp) = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            accepted = accepted => accepted,
-        };
-        let socket = Socket::new(tcp, limits.header_read_timeout);
+/// What a connection is served with.
+struct Door {
+    http: http1::Builder,
+    slots: Slots,
+    router: Router,
+    limits: Limits,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Door {
+    /// Serves a connection, as soon as there is a slot for it.
+    async fn let_in(&mut self, tcp: TcpStream) {
+        let since = Instant::now();
+        let slot = self.slots.take().await;
+        let socket = Socket::new(tcp, Arc::clone(&slot), self.limits.header_read_timeout);
         let service = service_fn({
-            let (router, slot) = (router.clone(), Arc::clone(&slot));
+            let (router, slot) = (self.router.clone(), Arc::clone(&slot));
             move |request: Request<Incoming>| {
                 let busy = slot.busy();
                 let answer = router.clone().oneshot(request.map(Body::new));
                 async move { Ok::<_, Infallible>(answer.await?.map(|body| busy.until_written(body))) }
             }
         });
-        let connection = builder.serve_connection(TokioIo::new(socket), service);
-        let stop = stop.clone();
-        tracker.spawn(async move {
+        let connection = self.http.serve_connection(TokioIo::new(socket), service);
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
             let mut connection = pin!(connection);
+            let served = async {
+                tokio::select! {
+                    biased;
+                    // First, so that a request that has already arrived is in flight when `stop` is seen.
+                    result = connection.as_mut() => return result,
+                    () = stop.cancelled() => {}
+                }
+                if let Some(result) = spoken(connection.as_mut(), &slot, since + FIRST_WORD).await {
+                    return result;
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            };
             let result = tokio::select! {
                 biased;
-                // First, so that a request that has already arrived is in flight when `stop` is seen.
-                result = connection.as_mut() => result,
+                result = served => result,
                 // Somebody else has something to say. Ends as the head's timeout does: without a word.
                 () = slot.evicted() => return,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
             };
             if let Err(error) = result {
                 // The client's doing: gone, too slow, or no HTTP.
@@ -206,28 +263,68 @@ pub async fn serve(
     }
 }
 
+/// Drives a connection until no request is on its way: hyper, told to end, would close it in the middle of a head.
+/// Until `deadline` one may still begin. Returns how the connection ended, if it did.
+async fn spoken<C: Future>(
+    mut connection: Pin<&mut C>,
+    slot: &Slot,
+    deadline: Instant,
+) -> Option<C::Output> {
+    let mut silence = pin!(sleep_until(deadline));
+    poll_fn(|cx| match connection.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending if slot.is_busy() => Poll::Ready(None),
+        // The time for a head ends it.
+        Poll::Pending if slot.is_heard() => Poll::Pending,
+        Poll::Pending => silence.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
 /// The next connection. Errors are logged and waited out.
 async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((tcp, _)) => {
-                // Answers are small and written at once: Nagle's algorithm could only delay them.
-                if let Err(error) = tcp.set_nodelay(true) {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "TCP_NODELAY");
-                }
-                return tcp;
-            }
-            // One client, gone before it was accepted; the next may be fine.
-            Err(error) if is_about_the_client(&error) => {}
-            Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "no connection can be accepted; trying again"
-                );
-                sleep(ACCEPT_BACKOFF).await;
-            }
+            Ok((tcp, _)) => return at_once(tcp),
+            Err(error) => wait_out(&error).await,
         }
     }
+}
+
+/// A connection that the kernel has accepted by now; `None` if there is no other.
+async fn accepted(listener: &std::net::TcpListener) -> Option<TcpStream> {
+    loop {
+        // Not by the runtime: it hears of a connection a moment later.
+        let tcp = listener.accept().and_then(|(tcp, _)| {
+            tcp.set_nonblocking(true)?;
+            TcpStream::from_std(tcp)
+        });
+        match tcp {
+            Ok(tcp) => return Some(at_once(tcp)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) => wait_out(&error).await,
+        }
+    }
+}
+
+/// Answers are small and written at once: Nagle's algorithm could only delay them.
+fn at_once(tcp: TcpStream) -> TcpStream {
+    if let Err(error) = tcp.set_nodelay(true) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "TCP_NODELAY");
+    }
+    tcp
+}
+
+async fn wait_out(error: &io::Error) {
+    // One client, gone before it was accepted; the next may be fine.
+    if is_about_the_client(error) {
+        return;
+    }
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "no connection can be accepted; trying again"
+    );
+    sleep(ACCEPT_BACKOFF).await;
 }
 
 fn is_about_the_client(error: &io::Error) -> bool {

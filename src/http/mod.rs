@@ -3,6 +3,7 @@
 pub mod body;
 pub mod health;
 pub mod listener;
+mod metrics;
 pub mod problem;
 mod slots;
 mod socket;
@@ -14,30 +15,28 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRef, State};
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
-use axum::http::{HeaderName, Request};
+use axum::http::header::HeaderValue;
+use axum::http::{HeaderMap, HeaderName, Method, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use secrecy::SecretString;
-use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 use tower_http::trace::TraceLayer;
-use tracing::{Span, debug, error, info_span};
+use tracing::{Span, debug, error, info_span, warn};
 use uuid::{Builder, Uuid};
 
 use crate::clock::Clock;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Recorded};
+use crate::metrics::Metrics;
 use crate::panics;
-use crate::telemetry::Metrics;
+use crate::signature;
+use body::Bodies;
 use health::Health;
 use problem::Problem;
-
-/// How many bodies are in memory at once.
-const BODIES_AT_ONCE: usize = 256;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -57,8 +56,7 @@ struct Inner {
     metrics: Metrics,
     secrets: Vec<SecretString>,
     tolerance: Duration,
-    max_body_bytes: usize,
-    bodies: Semaphore,
+    bodies: Bodies,
 }
 
 impl std::fmt::Debug for App {
@@ -87,6 +85,9 @@ impl App {
         tolerance: Duration,
         max_body_bytes: usize,
     ) -> Self {
+        metrics.expect_deliveries(Recorded::ALL.map(Recorded::as_str));
+        metrics.expect_deliveries(Problem::DELIVERY_CODES);
+        metrics.expect_secrets(secrets.len());
         Self {
             inner: Arc::new(Inner {
                 inbox,
@@ -95,10 +96,15 @@ impl App {
                 metrics,
                 secrets,
                 tolerance,
-                max_body_bytes,
-                bodies: Semaphore::new(BODIES_AT_ONCE),
+                bodies: Bodies::new(max_body_bytes),
             }),
         }
+    }
+
+    /// How many bytes bodies take of the memory.
+    #[must_use]
+    pub fn body_bytes_held(&self) -> usize {
+        self.inner.bodies.held()
     }
 }
 
@@ -119,12 +125,16 @@ pub fn router(app: App, webhook_path: &str) -> Router {
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CatchPanicLayer::custom(panicked));
 
-    Router::new()
-        .route(webhook_path, post(webhook::receive))
+    let mut router = Router::new().route(webhook_path, post(webhook::receive));
+    if !webhook_path.ends_with('/') {
+        // Not a redirect: WorkOS follows none.
+        router = router.route(&format!("{webhook_path}/"), post(webhook::receive));
+    }
+    router
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
-        .route("/metrics", get(metrics))
-        .fallback(async || Problem::not_found())
+        .route("/metrics", get(metrics::metrics))
+        .fallback(not_found)
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(app)
         .layer(layers)
@@ -177,12 +187,16 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     Problem::internal().into_response()
 }
 
-async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app
-        .inner
-        .metrics
-        .render()
-        .map_err(|_| Problem::internal())?;
-    let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(CONTENT_TYPE, HeaderValue::from_static(format))], text).into_response())
+/// A signed request that goes astray is a mistake in a configuration, here or in WorkOS: nobody else would notice it.
+/// Neither path is logged, for either may hold the unguessable part.
+async fn not_found(State(app): State<App>, method: Method, headers: HeaderMap) -> Problem {
+    let problem = Problem::not_found();
+    if headers.contains_key(signature::HEADER) {
+        app.inner.metrics.delivery(problem.code());
+        warn!(
+            %method,
+            "a {method} request with a signature is answered 404: its path is not WEBHOOK_PATH; correct the endpoint's URL in WorkOS, or the setting",
+        );
+    }
+    problem
 }

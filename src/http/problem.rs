@@ -10,13 +10,18 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::event::EnvelopeError;
 use crate::signature::SignatureError;
+
+/// When a sender whose event could not be made durable should come back.
+const COME_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// An error as the sender is told of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +39,22 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// The codes that a delivery can be answered with.
+    pub(super) const DELIVERY_CODES: [&str; 12] = [
+        "body_incomplete",
+        "body_too_large",
+        "body_too_slow",
+        "busy",
+        "not_an_event",
+        "not_durable",
+        "signature_in_future",
+        "signature_malformed",
+        "signature_mismatch",
+        "signature_missing",
+        "signature_too_old",
+        "unstorable",
+    ];
+
     const fn new(status: StatusCode, code: &'static str, detail: Cow<'static, str>) -> Self {
         Self {
             status,
@@ -117,6 +138,17 @@ impl Problem {
         .closing()
     }
 
+    /// 415: the body has a `Content-Encoding`, and is left unread.
+    #[must_use]
+    pub const fn content_encoding() -> Self {
+        Self::fixed(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_encoding",
+            "the body has a Content-Encoding; send it as it was signed",
+        )
+        .closing()
+    }
+
     /// 500: a bug. Tells nothing; the log has it.
     #[must_use]
     pub const fn internal() -> Self {
@@ -137,6 +169,22 @@ impl Problem {
         let mut problem = Self::fixed(StatusCode::SERVICE_UNAVAILABLE, code, detail);
         problem.retry_after = Some(retry_after);
         problem
+    }
+
+    /// 503: there is no room for the body, which is left unread.
+    #[must_use]
+    pub const fn busy() -> Self {
+        Self::unavailable("busy", "too many deliveries at once", COME_BACK_AFTER).closing()
+    }
+
+    /// 503: the event is not durable.
+    #[must_use]
+    pub const fn not_durable() -> Self {
+        Self::unavailable(
+            "not_durable",
+            "the event could not be made durable; deliver it again",
+            COME_BACK_AFTER,
+        )
     }
 
     /// The status it is answered with.
@@ -219,6 +267,10 @@ impl IntoResponse for Problem {
                 WWW_AUTHENTICATE,
                 HeaderValue::from_static("WorkOS-Signature"),
             );
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            // RFC 9110, section 15.5.16.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if let Some(after) = self.retry_after {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
@@ -353,6 +405,8 @@ mod tests {
             Problem::body_too_large(1),
             Problem::body_too_slow(),
             Problem::body_incomplete(),
+            Problem::content_encoding(),
+            Problem::busy(),
         ] {
             assert_eq!(answer(problem).await.0[CONNECTION], "close");
         }

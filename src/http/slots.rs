@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -85,6 +86,7 @@ impl Slots {
         let slot = Arc::new(Slot {
             idle: Arc::clone(&self.idle),
             number: Mutex::default(),
+            heard: AtomicBool::new(false),
             evicted: CancellationToken::new(),
             _permit: permit,
         });
@@ -109,6 +111,8 @@ pub(super) struct Slot {
     idle: Arc<Idle>,
     /// Its number in the queue of the idle, while it is there.
     number: Mutex<Option<u64>>,
+    /// Whether anything has come since the last answer.
+    heard: AtomicBool,
     evicted: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
@@ -117,6 +121,20 @@ impl Slot {
     /// Returns when the connection should make room for another.
     pub(super) async fn evicted(&self) {
         self.evicted.cancelled().await;
+    }
+
+    /// Something has come from the client.
+    pub(super) fn hear(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request has begun to come that isn't in hand yet.
+    pub(super) fn is_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.number().is_none()
     }
 
     /// The connection has a request in hand, until its answer is written: nobody takes its slot.
@@ -142,7 +160,7 @@ impl Slot {
         }
     }
 
-    /// Locked under the queue's lock only.
+    /// Changed under the queue's lock only.
     fn number(&self) -> MutexGuard<'_, Option<u64>> {
         self.number.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,6 +177,7 @@ pub(super) struct Busy(Arc<Slot>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.heard.store(false, Ordering::Relaxed);
         self.0.join_idle();
     }
 }

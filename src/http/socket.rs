@@ -1,14 +1,18 @@
 //! A client's socket, with the two patiences that hyper leaves to its caller: for a client that doesn't read its
-//! answers, and for one that is still sending when the connection ends.
+//! answers, and for one that is still sending when the connection ends. And with an ear, for hyper doesn't tell
+//! whether a request has begun.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+
+use super::slots::Slot;
 
 /// How long to read on, for nothing, after our side is closed.
 ///
@@ -17,9 +21,10 @@ use tokio::time::{Sleep, sleep};
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A TCP stream that waits for its client only so long.
-#[derive(Debug)]
 pub(super) struct Socket {
     tcp: TcpStream,
+    /// Told what is heard.
+    slot: Arc<Slot>,
     /// How long a write may make no progress: a client that pipelines requests and reads no answer would
     /// otherwise keep its permit for ever.
     write_timeout: Duration,
@@ -30,9 +35,10 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) const fn new(tcp: TcpStream, write_timeout: Duration) -> Self {
+    pub(super) const fn new(tcp: TcpStream, slot: Arc<Slot>, write_timeout: Duration) -> Self {
         Self {
             tcp,
+            slot,
             write_timeout,
             write_deadline: None,
             linger_deadline: None,
@@ -66,7 +72,12 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.tcp).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.slot.hear();
+        }
+        read
     }
 }
 

@@ -5,18 +5,16 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::CONTENT_ENCODING;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::body::read_body;
 use super::problem::Problem;
 use super::{App, Inner};
-use crate::event::Event;
-use crate::inbox::{Ended, RecordError, Recorded, Source};
+use crate::inbox::{Receipt, RecordError, Recorded, Source};
 use crate::signature;
 
 /// How long the body may take.
@@ -25,9 +23,6 @@ const BODY_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// When the sender is answered at the latest, whatever the database does. Senders give up: the official
 /// emulator after 5 s (R23).
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(3_500);
-
-/// When a sender whose event could not be made durable should come back.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The longest wait for an outcome that is granted.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -44,6 +39,9 @@ struct Answer {
     outcome: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// What else the sender should know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 /// Receives one delivery.
@@ -72,51 +70,51 @@ async fn accept(
     let started = Instant::now();
     let answer_by = started + ANSWER_TIMEOUT;
 
-    // What bodies take in memory is bounded: so many are read at once, the others wait for their turn.
-    let permit = tokio::time::timeout_at(answer_by, app.bodies.acquire())
-        .await
-        .map_err(|_elapsed| {
-            Problem::unavailable("busy", "too many deliveries at once", RETRY_AFTER)
-        })?;
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok())
-        .and_then(|length| length.parse().ok());
-    let body = read_body(body, length, app.max_body_bytes, started + BODY_TIMEOUT).await?;
+    if is_encoded(headers) {
+        return Err(Problem::content_encoding());
+    }
+    let deadline = started + BODY_TIMEOUT;
+    let (body, permit) = app.bodies.read(body, deadline, answer_by).await?;
 
-    let header = headers.get(signature::HEADER).map(HeaderValue::as_bytes);
-    signature::verify(header, &body, &app.secrets, app.tolerance, app.clock.now()).map_err(
-        |error| {
+    let header = headers.get_all(signature::HEADER);
+    let header = header.iter().map(HeaderValue::as_bytes);
+    let now = app.clock.now();
+    let position =
+        signature::verify(header, &body, &app.secrets, app.tolerance, now).map_err(|error| {
             warn!(reason = %error, "a delivery is refused: {error}");
             error
-        },
-    )?;
-    let event = Event::parse(&body).map_err(|error| {
-        warn!(reason = %error, "a signed delivery is no event: {error}");
-        error
-    })?;
+        })?;
+    app.metrics.secret_used(position);
+    let event = app
+        .inbox
+        .read(body, Some(permit), Source::Webhook)
+        .map_err(|error| {
+            warn!(reason = %error, "a signed delivery is no event: {error}");
+            error
+        })?;
 
+    let id = event.id().clone();
     let wait = preferred_wait(headers);
-    let watch = wait.map(|wait| (app.inbox.watch(event.id.clone()), wait));
-    let recorded = tokio::time::timeout_at(answer_by, app.inbox.record(&event, Source::Webhook))
+    let watch = wait.map(|wait| (app.inbox.watch(id.clone()), wait));
+    let Receipt { recorded, detail } = tokio::time::timeout_at(answer_by, app.inbox.record(event))
         .await
         .map_err(|_elapsed| {
-            error!(event.id = %event.id, "event {} could not be made durable in time", event.id);
-            not_durable()
+            error!(event.id = %id, "event {id} could not be made durable in time");
+            Problem::not_durable()
         })?
         .map_err(|error| match error {
             RecordError::Unstorable(reason) => {
-                warn!(event.id = %event.id, reason, "event {} can't be stored: {reason}", event.id);
+                warn!(event.id = %id, reason, "event {id} can't be stored: {reason}");
                 Problem::unstorable()
             }
             RecordError::Unavailable { .. } => {
-                error!(event.id = %event.id, %error, "event {}: {error}", event.id);
-                not_durable()
+                error!(event.id = %id, %error, "event {id}: {error}");
+                Problem::not_durable()
             }
         })?;
-
-    // Whoever waits for an outcome is in nobody's way.
-    drop(permit);
+    if let Some(detail) = &detail {
+        warn!(event.id = %id, "a delivery is taken for a duplicate: {detail}");
+    }
 
     let ended = match watch {
         Some((watch, wait)) if recorded == Recorded::Accepted => {
@@ -124,7 +122,19 @@ async fn accept(
         }
         _ => None,
     };
-    let mut response = Json(answer(event.id.to_string(), recorded, ended)).into_response();
+    let mut answer = Answer {
+        event_id: id.to_string(),
+        status: recorded.as_str(),
+        outcome: None,
+        error: None,
+        detail,
+    };
+    if let Some(ended) = ended {
+        answer.status = ended.status.as_str();
+        answer.outcome = ended.outcome.map(crate::sync::Outcome::as_str);
+        answer.error = ended.error;
+    }
+    let mut response = Json(answer).into_response();
     if let Some(wait) = wait {
         let applied = format!("wait={}", wait.as_secs());
         let applied = applied.parse().expect("ASCII is a header value");
@@ -133,29 +143,15 @@ async fn accept(
     Ok((recorded, response))
 }
 
-fn answer(event_id: String, recorded: Recorded, ended: Option<Ended>) -> Answer {
-    match ended {
-        None => Answer {
-            event_id,
-            status: recorded.as_str(),
-            outcome: None,
-            error: None,
-        },
-        Some(ended) => Answer {
-            event_id,
-            status: ended.status.as_str(),
-            outcome: ended.outcome.map(crate::sync::Outcome::as_str),
-            error: ended.error,
-        },
-    }
-}
-
-fn not_durable() -> Problem {
-    Problem::unavailable(
-        "not_durable",
-        "the event could not be made durable; deliver it again",
-        RETRY_AFTER,
-    )
+/// Whether the body is not as it was signed (RFC 9110, section 8.4): nothing here would decode it.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let encodings = headers.get_all(CONTENT_ENCODING);
+    encodings.iter().any(|value| {
+        value.as_bytes().split(|byte| *byte == b',').any(|coding| {
+            let coding = coding.trim_ascii();
+            !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")
+        })
+    })
 }
 
 /// How long the sender wants to wait for the outcome: `Prefer: wait=N`

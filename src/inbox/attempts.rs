@@ -103,6 +103,7 @@ impl Attempts {
         error: &AttemptError,
         failing_since: Option<DateTime<Utc>>,
     ) -> Step {
+        self.outcomes.not_applied(class, error);
         if class != FailureClass::Unusable {
             error!(
                 workos.organization_id = lane,
@@ -156,7 +157,7 @@ impl Attempts {
             async |connection: &mut sqlx::PgConnection| store::fail(connection, &failed).await;
         // If it ended after all, the answer to our COMMIT got lost, or another replica was quicker.
         if postgres::transaction(&self.pool, postgres::PATIENCE, fail).await? {
-            self.outcomes.failed(event, error, retry_at);
+            self.outcomes.failed(event, class, error, retry_at);
         }
         Ok(Step::Processed)
     }

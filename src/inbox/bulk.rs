@@ -6,7 +6,7 @@
 //! that have others before them in the inbox, are stored as pending (R24). Where the transaction comes to nothing,
 //! whatever the reason, all of them are, and the lanes find out which of them was the reason (R26).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -16,11 +16,12 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::lanes::{Lanes, TakenLane};
-use super::record::{Answer, Recorder};
+use super::record::{Recorder, Stored};
 use super::status::{RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
-use crate::event::{Event, OrganizationEvent};
+use crate::event::{EnvelopeError, Event, EventId, OrganizationEvent};
+use crate::sync::Outcome;
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
 const SIDES: usize = 4;
@@ -33,13 +34,41 @@ const MOST_EVENTS: usize = 1_000;
 const MOST_BYTES: usize = 16 * 1_024 * 1_024;
 
 /// A saved event.
-struct Saved {
-    /// Where it stands among those that were given.
-    place: usize,
+#[derive(Debug)]
+pub struct SavedEvent {
     event: NewEvent,
     /// What it says of its organization; nothing, if that can't be applied.
     decoded: Option<OrganizationEvent>,
 }
+
+impl SavedEvent {
+    /// Reads a saved event.
+    pub(super) fn read(body: Vec<u8>, now: DateTime<Utc>) -> Result<Self, EnvelopeError> {
+        let decode = |event: &Event<'_>| event.organization().ok();
+        let (event, decoded) = NewEvent::read(body, None, Source::Replay, now, decode)?;
+        Ok(Self { event, decoded })
+    }
+
+    /// The id of the event.
+    #[must_use]
+    pub const fn id(&self) -> &EventId {
+        self.event.id()
+    }
+}
+
+/// What became of a saved event.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Its id.
+    pub event_id: EventId,
+    /// What recording it did.
+    pub recorded: Recorded,
+    /// How it was applied, if it was; one that was accepted and wasn't applied waits.
+    pub outcome: Option<Outcome>,
+}
+
+/// The same, with the event's place among those that were given.
+type Answer = (usize, Result<Replayed, RecordError>);
 
 #[derive(Debug, Clone)]
 pub(super) struct Bulk {
@@ -53,24 +82,19 @@ impl Bulk {
     /// Stores events, and has those applied that nobody is in the way of.
     pub(super) async fn record_all(
         &self,
-        events: &[Event<'_>],
-        now: DateTime<Utc>,
-    ) -> Vec<Result<Recorded, RecordError>> {
+        events: Vec<SavedEvent>,
+    ) -> Vec<Result<Replayed, RecordError>> {
+        let mut answers = Vec::with_capacity(events.len());
         // Side by side, and no organization is on two sides.
         let mut sides = [const { Vec::new() }; SIDES];
-        for (place, event) in events.iter().enumerate() {
+        for (place, saved) in events.into_iter().enumerate() {
             let mut hasher = DefaultHasher::new();
-            event.workos_id.hash(&mut hasher);
+            saved.event.lane().hash(&mut hasher);
             let hash = usize::try_from(hasher.finish() >> 32).unwrap_or_default();
-            sides[hash % SIDES].push(Saved {
-                place,
-                event: NewEvent::new(event, Source::Replay, now),
-                decoded: event.organization().ok(),
-            });
+            sides[hash % SIDES].push((place, saved));
         }
         // As tasks, which nobody's hang-up cancels while they hold lanes.
         let working = sides.map(|side| self.tracker.spawn(self.clone().store_side(side)));
-        let mut answers = Vec::with_capacity(events.len());
         for side in working {
             // Nobody cancels it.
             answers.extend(
@@ -79,18 +103,10 @@ impl Bulk {
             );
         }
         answers.sort_unstable_by_key(|(place, _)| *place);
-        answers
-            .into_iter()
-            .zip(events)
-            .map(|((_, is_new), event)| {
-                let ignored = event.organization_event_type().is_none();
-                Ok(Recorded::new(is_new?, ignored))
-            })
-            .collect()
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    /// Says of each event whether it is new.
-    async fn store_side(self, events: Vec<Saved>) -> Vec<(usize, Answer)> {
+    async fn store_side(self, events: Vec<(usize, SavedEvent)>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(events.len());
         for part in self.parts(events) {
             answers.extend(self.store_part(part).await);
@@ -99,51 +115,65 @@ impl Bulk {
     }
 
     /// Cuts events into parts for a transaction each, by number and by lanes.
-    fn parts(&self, events: Vec<Saved>) -> Vec<Vec<Saved>> {
+    fn parts(&self, events: Vec<(usize, SavedEvent)>) -> Vec<Vec<(usize, SavedEvent)>> {
         let most_lanes = self.transactions.most_lanes();
         let mut parts = vec![Vec::new()];
         let mut lanes = HashSet::new();
-        for saved in events {
+        for (place, saved) in events {
             let lane = saved.event.lane().to_owned();
-            let part = parts.last().map_or(0, Vec::len);
-            if part == MOST_EVENTS || (lanes.len() == most_lanes && !lanes.contains(&lane)) {
+            let events = parts.last().map_or(0, Vec::len);
+            if events == MOST_EVENTS || (lanes.len() == most_lanes && !lanes.contains(&lane)) {
                 parts.push(Vec::new());
                 lanes.clear();
             }
             lanes.insert(lane);
-            parts.last_mut().expect("there is one").push(saved);
+            parts.last_mut().expect("there is one").push((place, saved));
         }
         parts
     }
 
-    async fn store_part(&self, mut part: Vec<Saved>) -> Vec<(usize, Answer)> {
+    async fn store_part(&self, mut part: Vec<(usize, SavedEvent)>) -> Vec<Answer> {
         // Whoever else inserts does it in this order too.
-        part.sort_by(|a, b| a.event.event_id.cmp(&b.event.event_id));
+        part.sort_by(|(_, a), (_, b)| a.id().as_str().cmp(b.id().as_str()));
         let mut places = Vec::with_capacity(part.len());
         let mut events = Vec::with_capacity(part.len());
         let mut decoded = Vec::with_capacity(part.len());
-        for saved in part {
-            places.push(saved.place);
+        for (place, saved) in part {
+            places.push((place, saved.id().clone(), saved.event.ignored));
             events.push(saved.event);
             decoded.push(saved.decoded);
         }
-        let answers = if let Some(new) = self.apply(&events, decoded).await {
-            let mut new: HashSet<_> = new.into_iter().collect();
-            let is_new = |event: &NewEvent| Ok(new.remove(&event.event_id));
-            events.iter().map(is_new).collect()
-        } else {
-            self.recorder.store_all(events).await
-        };
-        places.into_iter().zip(answers).collect()
+        // Of each that is new, how it was applied, if it was.
+        let stored: Vec<Result<_, RecordError>> =
+            if let Some(mut new) = self.apply(&events, decoded).await {
+                // Of an id that came twice, the first is the new one.
+                let ids = events.iter().map(|event| event.id().as_str());
+                ids.map(|id| Ok(new.remove(id))).collect()
+            } else {
+                let stored = self.recorder.store_all(events).await.into_iter();
+                let is_new = |stored| matches!(stored, Stored::New).then_some(None);
+                stored.map(|answer| answer.map(is_new)).collect()
+            };
+        let answers = places.into_iter().zip(stored);
+        answers
+            .map(|((place, event_id, ignored), stored)| {
+                let replayed = stored.map(|stored| Replayed {
+                    event_id,
+                    recorded: Recorded::new(stored.is_some(), ignored),
+                    outcome: stored.flatten(),
+                });
+                (place, replayed)
+            })
+            .collect()
     }
 
-    /// Stores events, and applies those that nobody is in the way of; says which are new. `None` if that came to
-    /// nothing, and nothing is stored.
+    /// Stores events, and applies those that nobody is in the way of; says which are new, and how they were applied, if
+    /// they were. `None` if that came to nothing, and nothing is stored.
     async fn apply(
         &self,
         events: &[NewEvent],
         decoded: Vec<Option<OrganizationEvent>>,
-    ) -> Option<Vec<String>> {
+    ) -> Option<HashMap<String, Option<Outcome>>> {
         let bytes: usize = events.iter().map(|event| event.body.len()).sum();
         if bytes > MOST_BYTES {
             return None;
@@ -157,7 +187,7 @@ impl Bulk {
         let names: Vec<_> = taken.iter().map(TakenLane::name).collect();
         let with_decoded = events.iter().zip(decoded).collect();
         match self.transactions.store(with_decoded, &names).await {
-            Ok(stored) => Some(stored),
+            Ok(new) => Some(new),
             Err(failure) => {
                 let (error, events) = (failure.error, events.len());
                 debug!(%error, events, "saved events are stored, to be applied later: {error}");

@@ -54,6 +54,11 @@ impl Crew {
         self.slow -= 1;
     }
 
+    /// How many are slow.
+    pub(super) const fn slow(&self) -> usize {
+        self.slow
+    }
+
     /// How many more may be slow.
     pub(super) const fn spare(&self) -> usize {
         self.max_slow.saturating_sub(self.slow)

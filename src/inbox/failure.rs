@@ -2,7 +2,7 @@
 
 use crate::event::{DecodeError, EnvelopeError, WorkosId};
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
-use crate::sync::{ApplyError, Write};
+use crate::sync::{ApplyError, TwoRows, Write};
 
 use super::store::Claimed;
 
@@ -72,6 +72,9 @@ pub(super) enum AttemptError {
     /// Right after a race, somebody else changed the row between fetch and write. Once it lasts, the host keeps it.
     #[error("a trigger or a policy of organization_metadata kept row {id} from being {write}")]
     Unwritten { write: Write, id: String },
+    /// The organization has two rows.
+    #[error(transparent)]
+    TwoRows(TwoRows),
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
     /// We panicked.
@@ -83,6 +86,7 @@ impl From<ApplyError> for AttemptError {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Unwritten { write, id } => Self::Unwritten { write, id },
+            ApplyError::TwoRows(rows) => Self::TwoRows(rows),
             ApplyError::Database(error) => Self::Database(error),
         }
     }
@@ -99,15 +103,18 @@ impl AttemptError {
             Self::Overtaken => "overtaken".to_owned(),
             Self::Unwritten { write, .. } => format!("suppressed:{}", write.verb()),
             Self::Database(error) => error::cause(error),
+            Self::TwoRows(_) => "two_rows".to_owned(),
             Self::Bug(_) => "bug".to_owned(),
         }
     }
 
     pub(super) fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_) | Self::Decode(_) | Self::WrongLane(_) | Self::TooLong => {
-                FailureClass::Permanent
-            }
+            Self::Envelope(_)
+            | Self::Decode(_)
+            | Self::WrongLane(_)
+            | Self::TwoRows(_)
+            | Self::TooLong => FailureClass::Permanent,
             Self::Unwritten { .. } | Self::Overtaken => FailureClass::Conflict,
             Self::Database(error) => error::classify(error),
             // It waits for the version that mends it.

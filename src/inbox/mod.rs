@@ -22,12 +22,13 @@
 //! | `lanes` | processes the lanes that are awake, together, or one alone; `queue` is who waits, `crew` who works |
 //! | `attempts` | tries one event until it is applied or put off; `retry` judges |
 //! | `transaction` | claims, applies and marks events in one transaction; `locks` is how many it may take |
-//! | `conditions`, `outcomes` | say what is wrong with the whole, and how events ended |
+//! | `conditions`, `outcomes`, `counts` | say what is wrong with the whole, and how events ended |
 //! | `store` | the SQL |
 
 mod attempts;
 mod bulk;
 mod conditions;
+mod counts;
 mod crew;
 mod failure;
 mod lanes;
@@ -42,29 +43,33 @@ mod sweeper;
 mod transaction;
 mod watch;
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use chrono::TimeDelta;
 use sqlx::PgPool;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::event::{Event, EventId};
+use crate::event::{EnvelopeError, EventId};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::telemetry::Metrics;
 use attempts::Attempts;
 use bulk::Bulk;
+pub use bulk::{Replayed, SavedEvent};
 use conditions::Conditions;
 use crew::Pulse;
 use lanes::{Hands, Lanes};
 use locks::LockBudget;
 use outcomes::Outcomes;
-use record::Recorder;
-pub use status::{DrainError, Ended, RecordError, Recorded, Source, Status};
-use store::NewEvent;
+use record::{Recorder, Stored};
+pub use status::{DrainError, Ended, Receipt, RecordError, Recorded, Source, Status};
+pub use store::NewEvent;
 use sweeper::Sweeper;
 use transaction::Transactions;
 pub use watch::Watch;
@@ -86,6 +91,8 @@ pub struct Load {
     pub entered: u64,
     /// Events that wait to be stored.
     pub recording: usize,
+    /// Inserts that are slow.
+    pub slow_inserts: usize,
     /// Lanes that wait to be processed.
     pub waiting: usize,
     /// Lanes that are processed.
@@ -124,9 +131,10 @@ impl Inbox {
         // Closed from the start, which only means that it can be waited for.
         let tracker = TaskTracker::new();
         tracker.close();
+        metrics.watch_connections(&pool);
         let hands = Hands::new(capacity.apply_connections);
         let outcomes = Arc::new(Outcomes::new(Arc::clone(&clock), metrics.clone()));
-        let conditions = Arc::new(Conditions::default());
+        let conditions = Arc::new(Conditions::new(metrics.clone()));
         let transactions = Arc::new(Transactions {
             pool: pool.clone(),
             clock: Arc::clone(&clock),
@@ -157,6 +165,7 @@ impl Inbox {
             pool.clone(),
             Arc::clone(&pulse),
             Arc::clone(&lanes),
+            Arc::clone(&outcomes),
             tracker.clone(),
         ));
         let sweeper = Arc::new(Sweeper {
@@ -188,25 +197,50 @@ impl Inbox {
         }
     }
 
+    /// Reads an event, to be recorded. `place` is what its body takes of the memory: free when the body is gone.
+    ///
+    /// # Errors
+    /// The body is no event.
+    pub fn read(
+        &self,
+        body: Vec<u8>,
+        place: Option<OwnedSemaphorePermit>,
+        source: Source,
+    ) -> Result<NewEvent, EnvelopeError> {
+        let (event, ()) = NewEvent::read(body, place, source, self.clock.now(), |_| ())?;
+        Ok(event)
+    }
+
     /// Makes an event durable, and has it processed at once (R23, R24).
     ///
     /// # Errors
     /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
     /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
-    pub async fn record(&self, event: &Event<'_>, source: Source) -> Result<Recorded, RecordError> {
-        let event = NewEvent::new(event, source, self.clock.now());
+    pub async fn record(&self, event: NewEvent) -> Result<Receipt, RecordError> {
         let ignored = event.ignored;
-        let is_new = self.recorder.store(event).await?;
-        Ok(Recorded::new(is_new, ignored))
+        let (recorded, detail) = match self.recorder.store(event).await? {
+            Stored::New => (Recorded::new(true, ignored), None),
+            Stored::Duplicate(detail) => (Recorded::Duplicate, detail),
+        };
+        Ok(Receipt { recorded, detail })
     }
 
-    /// Makes saved events durable, and has those applied that nobody is in the way of; [`drain`](Self::drain) does the
-    /// rest. Of an organization, they are best given in the order of their ids.
+    /// Reads a saved event.
+    ///
+    /// # Errors
+    /// The body is no event.
+    pub fn read_saved(&self, body: Vec<u8>) -> Result<SavedEvent, EnvelopeError> {
+        SavedEvent::read(body, self.clock.now())
+    }
+
+    /// Makes saved events durable, and has those applied that nobody is in the way of;
+    /// [`drain_events`](Self::drain_events) does the rest. Of an organization, they are best given in the order of their
+    /// ids.
     ///
     /// # Errors
     /// For each event, those of [`record`](Self::record).
-    pub async fn record_all(&self, events: &[Event<'_>]) -> Vec<Result<Recorded, RecordError>> {
-        self.bulk.record_all(events, self.clock.now()).await
+    pub async fn record_all(&self, events: Vec<SavedEvent>) -> Vec<Result<Replayed, RecordError>> {
+        self.bulk.record_all(events).await
     }
 
     /// Begins to listen for outcomes; to be called before the event is recorded.
@@ -222,7 +256,7 @@ impl Inbox {
     }
 
     /// Processes everything that is due, and returns when nothing is, or on shutdown, when the events in hand
-    /// are done: for `replay` and for tests. What somebody else holds is waited for, at the sweeper's pace.
+    /// are done: for tests. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
     /// The database doesn't answer, or nothing can be applied to the host's table.
@@ -251,15 +285,58 @@ impl Inbox {
         Ok(())
     }
 
-    /// How the given events ended, or the status of those that didn't yet, with counts.
+    /// Has the given events processed, and returns when none of them waits, or on shutdown. Says how they ended, or
+    /// where they stand, with counts. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
-    /// The database doesn't answer.
-    pub async fn results(&self, event_ids: &[String]) -> Result<Vec<(String, i64)>, sqlx::Error> {
-        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            store::results(connection, event_ids).await
-        })
-        .await
+    /// The database doesn't answer, or nothing can be applied to the host's table.
+    pub async fn drain_events(
+        &self,
+        mut event_ids: Vec<String>,
+    ) -> Result<BTreeMap<String, u64>, DrainError> {
+        let mut results = BTreeMap::new();
+        let mut waited = usize::MAX;
+        loop {
+            let ask = async |connection: &mut sqlx::PgConnection| {
+                store::progress(connection, &event_ids).await
+            };
+            let progress = postgres::transaction(&self.pool, postgres::PATIENCE, ask).await?;
+            let stopped = self.shutdown.is_cancelled();
+            let mut waiting = Vec::new();
+            for event in progress {
+                if event.result == Status::Pending.as_str() && !stopped {
+                    waiting.push(event);
+                } else {
+                    *results.entry(event.result).or_default() += 1;
+                }
+            }
+            if waiting.is_empty() {
+                return Ok(results);
+            }
+            if waiting.len() == waited {
+                if let Some(reason) = self.unusable() {
+                    return Err(DrainError::Unusable(reason));
+                }
+                // Somebody else is in the way. Both arms only wait.
+                tokio::select! {
+                    () = self.shutdown.cancelled() => {}
+                    () = tokio::time::sleep(sweeper::SWEEP_INTERVAL) => {}
+                }
+            }
+            waited = waiting.len();
+            let lanes: HashSet<_> = waiting.iter().map(|event| &event.lane).collect();
+            for lane in lanes {
+                self.lanes.wake(lane.clone());
+            }
+            event_ids = waiting.into_iter().map(|event| event.event_id).collect();
+            // Not for longer: a flood may keep one of the lanes busy for ever.
+            let _ = timeout(sweeper::SWEEP_INTERVAL, self.lanes.idle()).await;
+        }
+    }
+
+    /// Returns when nothing is worked on: after a shutdown, when what was in hand is done.
+    pub async fn idle(&self) {
+        self.lanes.idle().await;
     }
 
     /// Why nothing can be applied to the host's table, while that is so (R26, R33).
@@ -275,6 +352,7 @@ impl Inbox {
         Load {
             entered: self.pulse.entered(),
             recording: self.recorder.waiting(),
+            slow_inserts: self.recorder.slow(),
             waiting: self.lanes.waiting(),
             taken: self.lanes.taken(),
             paused: self.lanes.paused(),
@@ -295,9 +373,17 @@ impl Inbox {
         Ok(self.sweeper.sweep().await?.found)
     }
 
-    /// Counts the dead letters now and then, until shutdown.
-    pub async fn run_dead_letter_gauge(self) {
-        self.sweeper.run_dead_letter_gauge().await;
+    /// Measures what waits, now and then, until shutdown.
+    pub async fn run_backlog_gauges(self) {
+        self.sweeper.run_backlog_gauges().await;
+    }
+
+    /// Measures what waits: in the inbox, and to be written to WorkOS.
+    ///
+    /// # Errors
+    /// The database doesn't answer; the gauges keep their values.
+    pub async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
+        self.sweeper.measure_backlog().await
     }
 
     /// Removes events that ended before `age`, until shutdown (R28).

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::broadcast;
 use tracing::{Level, error, info};
 
+use super::counts;
 use super::failure::AttemptError;
-use super::status::{Ended, Status};
+use super::status::{Ended, Source, Status};
 use super::store::{Claimed, NewEvent};
 use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::postgres::error::FailureClass;
 use crate::sync::Outcome;
-use crate::telemetry::Metrics;
 
 /// What is told of an event.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ impl<'a> From<&'a Claimed> for About<'a> {
 impl<'a> From<&'a NewEvent> for About<'a> {
     fn from(event: &'a NewEvent) -> Self {
         Self {
-            event_id: &event.event_id,
+            event_id: event.event_id.as_str(),
             event_type: &event.event_type,
             lane: event.lane(),
             source: event.source.as_str(),
@@ -64,6 +67,7 @@ pub(super) struct Outcomes {
 
 impl Outcomes {
     pub(super) fn new(clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        counts::expect(&metrics);
         Self {
             clock,
             metrics,
@@ -82,6 +86,21 @@ impl Outcomes {
         self.ended.subscribe()
     }
 
+    /// An event was ignored as it was stored.
+    pub(super) fn ignored(&self, source: Source) {
+        counts::ignored(&self.metrics, source);
+    }
+
+    /// A transaction that applied events took this long.
+    pub(super) fn took(&self, time: Duration) {
+        self.metrics.apply(time);
+    }
+
+    /// Nothing was applied, and no event is known to be at fault.
+    pub(super) fn not_applied(&self, class: FailureClass, error: &AttemptError) {
+        counts::failed(&self.metrics, class, error);
+    }
+
     /// An event was applied; without an outcome, it is of a type that is not handled.
     pub(super) fn applied<'a>(&self, event: impl Into<About<'a>>, outcome: Option<Outcome>) {
         self.steps.fetch_add(1, Ordering::Relaxed);
@@ -98,9 +117,10 @@ impl Outcomes {
         } else {
             Status::Ignored
         };
-        let lag_ms = (self.clock.now() - received_at).num_milliseconds();
+        let lag = self.clock.now() - received_at;
+        let lag_ms = lag.num_milliseconds();
         let result = outcome.map_or(status.as_str(), Outcome::as_str);
-        self.metrics.event(result);
+        counts::applied(&self.metrics, source, event_type, outcome, lag);
         info!(
             event.id = event_id,
             event.r#type = event_type,
@@ -125,6 +145,7 @@ impl Outcomes {
     pub(super) fn failed<'a>(
         &self,
         event: impl Into<About<'a>>,
+        class: FailureClass,
         error: &AttemptError,
         retry_at: Option<DateTime<Utc>>,
     ) {
@@ -138,8 +159,9 @@ impl Outcomes {
             ..
         } = event.into();
         let (cause, reason) = (error.cause(), error.to_string());
+        counts::failed(&self.metrics, class, error);
         let Some(retry_at) = retry_at else {
-            self.metrics.event(Status::Dead.as_str());
+            counts::dead(&self.metrics, source, event_type);
             error!(
                 event.id = event_id,
                 event.r#type = event_type,
@@ -157,7 +179,6 @@ impl Outcomes {
                 error: Some(reason),
             });
         };
-        self.metrics.failure();
         macro_rules! say {
             ($level:expr) => {
                 tracing::event!(

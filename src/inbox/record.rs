@@ -3,12 +3,12 @@
 //! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
 //! takes, and all that came meanwhile go together.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -16,8 +16,10 @@ use tracing::error;
 
 use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
 use super::lanes::Lanes;
+use super::outcomes::Outcomes;
 use super::status::{RecordError, Source};
-use super::store::{self, NewEvent};
+use super::store::{self, Known, NewEvent};
+use crate::event::Event;
 use crate::panics;
 use crate::postgres::{self, error};
 
@@ -30,11 +32,27 @@ const SECOND_WRITER: usize = 64;
 /// The most bytes of an insert's bodies.
 const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
 
+/// A connection gives back the memory of an insert that had more bytes than this.
+const BYTES_KEPT: usize = 256 * 1_024;
+
 /// How many events may wait. Beyond it the database is behind for good, and senders should come back.
 const MAX_WAITING: usize = 4_096;
 
+/// The longest stored body, in bytes, that a duplicate is compared with: with the number of events it bounds the
+/// memory. Longer ones are compared by their type alone.
+const COMPARED_PAYLOAD: i32 = 16 * 1_024;
+
+/// What became of an event that was to be stored.
+pub(super) type Answer = Result<Stored, RecordError>;
+
 /// Whether an event is new.
-pub(super) type Answer = Result<bool, RecordError>;
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// It is.
+    New,
+    /// It isn't; if another event is stored under its id, that one is described.
+    Duplicate(Option<String>),
+}
 
 /// An event that waits to be stored, and who waits for the answer.
 struct Waiting {
@@ -43,7 +61,10 @@ struct Waiting {
 }
 
 struct State {
-    queue: VecDeque<Waiting>,
+    /// By ticket: in the order in which they came.
+    queue: BTreeMap<u64, Waiting>,
+    /// How many events came, ever: the next ticket.
+    entered: u64,
     crew: Crew,
 }
 
@@ -54,6 +75,7 @@ pub(super) struct Recorder {
     state: Mutex<State>,
     pulse: Arc<Pulse>,
     lanes: Arc<Lanes>,
+    outcomes: Arc<Outcomes>,
     /// The lanes' tracker too: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
     tracker: TaskTracker,
 }
@@ -66,21 +88,51 @@ impl fmt::Debug for Recorder {
     }
 }
 
+/// An answer that is waited for. Who gives up takes the event out of the queue, and its body out of the memory.
+struct Pending<'a> {
+    recorder: &'a Recorder,
+    ticket: u64,
+    answered: oneshot::Receiver<Answer>,
+}
+
+impl Pending<'_> {
+    async fn answer(mut self) -> Answer {
+        (&mut self.answered).await.unwrap_or_else(|_| {
+            Err(RecordError::Unavailable {
+                reason: "the writer of the inbox ended".to_owned(),
+            })
+        })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.answered.is_terminated() {
+            let given_up = self.recorder.state().queue.remove(&self.ticket);
+            // Not under the lock: it may be large.
+            drop(given_up);
+        }
+    }
+}
+
 impl Recorder {
     pub(super) const fn new(
         pool: PgPool,
         pulse: Arc<Pulse>,
         lanes: Arc<Lanes>,
+        outcomes: Arc<Outcomes>,
         tracker: TaskTracker,
     ) -> Self {
         Self {
             pool,
             state: Mutex::new(State {
-                queue: VecDeque::new(),
+                queue: BTreeMap::new(),
+                entered: 0,
                 crew: Crew::new(MAX_SLOW),
             }),
             pulse,
             lanes,
+            outcomes,
             tracker,
         }
     }
@@ -95,19 +147,23 @@ impl Recorder {
         self.state().queue.len()
     }
 
-    /// Stores an event, with whichever others wait; says whether it is new.
-    pub(super) async fn store(self: &Arc<Self>, event: NewEvent) -> Answer {
-        let answer = self.submit(event)?;
-        Self::answer(answer).await
+    /// How many inserts are slow.
+    pub(super) fn slow(&self) -> usize {
+        self.state().crew.slow()
     }
 
-    /// Stores events together, as many as may wait; says of each whether it is new.
+    /// Stores an event, with whichever others wait.
+    pub(super) async fn store(self: &Arc<Self>, event: NewEvent) -> Answer {
+        self.submit(event)?.answer().await
+    }
+
+    /// Stores events together, as many as may wait.
     pub(super) async fn store_all(self: &Arc<Self>, events: Vec<NewEvent>) -> Vec<Answer> {
         let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
         let mut answers = Vec::with_capacity(submitted.len());
         for answer in submitted {
             answers.push(match answer {
-                Ok(answer) => Self::answer(answer).await,
+                Ok(answer) => answer.answer().await,
                 Err(error) => Err(error),
             });
         }
@@ -115,21 +171,23 @@ impl Recorder {
     }
 
     /// Has an event stored.
-    fn submit(self: &Arc<Self>, event: NewEvent) -> Result<oneshot::Receiver<Answer>, RecordError> {
+    fn submit(self: &Arc<Self>, event: NewEvent) -> Result<Pending<'_>, RecordError> {
         let (answer, answered) = oneshot::channel();
         let mut state = self.state();
-        if state.queue.len() >= MAX_WAITING {
-            // Drop entries whose sender has stopped waiting.
-            state.queue.retain(|waiting| !waiting.answer.is_closed());
-        }
         if state.queue.len() >= MAX_WAITING {
             let reason = format!("{MAX_WAITING} events wait to be stored already");
             return Err(RecordError::Unavailable { reason });
         }
-        state.queue.push_back(Waiting { event, answer });
+        let ticket = state.entered;
+        state.entered += 1;
+        state.queue.insert(ticket, Waiting { event, answer });
         self.pulse.enter();
         self.start_writer(state);
-        Ok(answered)
+        Ok(Pending {
+            recorder: self,
+            ticket,
+            answered,
+        })
     }
 
     /// Starts a writer if there is something for it to do; a second one where many wait.
@@ -152,12 +210,12 @@ impl Recorder {
         let mut state = self.state();
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = state.queue.front() {
-            bytes += next.event.body.len();
+        while let Some(next) = state.queue.first_entry() {
+            bytes += next.get().event.body.len();
             if batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty()) {
                 break;
             }
-            batch.extend(state.queue.pop_front());
+            batch.push(next.remove());
         }
         if batch.is_empty() {
             state.crew.leave();
@@ -194,14 +252,6 @@ impl Recorder {
         self.start_writer(state);
     }
 
-    async fn answer(answered: oneshot::Receiver<Answer>) -> Answer {
-        answered.await.unwrap_or_else(|_| {
-            Err(RecordError::Unavailable {
-                reason: "the writer of the inbox ended".to_owned(),
-            })
-        })
-    }
-
     /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
     /// event was stored.
     async fn store_caught(&self, batch: Vec<Waiting>) {
@@ -216,20 +266,21 @@ impl Recorder {
     }
 
     async fn store_batch(&self, mut batch: Vec<Waiting>) {
-        batch.sort_by(|a, b| a.event.event_id.cmp(&b.event.event_id));
+        batch.sort_by(|a, b| a.event.id().as_str().cmp(b.event.id().as_str()));
         let events: Vec<_> = batch.iter().map(|waiting| &waiting.event).collect();
         match self.insert(&events).await {
-            Ok(new) => {
-                let mut new: HashSet<_> = new.into_iter().collect();
-                for Waiting { event, answer } in batch {
-                    // The first of an id that came twice is the new one.
-                    let is_new = new.remove(&event.event_id);
-                    // A replay is drained when all of it is stored: then a lane's events share a batch.
-                    if is_new && !event.ignored && event.source != Source::Replay {
-                        self.lanes.wake(event.into_lane());
+            Ok(stored) => {
+                for (Waiting { event, answer }, stored) in batch.into_iter().zip(stored) {
+                    if matches!(stored, Stored::New) {
+                        if event.ignored {
+                            self.outcomes.ignored(event.source);
+                        } else if event.source != Source::Replay {
+                            // A replay is drained when all of it is stored: then a lane's events share a batch.
+                            self.lanes.wake(event.lane().to_owned());
+                        }
                     }
                     // A sender that hung up gets `duplicate` when it retries.
-                    let _ = answer.send(Ok(is_new));
+                    let _ = answer.send(Ok(stored));
                 }
             }
             // One of them can't be stored: each for itself, so that it costs its neighbours nothing.
@@ -253,10 +304,65 @@ impl Recorder {
         }
     }
 
-    async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<String>, sqlx::Error> {
-        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            store::insert(connection, events).await
-        })
-        .await
+    /// Stores events; those that are there already are compared with what is stored.
+    async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<Stored>, sqlx::Error> {
+        let insert = async |tx: &mut PgConnection| {
+            let new = store::insert(tx, events).await?;
+            let mut new: HashSet<_> = new.iter().map(String::as_str).collect();
+            // The first of an id that came twice is the new one.
+            let are_new: Vec<_> = events
+                .iter()
+                .map(|event| new.remove(event.id().as_str()))
+                .collect();
+            let duplicates: Vec<_> = events
+                .iter()
+                .zip(&are_new)
+                .filter(|(_, is_new)| !**is_new)
+                .map(|(event, _)| event.id().as_str())
+                .collect();
+            let mut known = Vec::new();
+            if !duplicates.is_empty() {
+                known = store::known(tx, &duplicates, COMPARED_PAYLOAD).await?;
+            }
+            if events.iter().map(|event| event.body.len()).sum::<usize>() > BYTES_KEPT {
+                tx.shrink_buffers();
+            }
+            Ok::<_, sqlx::Error>((are_new, known))
+        };
+        let (are_new, known) =
+            postgres::transaction(&self.pool, postgres::PATIENCE, insert).await?;
+        let known: HashMap<_, _> = known
+            .iter()
+            .map(|known| (known.event_id.as_str(), known))
+            .collect();
+        let stored = events.iter().zip(are_new).map(|(event, is_new)| {
+            if is_new {
+                return Stored::New;
+            }
+            let known = known.get(event.id().as_str());
+            Stored::Duplicate(known.and_then(|known| difference(event, known)))
+        });
+        Ok(stored.collect())
     }
+}
+
+/// Describes what is stored under the id of an event, if that is another event: one of another type, or about something
+/// else.
+fn difference(event: &NewEvent, known: &Known) -> Option<String> {
+    let subject = |body: &str| Event::parse(body.as_bytes()).ok()?.subject();
+    let about = known.payload.as_deref().map(subject);
+    let is_same = event.event_type == known.event_type
+        && about
+            .as_ref()
+            .is_none_or(|about| *about == subject(&event.body));
+    if is_same {
+        return None;
+    }
+    let about = about.flatten().map(|subject| format!(" about {subject}"));
+    Some(format!(
+        "event {} is already stored as {}{}",
+        event.event_id,
+        known.event_type,
+        about.unwrap_or_default()
+    ))
 }

@@ -41,6 +41,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// Every source.
+    pub const ALL: [Self; 2] = [Self::Webhook, Self::Replay];
+
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -61,6 +64,9 @@ pub enum Recorded {
 }
 
 impl Recorded {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::Duplicate, Self::Ignored];
+
     pub(super) const fn new(is_new: bool, ignored: bool) -> Self {
         match (is_new, ignored) {
             (false, _) => Self::Duplicate,
@@ -78,6 +84,15 @@ impl Recorded {
             Self::Ignored => "ignored",
         }
     }
+}
+
+/// What is answered to whoever brought an event.
+#[derive(Debug)]
+pub struct Receipt {
+    /// What recording it did.
+    pub recorded: Recorded,
+    /// Of a duplicate, if another event is stored under its id: which.
+    pub detail: Option<String>,
 }
 
 /// Why an event could not be made durable.

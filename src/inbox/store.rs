@@ -6,9 +6,11 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::status::{Source, Status};
-use crate::event::{Event, EventId};
+use crate::event::{EnvelopeError, Event, EventId};
+use crate::metrics::Backlog;
 use crate::sync::Outcome;
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
@@ -84,40 +86,57 @@ pub(super) async fn check_constraints(connection: &mut PgConnection) -> Result<(
 
 /// An event to be stored, and where it came from.
 #[derive(Debug)]
-pub(super) struct NewEvent {
-    pub(super) event_id: String,
+pub struct NewEvent {
+    pub(super) event_id: EventId,
     pub(super) event_type: String,
-    /// Sorts as the id does.
-    pub(super) event_order: String,
     pub(super) organization_id: Option<String>,
     /// Of a type that is not handled: final from the start (R13).
     pub(super) ignored: bool,
     pub(super) received_at: DateTime<Utc>,
     pub(super) source: Source,
     pub(super) body: String,
+    /// What the body takes of the memory: free when the body is gone (R30).
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl NewEvent {
-    pub(super) fn new(event: &Event<'_>, source: Source, received_at: DateTime<Utc>) -> Self {
-        Self {
-            event_id: event.id.to_string(),
+    /// Reads an event, and takes from it what is needed beside.
+    pub(super) fn read<T>(
+        body: Vec<u8>,
+        place: Option<OwnedSemaphorePermit>,
+        source: Source,
+        received_at: DateTime<Utc>,
+        take: impl FnOnce(&Event<'_>) -> T,
+    ) -> Result<(Self, T), EnvelopeError> {
+        let mut body = String::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
+        let event = Event::parse(body.as_bytes())?;
+        let taken = take(&event);
+        let mark = body.len() - event.body.len();
+        let mut event = Self {
             event_type: event.event_type.clone(),
-            event_order: event.id.order_key(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
             ignored: event.organization_event_type().is_none(),
             received_at,
             source,
-            body: event.body.to_owned(),
-        }
+            event_id: event.id,
+            body: String::new(),
+            _place: place,
+        };
+        body.drain(..mark);
+        event.body = body;
+        Ok((event, taken))
+    }
+
+    /// The id of the event.
+    #[must_use]
+    pub const fn id(&self) -> &EventId {
+        &self.event_id
     }
 
     /// The lane that it is in.
     pub(super) fn lane(&self) -> &str {
-        self.organization_id.as_ref().unwrap_or(&self.event_id)
-    }
-
-    pub(super) fn into_lane(self) -> String {
-        self.organization_id.unwrap_or(self.event_id)
+        let organization = self.organization_id.as_deref();
+        organization.unwrap_or(self.event_id.as_str())
     }
 }
 
@@ -132,6 +151,9 @@ pub(super) async fn insert(
 /// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
 /// that share ids wait for each other in one order: what is a duplicate is durable, because its insertion by another
 /// transaction is waited for.
+///
+/// What was there before the statement is looked up first, by a read that waits for nobody: `on conflict` waits for
+/// whoever updates the row. It costs an index probe an event, of pages that the insert reads anyway.
 pub(super) async fn insert_marked(
     connection: &mut PgConnection,
     events: &[&NewEvent],
@@ -143,6 +165,10 @@ pub(super) async fn insert_marked(
     let organization_ids: Vec<_> = events
         .iter()
         .map(|event| event.organization_id.as_deref())
+        .collect();
+    let orders: Vec<_> = events
+        .iter()
+        .map(|event| event.event_id.order_key())
         .collect();
     let ignored: Vec<_> = events.iter().map(|event| event.ignored).collect();
     let received_at: Vec<_> = events.iter().map(|event| event.received_at).collect();
@@ -167,10 +193,13 @@ pub(super) async fn insert_marked(
                     $8::text[], $10::text[])
                  as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome,
                             event_order)
+        where not exists (select
+                          from workos_sync.webhook_events as stored
+                          where stored.event_id = events.event_id)
         on conflict (event_id) do nothing
         returning event_id
         "#,
-        &column(|event| &event.event_id) as _,
+        &column(|event| event.event_id.as_str()) as _,
         &column(|event| &event.event_type) as _,
         &organization_ids as _,
         &ignored,
@@ -179,7 +208,39 @@ pub(super) async fn insert_marked(
         &column(|event| &event.body) as _,
         &texts(outcomes) as _,
         processed_at,
-        &column(|event| &event.event_order) as _,
+        &orders as _,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// What is stored under an id.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) event_id: String,
+    pub(super) event_type: String,
+    /// The body; `None` if it is longer than was asked for.
+    pub(super) payload: Option<String>,
+}
+
+/// What is stored under the given ids.
+pub(super) async fn known(
+    connection: &mut PgConnection,
+    event_ids: &[&str],
+    longest_payload: i32,
+) -> Result<Vec<Known>, sqlx::Error> {
+    // By webhook_events_pkey.
+    query_as!(
+        Known,
+        r#"
+        select event_id,
+               event_type,
+               case when octet_length(payload::text) <= $2 then payload::text end as payload
+        from workos_sync.webhook_events
+        where event_id = any ($1)
+        "#,
+        event_ids as _,
+        longest_payload,
     )
     .fetch_all(connection)
     .await
@@ -547,35 +608,78 @@ pub(super) async fn remove_ended(
     Ok(result.rows_affected())
 }
 
-/// How many dead letters there are.
-pub(super) async fn count_dead(executor: impl PgExecutor<'_>) -> Result<i64, sqlx::Error> {
-    // By webhook_events_dead_idx.
-    query_scalar!(
-        r#"select count(*) as "count!" from workos_sync.webhook_events where status = 'dead'"#
+/// What waits, in the inbox and to be written to WorkOS.
+pub(super) async fn backlog(executor: impl PgExecutor<'_>) -> Result<Backlog, sqlx::Error> {
+    // By webhook_events_lane_idx, webhook_events_next_attempt_at_idx, webhook_events_dead_idx,
+    // external_id_pushes_due_idx and external_id_pushes_refused_idx: what is done isn't read. The limits bound what a
+    // flood costs; the oldest of the first 100,000 is old enough for an alarm.
+    query_as!(
+        Backlog,
+        r#"
+        select pending.count  as "pending!",
+               failed.count   as "failed!",
+               (select count(*)
+                from (select from workos_sync.webhook_events where status = 'dead' limit 100000) as dead) as "dead!",
+               least(pending.oldest, failed.oldest) as oldest_unapplied,
+               pushes.count   as "pushes!",
+               (select count(*)
+                from (select
+                      from workos_sync.external_id_pushes
+                      where status = 'conflict'
+                      limit 100000) as conflicts) as "conflicts!",
+               (select count(*)
+                from (select
+                      from workos_sync.external_id_pushes
+                      where status = 'rejected'
+                      limit 100000) as rejected) as "rejected!",
+               pushes.oldest  as oldest_push
+        from (select count(*), min(received_at) as oldest
+              from (select received_at
+                    from workos_sync.webhook_events
+                    where status = 'pending'
+                    limit 100000) as pending) as pending,
+             (select count(*), min(received_at) as oldest
+              from (select received_at
+                    from workos_sync.webhook_events
+                    where status = 'failed'
+                    limit 100000) as failed) as failed,
+             (select count(*), min(created_at) as oldest
+              from (select created_at
+                    from workos_sync.external_id_pushes
+                    where status = 'pending'
+                    limit 100000) as pushes) as pushes
+        "#,
     )
     .fetch_one(executor)
     .await
 }
 
-/// How the given events ended, or where they stand, with counts.
-pub(super) async fn results(
-    executor: impl PgExecutor<'_>,
+/// An event that was stored, and what has become of it.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) event_id: String,
+    pub(super) lane: String,
+    /// Outcome, or else status.
+    pub(super) result: String,
+}
+
+/// What has become of the given events.
+pub(super) async fn progress(
+    connection: &mut PgConnection,
     event_ids: &[String],
-) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    let records = query!(
+) -> Result<Vec<Progress>, sqlx::Error> {
+    // By webhook_events_pkey.
+    query_as!(
+        Progress,
         r#"
-        select coalesce(outcome, status) as "result!", count(*) as "count!"
+        select event_id,
+               lane                      as "lane!",
+               coalesce(outcome, status) as "result!"
         from workos_sync.webhook_events
         where event_id = any ($1)
-        group by 1
-        order by 2 desc, 1
         "#,
         event_ids,
     )
-    .fetch_all(executor)
-    .await?;
-    Ok(records
-        .into_iter()
-        .map(|record| (record.result, record.count))
-        .collect())
+    .fetch_all(connection)
+    .await
 }

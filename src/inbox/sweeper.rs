@@ -14,8 +14,8 @@ use super::lanes::Lanes;
 use super::queue::Wake;
 use super::store;
 use crate::clock::Clock;
+use crate::metrics::Metrics;
 use crate::postgres;
-use crate::telemetry::Metrics;
 
 /// How often the inbox is looked through, where a look is cheap.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,8 +31,8 @@ const PAUSE_PER_LOOK: f64 = 100.0;
 /// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
 
-/// How often the dead letters are counted.
-const GAUGE_INTERVAL: Duration = Duration::from_secs(15);
+/// How often what waits is measured. With the time that the database takes, the gauges are less than 15 s old (R51).
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often retention runs.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -150,21 +150,26 @@ impl Sweeper {
         *self.position.lock().unwrap_or_else(PoisonError::into_inner) = lane;
     }
 
-    /// Counts the dead letters now and then, until shutdown.
-    pub(super) async fn run_dead_letter_gauge(&self) {
+    /// Measures what waits, now and then, until shutdown.
+    pub(super) async fn run_backlog_gauges(&self) {
         loop {
-            // An outage is logged by the sweeper.
-            let count = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-                store::count_dead(connection).await
-            });
-            if let Ok(count) = count.await {
-                self.metrics.dead_letters(count);
-            }
+            // An outage is logged by the sweeper; until it ends, the gauges keep their values.
+            let _ = self.measure_backlog().await;
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
-                () = tokio::time::sleep(GAUGE_INTERVAL) => {}
+                () = tokio::time::sleep(BACKLOG_INTERVAL) => {}
             }
         }
+    }
+
+    /// Measures what waits: in the inbox, and to be written to WorkOS.
+    pub(super) async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
+        let backlog = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+            store::backlog(connection).await
+        })
+        .await?;
+        self.metrics.backlog(&backlog, self.clock.now());
+        Ok(())
     }
 
     /// Removes events that ended before `age`, until shutdown (R28).

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -96,8 +96,6 @@ struct Done<'e> {
     /// The places of the rows that ended, with their outcomes.
     outcomes: Vec<(usize, Option<Outcome>)>,
     quiet: HashSet<String>,
-    /// The ids of the events that were stored.
-    stored: Vec<String>,
     /// The outbox has something to do.
     push_recorded: bool,
     at: DateTime<Utc>,
@@ -169,7 +167,7 @@ impl Transactions {
     }
 
     /// Stores new events, and applies those whose lanes the caller holds and nobody is in the way of. Says which of them
-    /// are new.
+    /// are new, and how they were applied, if they were.
     ///
     /// # Errors
     /// Nothing was stored.
@@ -177,10 +175,12 @@ impl Transactions {
         &self,
         events: Vec<(&NewEvent, Option<OrganizationEvent>)>,
         lanes: &[&str],
-    ) -> Result<Vec<String>, Failure> {
+    ) -> Result<HashMap<String, Option<Outcome>>, Failure> {
         let _places = self.locks.take(lanes.len()).await;
         let done = self.run(lanes, Wait::Never, Batch::New(events)).await?;
-        Ok(done.stored)
+        let outcomes = done.rows.all_outcomes(&done.outcomes);
+        let ids = done.rows.new().iter().map(|event| event.id().to_string());
+        Ok(ids.zip(outcomes).collect())
     }
 
     /// Has an attempt made in a transaction, and ends it where the database doesn't answer, or the attempt panics.
@@ -190,11 +190,15 @@ impl Transactions {
         wait: Wait,
         batch: Batch<'e>,
     ) -> Result<Done<'e>, Failure> {
+        let started = Instant::now();
         let attempt = async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch).await;
         let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
         let done = panics::caught(done)
             .await
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()))?;
+        if !done.outcomes.is_empty() {
+            self.outcomes.took(started.elapsed());
+        }
         self.tell(&done);
         Ok(done)
     }
@@ -220,14 +224,13 @@ impl Transactions {
         };
         // A panic is caught here already, where it is known which event it is about.
         let result = panics::caught(self.apply_and_mark(tx, &rows, read, wait, now)).await;
-        let (outcomes, stored, push_recorded) = result
+        let (outcomes, push_recorded) = result
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic)))
             .map_err(|error| Failure::of(rows.claimed(), error))?;
         Ok(Done {
             rows,
             outcomes,
             quiet,
-            stored,
             push_recorded,
             at: now,
         })
@@ -240,7 +243,7 @@ impl Transactions {
         read: Vec<(usize, Option<OrganizationEvent>)>,
         wait: Wait,
         now: DateTime<Utc>,
-    ) -> Result<(Vec<(usize, Option<Outcome>)>, Vec<String>, bool), AttemptError> {
+    ) -> Result<(Vec<(usize, Option<Outcome>)>, bool), AttemptError> {
         let mut places = Vec::with_capacity(read.len());
         let mut events = Vec::with_capacity(read.len());
         for (place, event) in read {
@@ -253,12 +256,12 @@ impl Transactions {
             .into_iter()
             .map(|(place, is_applied)| (place, if is_applied { outcomes.next() } else { None }))
             .collect();
-        let stored = rows.mark(tx, &outcomes, now).await?;
+        rows.mark(tx, &outcomes, now).await?;
         if wait != Wait::Never {
             // So that it isn't the commit that fails: it would not be known of which event.
             store::check_constraints(tx).await?;
         }
-        Ok((outcomes, stored, applied.push_recorded))
+        Ok((outcomes, applied.push_recorded))
     }
 
     /// Tells what was committed.
@@ -289,13 +292,29 @@ impl Rows<'_> {
         }
     }
 
-    /// Writes into the inbox how rows ended; says which of the new ones were stored.
+    fn new(&self) -> &[&NewEvent] {
+        match self {
+            Self::Claimed(_) => &[],
+            Self::New(new) => new,
+        }
+    }
+
+    /// How each of the new events was applied, if it was.
+    fn all_outcomes(&self, outcomes: &[(usize, Option<Outcome>)]) -> Vec<Option<Outcome>> {
+        let mut all = vec![None; self.new().len()];
+        for &(place, outcome) in outcomes {
+            all[place] = outcome;
+        }
+        all
+    }
+
+    /// Writes into the inbox how rows ended.
     async fn mark(
         &self,
         tx: &mut PgConnection,
         outcomes: &[(usize, Option<Outcome>)],
         now: DateTime<Utc>,
-    ) -> Result<Vec<String>, AttemptError> {
+    ) -> Result<(), AttemptError> {
         match self {
             Self::Claimed(claimed) => {
                 let (ids, outcomes): (Vec<_>, Vec<_>) = outcomes
@@ -305,20 +324,16 @@ impl Rows<'_> {
                 if !ids.is_empty() {
                     store::mark(tx, &ids, &outcomes, now).await?;
                 }
-                Ok(Vec::new())
             }
             Self::New(new) => {
-                let mut all = vec![None; new.len()];
-                for &(place, outcome) in outcomes {
-                    all[place] = outcome;
-                }
+                let all = self.all_outcomes(outcomes);
                 let stored = store::insert_marked(tx, new, &all, Some(now)).await?;
                 if stored.len() < new.len() {
                     return Err(AttemptError::Overtaken);
                 }
-                Ok(stored)
             }
         }
+        Ok(())
     }
 }
 
@@ -373,7 +388,7 @@ async fn sift<'e>(
 ) -> Result<Taken<'e>, AttemptError> {
     let ids: Vec<_> = events
         .iter()
-        .map(|(event, _)| event.event_id.as_str())
+        .map(|(event, _)| event.id().as_str())
         .collect();
     let mut quiet: HashSet<_> = locked.into_iter().collect();
     // Of an id that comes twice, the first is the new one.
@@ -387,7 +402,7 @@ async fn sift<'e>(
     let mut rows = Vec::with_capacity(events.len());
     let mut read = Vec::with_capacity(events.len());
     for (row, event) in events {
-        if known.insert(row.event_id.clone()) {
+        if known.insert(row.id().to_string()) {
             let event = event.filter(|event| quiet.contains(event.workos_id.as_str()));
             if event.is_some() {
                 read.push((rows.len(), event));

@@ -10,22 +10,25 @@
 //! | read: none; write: done | `done` | `organization.updated` comes back with an `external_id`, so nothing is recorded (R17) |
 //! | 404, 409, 422, 400 | `rejected` | |
 //! | 401, 403 | `pending` | the outbox pauses for a minute |
-//! | 429 | `pending` | the outbox pauses as long as `Retry-After` says |
-//! | 5xx, nothing, half an answer | `pending` | the row backs off, twice as long each time |
+//! | 429 | `pending` | the outbox pauses as long as `Retry-After` says, else twice as long each time |
+//! | 5xx, nothing, half an answer | `pending` | the same; a row that fails while WorkOS takes others backs off by itself |
+//!
+//! After a pause, and at the start, one request goes ahead alone (`pace`): a delivery, or a cheap one where none is due.
 //!
 //! The next event of the organization that still comes without `external_id` records the intention anew,
-//! whatever became of it (R16). A delivery under way is then overtaken: it settles nothing.
+//! whatever became of it (R16). A delivery under way is then overtaken: it ends nothing.
 
 mod deliver;
 mod pace;
 mod store;
+mod verdict;
 
 pub(crate) use store::record;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use sqlx::PgPool;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -39,7 +42,7 @@ use crate::postgres::{self, error::describe};
 use crate::workos::WorkosClient;
 
 /// How many deliveries go out at once. As many are claimed, so that none waits for its turn while its lease
-/// runs; at 100 ms a request that stays below WorkOS's limit of 6,000 requests a minute.
+/// runs. At 100 ms a request that is 4,800 requests a minute; WorkOS limits them to 6,000, and its 429 pauses us.
 const AT_ONCE: u32 = 8;
 
 /// How long a claim holds: a delivery is two requests of 15 s at most, and the clocks of two replicas may differ
@@ -84,10 +87,10 @@ impl Outbox {
     /// Delivers until `shutdown`, whatever the database and WorkOS do. What is in hand then is finished, in two
     /// requests' time at most; a caller who doesn't wait for it may drop the future, and the lease ends.
     pub async fn run(self, shutdown: CancellationToken) {
-        if self.client.is_none() {
+        let Some(client) = &self.client else {
             shutdown.cancelled().await;
             return;
-        }
+        };
         let mut database_fails = false;
         while !shutdown.is_cancelled() {
             match self.deliver_due().await {
@@ -98,6 +101,13 @@ impl Outbox {
                     database_fails = false;
                     if delivered > 0 {
                         continue;
+                    }
+                    if self.pace().wants_check(self.clock.now()) {
+                        // Nothing is lost when either is dropped.
+                        tokio::select! {
+                            () = self.check(client) => {}
+                            () = shutdown.cancelled() => {}
+                        }
                     }
                 }
                 Err(error) => {
@@ -167,9 +177,4 @@ impl Outbox {
     fn pace(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// `now` and a while: a wait or a pause, an hour at most.
-fn later(now: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
-    now + TimeDelta::from_std(by).expect("an hour can be added")
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query};
 
+use super::verdict::Ending;
 use crate::event::{OrganizationId, WorkosId};
 
 /// Records the intentions to write organization ids to WorkOS, in the transaction that writes the organizations
@@ -28,6 +29,7 @@ pub(crate) async fn record(
                 attempts        = 0,
                 last_error      = null,
                 next_attempt_at = excluded.next_attempt_at,
+                created_at      = case push.status when 'pending' then push.created_at else excluded.created_at end,
                 revision        = push.revision + 1,
                 settled_at      = null
         "#,
@@ -96,34 +98,12 @@ pub(super) async fn claim_due(
         .collect())
 }
 
-/// How an intention ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Settlement {
-    /// WorkOS holds the organization id.
-    Done,
-    /// WorkOS holds another one.
-    Conflict,
-    /// WorkOS said no, for good.
-    Rejected,
-}
-
-impl Settlement {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Conflict => "conflict",
-            Self::Rejected => "rejected",
-        }
-    }
-}
-
 /// Ends the intention. Says whether it was still the one that had been claimed: if it was recorded again
 /// meanwhile, it is another, and due.
-pub(super) async fn settle(
+pub(super) async fn finish(
     connection: &mut PgConnection,
     claimed: &Claimed,
-    settlement: Settlement,
-    reason: Option<&str>,
+    ending: &Ending,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
     let result = query!(
@@ -138,8 +118,8 @@ pub(super) async fn settle(
         "#,
         claimed.workos_id.as_str(),
         claimed.revision,
-        settlement.as_str(),
-        reason,
+        ending.status(),
+        ending.reason(),
         now,
     )
     .execute(connection)

@@ -24,6 +24,17 @@ pub enum FailureClass {
     Permanent,
 }
 
+impl FailureClass {
+    /// Every class.
+    pub const ALL: [Self; 5] = [
+        Self::Conflict,
+        Self::Transient,
+        Self::Unusable,
+        Self::Refused,
+        Self::Permanent,
+    ];
+}
+
 /// An error that may have come from the database.
 pub trait DatabaseCause {
     /// What the database, or the connection to it, said.

@@ -17,6 +17,26 @@ pub struct OrganizationRow {
     pub last_event_id: Option<EventId>,
     /// `workos_updated_at`
     pub updated_at: Option<DateTime<Utc>>,
+    /// `disabled_at`
+    pub disabled_at: Option<DateTime<Utc>>,
+}
+
+impl OrganizationRow {
+    /// Says whether an event is newer than what the row has of it (R7).
+    ///
+    /// Where the column `workos_updated_at` is coarser than an event's time, this is the place to round that.
+    #[must_use]
+    pub fn admits(&self, event: &OrganizationEvent) -> bool {
+        let last = self.last_event_id.as_ref();
+        should_process_event(last, self.updated_at, &event.id, event.updated_at)
+    }
+
+    /// Says whether it was the deletion of an organization that disabled the row, and not the application (R6).
+    ///
+    /// Where the column `disabled_at` is coarser than the time of a deletion, this is the place to round that.
+    fn is_disabled_by(&self, deleted_at: DateTime<Utc>) -> bool {
+        self.disabled_at == Some(deleted_at)
+    }
 }
 
 /// A row of `workos_organization_syncs`: what was applied of a WorkOS organization, with or without a row.
@@ -26,8 +46,22 @@ pub struct SyncCursor {
     pub last_event_id: EventId,
     /// What that event counts as updated at.
     pub last_event_updated_at: Option<DateTime<Utc>>,
-    /// A deletion was applied (with no row: a tombstone).
-    pub deleted: bool,
+    /// When the organization was deleted, once that was applied (with no row: a tombstone).
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+impl SyncCursor {
+    /// Says whether an event is newer than what was applied of its organization (R7).
+    #[must_use]
+    pub fn admits(&self, event: &OrganizationEvent) -> bool {
+        let last = Some(&self.last_event_id);
+        should_process_event(
+            last,
+            self.last_event_updated_at,
+            &event.id,
+            event.updated_at,
+        )
+    }
 }
 
 /// What the database holds when an event is decided.
@@ -39,6 +73,18 @@ pub struct Found {
     pub by_candidate_id: Option<OrganizationRow>,
     /// The cursor of the WorkOS organization.
     pub cursor: Option<SyncCursor>,
+    /// When the organization was deleted that `by_candidate_id` is linked to, if that is known.
+    pub predecessor_deleted_at: Option<DateTime<Utc>>,
+}
+
+impl Found {
+    /// The row that R2 or R3 finds, if no organization has it.
+    fn unlinked(&self) -> Option<&OrganizationRow> {
+        match (&self.by_workos_id, &self.by_candidate_id) {
+            (None, Some(row)) if row.workos_id.is_none() => Some(row),
+            _ => None,
+        }
+    }
 }
 
 /// What to write.
@@ -50,8 +96,6 @@ pub enum Decision<'e> {
         id: OrganizationId,
         /// The name that the event brings.
         name: &'e str,
-        /// The organization is known to be deleted: the row is born disabled (R12).
-        disabled: bool,
     },
     /// UPDATE what WorkOS owns of a row (R5).
     Update {
@@ -61,19 +105,19 @@ pub enum Decision<'e> {
         name: &'e str,
         /// How the row comes to this WorkOS organization.
         link: Link,
-        /// The organization is known to be deleted: the row is disabled as well (R12).
-        disable: bool,
         /// The payload carries this other organization id, which is not followed (R6).
         not_followed: Option<OrganizationId>,
     },
-    /// Set `disabled_at` and the cursor of a row (R10).
+    /// Link a row, if it isn't, and set its `disabled_at`, unless it is set, and its cursor, if the event is newer (R10).
     Disable {
         /// Its organization id.
         id: OrganizationId,
+        /// When the organization was deleted, where that was applied before; otherwise it is this event that deletes it.
+        deleted_at: Option<DateTime<Utc>>,
     },
     /// Remember the deletion of an organization that has no row (R10).
     Tombstone,
-    /// Nothing: the guard refuses the event (R7).
+    /// Nothing: the event is refused (R6, R7, R10).
     Stale,
 }
 
@@ -88,24 +132,20 @@ pub enum Link {
     Relinked {
         /// The WorkOS organization that loses the row.
         from: WorkosId,
+        /// The deletion of that one had disabled the row: `disabled_at` is cleared.
+        clears_disabled_at: bool,
     },
 }
 
 /// The organization id that the row will have if none is found by the WorkOS organization id: the payload's
-/// `external_id` (R2), else the derived one (R3). It is known before any I/O, so the shell can fetch
-/// everything that [`decide`] needs at once.
+/// `external_id` (R2), else the derived one (R3), for a deletion too (R10). It is known before any I/O, so the shell
+/// can fetch everything that [`decide`] needs at once.
 #[must_use]
 pub fn candidate_id(event: &OrganizationEvent, namespace: &Uuid) -> OrganizationId {
-    match &event.change {
-        Change::Upsert {
-            external_id: Some(id),
-            ..
-        } => id.clone(),
-        Change::Upsert {
-            external_id: None, ..
-        }
-        | Change::Delete => organization_id::derive(namespace, &event.workos_id),
-    }
+    event
+        .external_id
+        .clone()
+        .unwrap_or_else(|| organization_id::derive(namespace, &event.workos_id))
 }
 
 /// The guard (R7): is the event newer than what was already applied?
@@ -136,65 +176,68 @@ pub fn decide<'e>(
     candidate_id: OrganizationId,
     event: &'e OrganizationEvent,
 ) -> Decision<'e> {
-    // What was applied of this WorkOS organization counts wherever the row went meanwhile: it may have been
-    // relinked, removed by the application, or never have been there (a tombstone).
-    let overtaken = found.cursor.as_ref().is_some_and(|cursor| {
-        let last = Some(&cursor.last_event_id);
-        !should_process_event(
-            last,
-            cursor.last_event_updated_at,
-            &event.id,
-            event.updated_at,
-        )
-    });
-    if overtaken {
+    let deleted_at = found.cursor.as_ref().and_then(|cursor| cursor.deleted_at);
+    let disable = |row: &OrganizationRow| Decision::Disable {
+        id: row.id.clone(),
+        deleted_at,
+    };
+    match &event.change {
+        // R10: a deletion is final. The dead take nothing from the living, but no row of theirs stays active.
+        _ if deleted_at.is_some() => found.unlinked().map_or(Decision::Stale, disable),
+        Change::Delete => {
+            let row = found.by_workos_id.as_ref().or_else(|| found.unlinked());
+            row.map_or(Decision::Tombstone, disable)
+        }
+        Change::Upsert { name } => decide_upsert(found, candidate_id, event, name),
+    }
+}
+
+/// R1–R7, for an organization that isn't deleted.
+fn decide_upsert<'e>(
+    found: &Found,
+    candidate_id: OrganizationId,
+    event: &OrganizationEvent,
+    name: &'e str,
+) -> Decision<'e> {
+    // What was applied of this WorkOS organization counts wherever the row went meanwhile: it may have been relinked,
+    // or removed by the application.
+    if found
+        .cursor
+        .as_ref()
+        .is_some_and(|cursor| !cursor.admits(event))
+    {
         return Decision::Stale;
     }
-    let is_fresh = |row: &OrganizationRow| {
-        let last = row.last_event_id.as_ref();
-        should_process_event(last, row.updated_at, &event.id, event.updated_at)
+    let update = |row: &OrganizationRow, link, not_followed| Decision::Update {
+        id: row.id.clone(),
+        name,
+        link,
+        not_followed,
     };
-
-    match &event.change {
-        Change::Upsert { name, external_id } => {
-            let deleted = found.cursor.as_ref().is_some_and(|cursor| cursor.deleted);
-            let update = |row: &OrganizationRow, link, not_followed| Decision::Update {
-                id: row.id.clone(),
-                name,
-                link,
-                disable: deleted,
-                not_followed,
-            };
-            match (&found.by_workos_id, &found.by_candidate_id) {
-                // R1, R6: never remapped.
-                (Some(row), _) if is_fresh(row) => update(
-                    row,
-                    Link::Kept,
-                    external_id.clone().filter(|id| *id != row.id),
-                ),
-                (Some(_), _) => Decision::Stale,
-                // R2, R3, R6
-                (None, Some(row)) => match &row.workos_id {
-                    // The dead don't take from the living.
-                    Some(_) if deleted => Decision::Stale,
-                    // The row's cursor belongs to the other organization: it doesn't count.
-                    Some(from) => update(row, Link::Relinked { from: from.clone() }, None),
-                    None if is_fresh(row) => update(row, Link::Linked, None),
-                    None => Decision::Stale,
-                },
-                // R4
-                (None, None) => Decision::Create {
-                    id: candidate_id,
-                    name,
-                    disabled: deleted,
-                },
-            }
+    match (&found.by_workos_id, &found.by_candidate_id) {
+        // R1, R6: never remapped.
+        (Some(row), _) if row.admits(event) => {
+            let not_followed = event.external_id.clone().filter(|id| *id != row.id);
+            update(row, Link::Kept, not_followed)
         }
-        // R10
-        Change::Delete => match &found.by_workos_id {
-            Some(row) if is_fresh(row) => Decision::Disable { id: row.id.clone() },
-            Some(_) => Decision::Stale,
-            None => Decision::Tombstone,
+        (Some(_), _) => Decision::Stale,
+        // R2, R3, R6
+        (None, Some(row)) => match (&row.workos_id, found.predecessor_deleted_at) {
+            // The cursor of a row that belongs to the dead doesn't count.
+            (Some(from), deleted_at) if deleted_at.is_some() || row.admits(event) => {
+                let link = Link::Relinked {
+                    from: from.clone(),
+                    clears_disabled_at: deleted_at.is_some_and(|at| row.is_disabled_by(at)),
+                };
+                update(row, link, None)
+            }
+            (None, _) if row.admits(event) => update(row, Link::Linked, None),
+            _ => Decision::Stale,
+        },
+        // R4
+        (None, None) => Decision::Create {
+            id: candidate_id,
+            name,
         },
     }
 }
@@ -314,17 +357,24 @@ mod tests {
         }
     }
 
-    fn upsert(external_id: Option<&str>) -> OrganizationEvent {
+    fn event(external_id: Option<&str>, change: Change) -> OrganizationEvent {
         OrganizationEvent {
             id: id(5),
             workos_id: WorkosId::new("org_1").unwrap(),
-            change: Change::Upsert {
-                name: "Acme".to_owned(),
-                external_id: external_id.map(|id| OrganizationId::new(id).unwrap()),
-            },
+            external_id: external_id.map(|id| OrganizationId::new(id).unwrap()),
+            change,
             created_at: at(5),
             updated_at: at(5),
         }
+    }
+
+    fn upsert(external_id: Option<&str>) -> OrganizationEvent {
+        let name = "Acme".to_owned();
+        event(external_id, Change::Upsert { name })
+    }
+
+    fn deletion(external_id: Option<&str>) -> OrganizationEvent {
+        event(external_id, Change::Delete)
     }
 
     fn row(row_id: &str, workos_id: Option<&str>, last: Option<u128>) -> OrganizationRow {
@@ -333,36 +383,34 @@ mod tests {
             workos_id: workos_id.map(|id| WorkosId::new(id).unwrap()),
             last_event_id: last.map(id),
             updated_at: None,
+            disabled_at: None,
         }
     }
 
-    fn cursor(last: u128, deleted: bool) -> SyncCursor {
+    fn cursor(last: u128, deleted_at: Option<DateTime<Utc>>) -> SyncCursor {
         SyncCursor {
             last_event_id: id(last),
             last_event_updated_at: None,
-            deleted,
+            deleted_at,
         }
     }
 
-    fn decide_upsert<'e>(found: &Found, event: &'e OrganizationEvent) -> Decision<'e> {
-        decide(
-            found,
-            candidate_id(event, &organization_id::default_namespace()),
-            event,
-        )
+    fn decided<'e>(found: &Found, event: &'e OrganizationEvent) -> Decision<'e> {
+        let namespace = organization_id::default_namespace();
+        decide(found, candidate_id(event, &namespace), event)
     }
 
-    /// R2, R3: the candidate is the payload's `external_id`, else derived.
+    /// R2, R3, R10: the candidate is the payload's `external_id`, else derived, whatever the event says.
     #[test]
     fn the_candidate_is_known_before_any_io() {
         let namespace = organization_id::default_namespace();
-        assert_eq!(
-            candidate_id(&upsert(Some("acme")), &namespace).as_str(),
-            "acme"
-        );
-        let event = upsert(None);
-        let derived = organization_id::derive(&namespace, &event.workos_id);
-        assert_eq!(candidate_id(&event, &namespace), derived);
+        for make in [upsert, deletion] {
+            let named = candidate_id(&make(Some("acme")), &namespace);
+            assert_eq!(named.as_str(), "acme");
+            let event = make(None);
+            let derived = organization_id::derive(&namespace, &event.workos_id);
+            assert_eq!(candidate_id(&event, &namespace), derived);
+        }
     }
 
     /// R1, R2: a row found by `workos_id` wins over one found by the candidate id.
@@ -372,53 +420,162 @@ mod tests {
         let found = Found {
             by_workos_id: Some(row("one", Some("org_1"), Some(4))),
             by_candidate_id: Some(row("two", None, None)),
-            cursor: Some(cursor(4, false)),
+            cursor: Some(cursor(4, None)),
+            ..Found::default()
         };
         let expected = Decision::Update {
             id: OrganizationId::new("one").unwrap(),
             name: "Acme",
             link: Link::Kept,
-            disable: false,
             not_followed: Some(OrganizationId::new("two").unwrap()),
         };
-        assert_eq!(decide_upsert(&found, &event), expected);
+        assert_eq!(decided(&found, &event), expected);
     }
 
-    /// R6: the relink names who loses the row; R12: a deleted organization takes none.
+    /// R6: whose the row is that another organization has. The event is number 5.
     #[test]
-    fn a_relink_names_both_and_is_for_the_living() {
+    fn a_row_of_another_organization() {
         let event = upsert(Some("shared"));
-        let mut found = Found {
-            by_candidate_id: Some(row("shared", Some("org_2"), Some(9))),
-            ..Found::default()
-        };
-        let Decision::Update { link, .. } = decide_upsert(&found, &event) else {
-            panic!("it is relinked")
-        };
-        assert_eq!(
-            link,
-            Link::Relinked {
-                from: WorkosId::new("org_2").unwrap()
-            }
-        );
-        found.cursor = Some(cursor(4, true));
-        assert_eq!(decide_upsert(&found, &event), Decision::Stale);
+        for (last, disabled_at, predecessor_deleted_at, expected, why) in [
+            (
+                Some(4),
+                None,
+                None,
+                Some(false),
+                "newer than the row's cursor",
+            ),
+            (Some(6), None, None, None, "older"),
+            (None, None, None, Some(false), "the row has no cursor"),
+            (
+                Some(6),
+                None,
+                at(6),
+                Some(false),
+                "older, but the other one is deleted",
+            ),
+            (
+                Some(6),
+                at(6),
+                at(6),
+                Some(true),
+                "its deletion disabled the row",
+            ),
+            (
+                Some(6),
+                at(3),
+                at(6),
+                Some(false),
+                "the application disabled the row",
+            ),
+            (
+                Some(4),
+                at(4),
+                None,
+                Some(false),
+                "nobody knows of a deletion",
+            ),
+        ] {
+            let found = Found {
+                by_candidate_id: Some(OrganizationRow {
+                    disabled_at,
+                    ..row("shared", Some("org_2"), last)
+                }),
+                predecessor_deleted_at,
+                ..Found::default()
+            };
+            let relinked = match decided(&found, &event) {
+                Decision::Update {
+                    link:
+                        Link::Relinked {
+                            from,
+                            clears_disabled_at,
+                        },
+                    ..
+                } => {
+                    assert_eq!(from.as_str(), "org_2");
+                    Some(clears_disabled_at)
+                }
+                Decision::Stale => None,
+                other => panic!("{why}: {other:?}"),
+            };
+            assert_eq!(relinked, expected, "{why}");
+        }
     }
 
-    /// R10, R11: the cursor of the organization counts without a row too, and a deletion that it remembers
-    /// disables the row that comes after it.
+    /// R10: which row a deletion disables: its own, or an unlinked one that it names. No guard is asked.
+    #[test]
+    fn a_deletion_resolves_its_row() {
+        let event = deletion(Some("named"));
+        let own = Some(row("own", Some("org_1"), Some(9)));
+        let unlinked = Some(row("named", None, Some(9)));
+        let anothers = Some(row("named", Some("org_2"), Some(1)));
+        for (by_workos_id, by_candidate_id, expected) in [
+            (own.clone(), None, Some("own")),
+            (own.clone(), unlinked.clone(), Some("own")),
+            (own.clone(), anothers.clone(), Some("own")),
+            (None, unlinked.clone(), Some("named")),
+            (None, anothers.clone(), None),
+            (None, None, None),
+        ] {
+            for cursor in [None, Some(cursor(9, None))] {
+                let found = Found {
+                    by_workos_id: by_workos_id.clone(),
+                    by_candidate_id: by_candidate_id.clone(),
+                    cursor,
+                    ..Found::default()
+                };
+                let expected = expected.map_or(Decision::Tombstone, |id| Decision::Disable {
+                    id: OrganizationId::new(id).unwrap(),
+                    deleted_at: None,
+                });
+                assert_eq!(decided(&found, &event), expected, "{found:?}");
+            }
+        }
+    }
+
+    /// R10: after its deletion, every event of an organization is stale, whatever its id; but an unlinked row that one
+    /// of them finds is disabled, as of the deletion.
+    #[test]
+    fn a_deletion_is_final() {
+        for event in [upsert(Some("named")), deletion(Some("named"))] {
+            for last in [4, 6] {
+                let found = |by_workos_id, by_candidate_id| Found {
+                    by_workos_id,
+                    by_candidate_id,
+                    cursor: Some(cursor(last, at(4))),
+                    ..Found::default()
+                };
+                let own = Some(row("own", Some("org_1"), None));
+                let unlinked = Some(row("named", None, None));
+                let anothers = Some(row("named", Some("org_2"), None));
+                for found in [
+                    found(own.clone(), None),
+                    found(own, unlinked.clone()),
+                    found(None, anothers),
+                    found(None, None),
+                ] {
+                    assert_eq!(decided(&found, &event), Decision::Stale, "{found:?}");
+                }
+                let expected = Decision::Disable {
+                    id: OrganizationId::new("named").unwrap(),
+                    deleted_at: at(4),
+                };
+                assert_eq!(decided(&found(None, unlinked), &event), expected);
+            }
+        }
+    }
+
+    /// R11: what was applied of an organization counts without a row too.
     #[test]
     fn what_was_applied_counts_without_a_row() {
         let event = upsert(None);
-        let tombstone = |last| Found {
-            cursor: Some(cursor(last, true)),
-            ..Found::default()
-        };
-        assert_eq!(decide_upsert(&tombstone(6), &event), Decision::Stale);
-        assert_eq!(decide_upsert(&tombstone(5), &event), Decision::Stale);
-        assert!(matches!(
-            decide_upsert(&tombstone(4), &event),
-            Decision::Create { disabled: true, .. }
-        ));
+        for (last, is_stale) in [(6, true), (5, true), (4, false)] {
+            let found = Found {
+                cursor: Some(cursor(last, None)),
+                ..Found::default()
+            };
+            let decision = decided(&found, &event);
+            assert_eq!(decision == Decision::Stale, is_stale, "{decision:?}");
+        }
     }
 }

@@ -4,20 +4,11 @@
 //! chosen once and never touched again, and a guard that makes stale and repeated events harmless. The
 //! decision is [`decide`], without I/O; [`apply()`] is the I/O around it, for one event or for many at once.
 //!
-//! | event | found | what the guard compares with | written | outcome |
-//! | --- | --- | --- | --- | --- |
-//! | created, updated | row by `workos_id` | the row's cursor, the organization's | UPDATE | `updated` |
-//! | created, updated | row by `external_id`, else by the derived id, unlinked | the row's cursor, the organization's | UPDATE | `linked` |
-//! | created, updated | the same, linked to another organization | the organization's cursor | UPDATE, with a warning | `linked` |
-//! | created, updated | nothing | the organization's cursor | INSERT | `created` |
-//! | deleted | row by `workos_id` | the row's cursor, the organization's | `disabled_at` | `disabled` |
-//! | deleted | nothing | the organization's cursor | a tombstone | `tombstoned` |
-//! | any | whatever | refused by the guard | nothing | `stale` |
-//!
-//! A deletion is remembered for good: a row that its organization gets later is disabled from the start.
+//! What each kind of event comes to is a table in `docs/design.md`.
 
 mod apply;
 pub mod decide;
+mod ledger;
 pub mod organization_id;
 pub mod slug;
 mod store;
@@ -25,6 +16,8 @@ mod store;
 use std::fmt;
 
 pub use apply::{Applied, apply};
+
+use crate::event::{OrganizationId, WorkosId};
 
 /// What applying an event did to the database: the `outcome` of a processed inbox row (R27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +28,9 @@ pub enum Outcome {
     Updated,
     /// A row that had been found by its own id was linked to the WorkOS organization, and updated.
     Linked,
-    /// A row was disabled.
+    /// A row was disabled, because its organization is deleted; it may have been linked for that.
     Disabled,
-    /// The guard refused the event.
+    /// The event was refused: it is older than what was applied, or its organization is deleted.
     Stale,
     /// The deletion of an organization without a row is remembered.
     Tombstoned,
@@ -85,6 +78,8 @@ pub enum Write {
     Update,
     /// R10
     Disable,
+    /// R6
+    Enable,
 }
 
 impl Write {
@@ -95,6 +90,7 @@ impl Write {
             Self::Insert => "insert",
             Self::Update => "update",
             Self::Disable => "disable",
+            Self::Enable => "enable",
         }
     }
 }
@@ -106,6 +102,7 @@ impl fmt::Display for Write {
             Self::Insert => "inserted",
             Self::Update => "updated",
             Self::Disable => "disabled",
+            Self::Enable => "enabled",
         })
     }
 }
@@ -122,7 +119,24 @@ pub enum ApplyError {
         /// The organization id, of one of them.
         id: String,
     },
+    /// It can't be told which row is the organization's.
+    #[error(transparent)]
+    TwoRows(#[from] TwoRows),
     /// The database said no, or nothing.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+}
+
+/// Two rows have one WorkOS organization id, on a table that lets them. Which of them an event is about is not guessed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "organizations {} and {} both have the workos_id {workos_id}: clear it in one of them, then retry",
+    ids[0],
+    ids[1]
+)]
+pub struct TwoRows {
+    /// The WorkOS organization.
+    pub workos_id: WorkosId,
+    /// The ids of its rows.
+    pub ids: [OrganizationId; 2],
 }

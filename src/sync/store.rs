@@ -4,6 +4,7 @@
 //! Statements name their columns, always: the table may have columns of the host application too (R5).
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgQueryResult;
 use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::decide::{OrganizationRow, SyncCursor};
@@ -24,7 +25,7 @@ pub(super) async fn lock_slugs(
     .map(drop)
 }
 
-/// The rows of these WorkOS organizations.
+/// The rows of these WorkOS organizations, by id.
 pub(super) async fn rows_by_workos_id(
     connection: &mut PgConnection,
     workos_ids: &[&str],
@@ -33,9 +34,17 @@ pub(super) async fn rows_by_workos_id(
     let rows = query_as!(
         FoundRow,
         r#"
-        select id, workos_id, workos_last_event_id as last_event_id, workos_updated_at as updated_at
+        select id,
+               workos_id,
+               workos_last_event_id as last_event_id,
+               -- Absent where it isn't finite, or later than chrono can hold (R7).
+               case when isfinite(workos_updated_at) and workos_updated_at < '262000-01-01'
+                   then workos_updated_at end as updated_at,
+               case when isfinite(disabled_at) and disabled_at < '262000-01-01'
+                   then disabled_at end as disabled_at
         from organization_metadata
         where workos_id = any ($1)
+        order by id
         "#,
         workos_ids as _,
     );
@@ -52,7 +61,14 @@ pub(super) async fn rows_by_id(
     let rows = query_as!(
         FoundRow,
         r#"
-        select id, workos_id, workos_last_event_id as last_event_id, workos_updated_at as updated_at
+        select id,
+               workos_id,
+               workos_last_event_id as last_event_id,
+               -- As above.
+               case when isfinite(workos_updated_at) and workos_updated_at < '262000-01-01'
+                   then workos_updated_at end as updated_at,
+               case when isfinite(disabled_at) and disabled_at < '262000-01-01'
+                   then disabled_at end as disabled_at
         from organization_metadata
         where id = any ($1)
         "#,
@@ -68,6 +84,7 @@ struct FoundRow {
     workos_id: Option<String>,
     last_event_id: Option<String>,
     updated_at: Option<DateTime<Utc>>,
+    disabled_at: Option<DateTime<Utc>>,
 }
 
 impl From<FoundRow> for OrganizationRow {
@@ -77,6 +94,7 @@ impl From<FoundRow> for OrganizationRow {
             workos_id: row.workos_id.map(WorkosId::from_database),
             last_event_id: row.last_event_id.map(EventId::from_database),
             updated_at: row.updated_at,
+            disabled_at: row.disabled_at,
         }
     }
 }
@@ -88,7 +106,7 @@ pub(super) async fn fetch_cursors(
 ) -> Result<Vec<(WorkosId, SyncCursor)>, sqlx::Error> {
     let records = query!(
         r#"
-        select workos_id, last_event_id, last_event_updated_at, deleted_at is not null as "deleted!"
+        select workos_id, last_event_id, last_event_updated_at, deleted_at
         from workos_sync.workos_organization_syncs
         where workos_id = any ($1)
         "#,
@@ -102,7 +120,7 @@ pub(super) async fn fetch_cursors(
             let cursor = SyncCursor {
                 last_event_id: EventId::from_database(record.last_event_id),
                 last_event_updated_at: record.last_event_updated_at,
-                deleted: record.deleted,
+                deleted_at: record.deleted_at,
             };
             (WorkosId::from_database(record.workos_id), cursor)
         })
@@ -126,23 +144,25 @@ pub(super) async fn taken_slugs(
 /// A row to be inserted.
 #[derive(Debug)]
 pub(super) struct NewRow<'a> {
-    pub(super) id: &'a str,
+    pub(super) id: &'a OrganizationId,
     pub(super) name: &'a str,
-    pub(super) slug: &'a str,
+    /// The name and the WorkOS organization that its slug is made of.
+    pub(super) slug_of: (&'a str, &'a WorkosId),
     pub(super) workos_id: &'a str,
     pub(super) updated_at: Option<DateTime<Utc>>,
     pub(super) last_event_id: &'a str,
     pub(super) disabled_at: Option<DateTime<Utc>>,
 }
 
-/// A plain INSERT; a row that is there already is a unique violation, never an upsert (R4). Says how many rows were
-/// inserted: a trigger of the host can keep one out in silence.
+/// A plain INSERT; a row that is there already is a unique violation, never an upsert (R4). Says which ids the rows of
+/// which WorkOS organizations have: a trigger of the host may assign them (R14).
 pub(super) async fn insert(
     connection: &mut PgConnection,
     rows: &[NewRow<'_>],
+    slugs: &[String],
     now: DateTime<Utc>,
-) -> Result<u64, sqlx::Error> {
-    let result = query!(
+) -> Result<Vec<(String, OrganizationId)>, sqlx::Error> {
+    let inserted = query!(
         r#"
         insert into organization_metadata
             (id, name, slug, workos_id, workos_updated_at, workos_last_event_id, disabled_at, updated_at)
@@ -150,40 +170,60 @@ pub(super) async fn insert(
         from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
                     $7::timestamptz[])
                  as rows (id, name, slug, workos_id, workos_updated_at, workos_last_event_id, disabled_at)
+        returning workos_id as "workos_id!", id
         "#,
-        &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.id.as_str()) as _,
         &column(rows, |row| row.name) as _,
-        &column(rows, |row| row.slug) as _,
+        slugs,
         &column(rows, |row| row.workos_id) as _,
         &column(rows, |row| row.updated_at) as _,
         &column(rows, |row| row.last_event_id) as _,
         &column(rows, |row| row.disabled_at) as _,
         now,
     )
-    .execute(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(result.rows_affected())
+    Ok(inserted
+        .into_iter()
+        .map(|row| (row.workos_id, OrganizationId::from_database(row.id)))
+        .collect())
+}
+
+/// What a row holds as far as we know. Every UPDATE is conditional on it: a writer that takes none of our locks, or
+/// another organization's event, may have been quicker (R11, R19, R21).
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    pub(super) workos_id: Option<&'a str>,
+    pub(super) last_event_id: Option<&'a str>,
+}
+
+impl<'a> Held<'a> {
+    /// By a row as it was read.
+    pub(super) fn of(row: &'a OrganizationRow) -> Self {
+        Self {
+            workos_id: row.workos_id.as_ref().map(WorkosId::as_str),
+            last_event_id: row.last_event_id.as_ref().map(EventId::as_str),
+        }
+    }
 }
 
 /// A row to be updated with what WorkOS says of it.
 #[derive(Debug)]
 pub(super) struct UpdatedRow<'a> {
     pub(super) id: &'a str,
+    pub(super) held: Held<'a>,
     pub(super) name: &'a str,
     pub(super) workos_id: &'a str,
     pub(super) updated_at: Option<DateTime<Utc>>,
     pub(super) last_event_id: &'a str,
-    /// The WorkOS organization that the row was found linked to.
-    pub(super) found_linked_to: Option<&'a str>,
 }
 
-/// A plain UPDATE of what WorkOS owns (R5). Says how many rows were still as they were found: one may be gone, or
-/// linked to another organization, by a writer that takes none of our locks (R19, R21).
+/// A plain UPDATE of what WorkOS owns (R5). Says how many rows held what they should.
 pub(super) async fn update(
     connection: &mut PgConnection,
     rows: &[UpdatedRow<'_>],
     now: DateTime<Utc>,
-) -> Result<u64, sqlx::Error> {
+) -> Result<usize, sqlx::Error> {
     let result = query!(
         r#"
         update organization_metadata as organization
@@ -191,52 +231,98 @@ pub(super) async fn update(
             workos_id            = rows.workos_id,
             workos_updated_at    = rows.workos_updated_at,
             workos_last_event_id = rows.workos_last_event_id,
-            updated_at           = $7
-        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])
-                 as rows (id, name, workos_id, workos_updated_at, workos_last_event_id, found_linked_to)
+            updated_at           = $8
+        from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
+                 as rows (id, held_workos_id, held_last_event_id, name, workos_id, workos_updated_at,
+                          workos_last_event_id)
         where organization.id = rows.id
-          and organization.workos_id is not distinct from rows.found_linked_to
+          and organization.workos_id is not distinct from rows.held_workos_id
+          and organization.workos_last_event_id is not distinct from rows.held_last_event_id
         "#,
         &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.held.workos_id) as _,
+        &column(rows, |row| row.held.last_event_id) as _,
         &column(rows, |row| row.name) as _,
         &column(rows, |row| row.workos_id) as _,
         &column(rows, |row| row.updated_at) as _,
         &column(rows, |row| row.last_event_id) as _,
-        &column(rows, |row| row.found_linked_to) as _,
         now,
     )
     .execute(connection)
     .await?;
-    Ok(result.rows_affected())
+    Ok(affected(&result))
+}
+
+/// A row whose `disabled_at` is to be cleared.
+#[derive(Debug)]
+pub(super) struct EnabledRow<'a> {
+    pub(super) id: &'a str,
+    pub(super) held: Held<'a>,
+    pub(super) disabled_at: DateTime<Utc>,
+}
+
+/// Clears `disabled_at` (R6). Says how many rows held what they should, `disabled_at` included.
+pub(super) async fn enable(
+    connection: &mut PgConnection,
+    rows: &[EnabledRow<'_>],
+    now: DateTime<Utc>,
+) -> Result<usize, sqlx::Error> {
+    let result = query!(
+        r#"
+        update organization_metadata as organization
+        set disabled_at = null,
+            updated_at  = $5
+        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[])
+                 as rows (id, held_workos_id, held_last_event_id, disabled_at)
+        where organization.id = rows.id
+          and organization.workos_id is not distinct from rows.held_workos_id
+          and organization.workos_last_event_id is not distinct from rows.held_last_event_id
+          and organization.disabled_at = rows.disabled_at
+        "#,
+        &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.held.workos_id) as _,
+        &column(rows, |row| row.held.last_event_id) as _,
+        &column(rows, |row| row.disabled_at) as _,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(affected(&result))
 }
 
 /// A row to be disabled.
 #[derive(Debug)]
 pub(super) struct DisabledRow<'a> {
     pub(super) id: &'a str,
+    pub(super) held: Held<'a>,
     pub(super) workos_id: &'a str,
-    pub(super) last_event_id: &'a str,
+    /// None where the row has no cursor, and the deletion isn't newer than it.
+    pub(super) last_event_id: Option<&'a str>,
     pub(super) disabled_at: DateTime<Utc>,
 }
 
-/// Sets `disabled_at`, unless it is set, and the cursor (R10). Says how many rows were still there.
+/// Sets `disabled_at`, unless it is set, the link and the cursor (R10). Says how many rows held what they should.
 pub(super) async fn disable(
     connection: &mut PgConnection,
     rows: &[DisabledRow<'_>],
     now: DateTime<Utc>,
-) -> Result<u64, sqlx::Error> {
+) -> Result<usize, sqlx::Error> {
     let result = query!(
         r#"
         update organization_metadata as organization
-        set disabled_at          = coalesce(organization.disabled_at, rows.disabled_at),
+        set workos_id            = rows.workos_id,
             workos_last_event_id = rows.workos_last_event_id,
-            updated_at           = $5
-        from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[])
-                 as rows (id, workos_id, workos_last_event_id, disabled_at)
+            disabled_at          = coalesce(organization.disabled_at, rows.disabled_at),
+            updated_at           = $7
+        from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
+                 as rows (id, held_workos_id, held_last_event_id, workos_id, workos_last_event_id, disabled_at)
         where organization.id = rows.id
-          and organization.workos_id = rows.workos_id
+          and organization.workos_id is not distinct from rows.held_workos_id
+          and organization.workos_last_event_id is not distinct from rows.held_last_event_id
         "#,
         &column(rows, |row| row.id) as _,
+        &column(rows, |row| row.held.workos_id) as _,
+        &column(rows, |row| row.held.last_event_id) as _,
         &column(rows, |row| row.workos_id) as _,
         &column(rows, |row| row.last_event_id) as _,
         &column(rows, |row| row.disabled_at) as _,
@@ -244,7 +330,12 @@ pub(super) async fn disable(
     )
     .execute(connection)
     .await?;
-    Ok(result.rows_affected())
+    Ok(affected(&result))
+}
+
+/// How many rows a statement wrote.
+fn affected(result: &PgQueryResult) -> usize {
+    usize::try_from(result.rows_affected()).expect("they were given to the statement, from memory")
 }
 
 /// A cursor to be advanced.

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::http::StatusCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::{AssertSqlSafe, Executor};
@@ -119,6 +120,44 @@ async fn few_open_files_are_enough() {
     let log = service.log();
     assert!(log.contains("at most 116 connections"), "{log}");
     assert!(!log.contains("no connection can be accepted"), "{log}");
+}
+
+/// R30: while the database hangs, signed bodies take a bounded part of the memory, however many come; and when it goes
+/// on, so do deliveries.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn bodies_take_a_bounded_part_of_the_memory_while_the_database_hangs() {
+    const SENDERS: usize = 200;
+    const DELIVERIES: usize = 2;
+
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let service = Service::on(&folder, &database).await;
+    let body = event(1, Kind::Other, "org_a", &"x".repeat(1_000_000));
+    let header = service.sign(&body);
+    let body = Bytes::from(body);
+    let mut lock = database.pool.begin().await.unwrap();
+    lock.execute("lock table webhook_events").await.unwrap();
+    let http = http();
+    let mut senders = JoinSet::new();
+    for _ in 0..SENDERS {
+        let delivery = http
+            .post(service.url("/webhooks/workos"))
+            .header("workos-signature", &header)
+            .body(body.clone());
+        senders.spawn(async move {
+            for _ in 0..DELIVERIES {
+                let answer = delivery.try_clone().unwrap().send().await.unwrap();
+                // 408 where this machine is too busy to read them all in time.
+                assert!([503, 408].contains(&answer.status().as_u16()), "{answer:?}");
+            }
+        });
+    }
+    senders.join_all().await;
+    let peak = service.peak_kb();
+    assert!(peak < 256 * 1024, "{peak} kB");
+    lock.rollback().await.unwrap();
+    assert_responsive(&service, 2).await;
+    service.terminate().await.assert(0);
 }
 
 /// A role with the rights that the README grants, and a password that is easy to find; gone when the database is.
@@ -295,8 +334,14 @@ async fn no_secret_is_printed_at_any_level() {
         let lost = event(3, Kind::Updated, "org_a", BODY);
         assert_eq!(deliver(lost.clone(), None).await, 503);
         let mut probed = String::new();
-        for path in ["/readyz", "/metrics", "/healthz"] {
-            let answer = http().get(service.url(path)).send().await.unwrap();
+        let astray = format!("{PATH}/x");
+        for path in ["/readyz", "/metrics", "/healthz", &astray] {
+            let request = http().get(service.url(path));
+            let answer = request
+                .header("workos-signature", "x")
+                .send()
+                .await
+                .unwrap();
             probed += &answer.text().await.unwrap();
         }
         role.let_in(&database).await;

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::PgConnection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::service::answer;
-use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, event_id, eventually};
+use crate::support::{
+    Folder, Kind, SECRET, Service, TestDatabase, event, event_id, eventually, http,
+};
 
 /// Holds the lock of an organization from outside, as another replica would that applies an event of it.
 struct Blocked(PgConnection);
@@ -108,6 +112,92 @@ async fn what_does_not_finish_in_time_is_applied_after_the_restart() {
     })
     .await;
     service.terminate().await.assert(0);
+}
+
+/// R31: for as long as `SHUTDOWN_DELAY_SECONDS` says, `readyz` is 503 and everything else as before; then new
+/// connections are refused.
+#[tokio::test]
+async fn load_balancers_have_time_to_see_the_end() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let service = |delay| {
+        let variables = [
+            ("DATABASE_URL", database.url.as_str()),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("SHUTDOWN_DELAY_SECONDS", delay),
+        ];
+        let folder = &folder;
+        async move { Service::start(folder, &variables).await }
+    };
+    let patient = service("3600").await;
+    patient.signal("TERM");
+    eventually("it says that it ends", async || {
+        patient.get("/readyz").await == Some(503)
+    })
+    .await;
+    for n in 1..4 {
+        let body = event(n, Kind::Updated, "org_a", "Acme");
+        // On a new connection each.
+        let delivery = http()
+            .post(patient.url("/webhooks/workos"))
+            .header("workos-signature", patient.sign(&body))
+            .header("prefer", "wait=30")
+            .body(body);
+        assert_eq!(answer(delivery).await["status"], "processed");
+        assert_eq!(patient.get("/healthz").await, Some(200));
+    }
+    patient.signal("TERM");
+    let insisted = timeout(Duration::from_secs(15), patient.finish()).await;
+    insisted.unwrap().assert(1);
+
+    let brief = service("1").await;
+    brief.signal("TERM");
+    no_longer_accepts(&brief).await;
+    brief.finish().await.assert(0);
+}
+
+/// R31: connections that the kernel has accepted, and the service hasn't yet, are served: their senders know of no
+/// difference.
+#[tokio::test]
+async fn connections_in_the_accept_queue_are_served() {
+    const CONNECTIONS: u64 = 200;
+
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let service = Service::on(&folder, &database).await;
+    // It accepts nothing for now; the kernel does.
+    service.signal("STOP");
+    let mut clients = Vec::new();
+    for n in 0..CONNECTIONS {
+        let body = event(n, Kind::Updated, &format!("org_{n}"), "Acme");
+        let request = format!(
+            "POST /webhooks/workos HTTP/1.1\r\nhost: x\r\nworkos-signature: {}\r\ncontent-length: {}\r\n\r\n{body}",
+            service.sign(&body),
+            body.len()
+        );
+        let (start, last) = request.split_at(request.len() - 1);
+        let mut client = TcpStream::connect(service.address).await.unwrap();
+        client.write_all(start.as_bytes()).await.unwrap();
+        clients.push((client, last.to_owned()));
+    }
+    service.signal("TERM");
+    service.signal("CONT");
+    eventually("it has seen the signal", async || {
+        service.log().contains("shutting down")
+    })
+    .await;
+    let mut answers = JoinSet::new();
+    for (mut client, last) in clients {
+        answers.spawn(async move {
+            client.write_all(last.as_bytes()).await?;
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        });
+    }
+    while let Some(answer) = answers.join_next().await {
+        let answer = answer.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer:?}");
+    }
+    service.finish().await.assert(0);
 }
 
 /// R22: an event survives the death of the replica that accepted it; another one applies it.

@@ -1,6 +1,15 @@
 //! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
 
-use crate::support::{Finished, Folder, Kind, Service, TestDatabase, event, run, run_with_input};
+use std::fmt::Write as _;
+use std::process::Stdio;
+
+use sqlx::Executor;
+
+use crate::support::process::{Process, program};
+use crate::support::{
+    Finished, Folder, Kind, POLL, Service, TestDatabase, event, event_id, eventually, run,
+    run_with_input, signal,
+};
 
 /// The lines of the summary on standard output, the counts by result sorted.
 fn summary(finished: &Finished) -> Vec<&str> {
@@ -110,6 +119,194 @@ async fn every_form_goes_in_once() {
             .await
             .unwrap();
     assert_eq!(sources, ["replay"]);
+}
+
+async fn payload(database: &TestDatabase, n: u64) -> String {
+    sqlx::query_scalar("select payload::text from webhook_events where event_id = $1")
+        .bind(event_id(n))
+        .fetch_one(&database.pool)
+        .await
+        .unwrap()
+}
+
+/// Section 11, R27: several values in one file, on a line each or pretty-printed, and behind a byte order mark. What is
+/// stored of an event in a list is its text, as it stands there.
+#[tokio::test]
+async fn values_are_read_however_they_are_laid_out() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let pretty = |json: &str| {
+        let value: serde_json::Value = serde_json::from_str(json).unwrap();
+        serde_json::to_string_pretty(&value).unwrap()
+    };
+    let page = |first, second| {
+        let page = r#"{"object":"list","data":[FIRST,SECOND],"list_metadata":{"before":null,"after":"x"}}"#;
+        let page = page.replace("FIRST", &created(first));
+        page.replace("SECOND", &created(second))
+    };
+    let files = [
+        folder.write(
+            "pages.json",
+            format!("{}\n{}", pretty(&page(1, 2)), pretty(&page(3, 4))),
+        ),
+        folder.write(
+            "objects.json",
+            format!("\u{feff}{}\r\n{}\r\n", pretty(&created(5)), created(6)),
+        ),
+        folder.write(
+            "bom.jsonl",
+            format!("\u{feff}{}\n{}", created(7), created(8)),
+        ),
+        folder.write("one-line.json", [created(9), page(10, 11)].concat()),
+    ];
+    let mut arguments = vec!["replay"];
+    arguments.extend(files.iter().map(String::as_str));
+    let variables = [("DATABASE_URL", &database.url)];
+    let finished = run(&folder, &variables, &arguments).await.assert(0);
+    assert_eq!(
+        summary(&finished),
+        [
+            "accepted 11, duplicate 0, ignored 0, refused 0",
+            "11 created"
+        ]
+    );
+    // Four spaces deeper, as it stood in the page.
+    let indented = pretty(&created(3)).replace('\n', "\n    ");
+    assert_eq!(payload(&database, 3).await, indented);
+    assert_eq!(payload(&database, 5).await, pretty(&created(5)));
+    assert_eq!(payload(&database, 11).await, created(11));
+}
+
+/// Section 11: a byte that is wrong costs its line, or its value where that has several, and not the file.
+#[tokio::test]
+async fn a_bad_byte_costs_its_line() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let second = created(2).into_bytes();
+    let lines = [
+        created(1).into_bytes(),
+        [&second[..40], b"\xff", &second[40..]].concat(),
+        created(3).into_bytes(),
+        // Cut off, and not the last.
+        created(4).into_bytes()[..100].to_vec(),
+        created(5).into_bytes(),
+    ];
+    let file = folder.write("events.jsonl", lines.join(&b'\n'));
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("LOG_LEVEL", "warn"),
+    ];
+    let finished = run(&folder, &variables, &["replay", &file]).await.assert(1);
+    let places = finished
+        .stderr
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(place, _)| place);
+    assert_eq!(
+        places.collect::<Vec<_>>(),
+        ["events.jsonl:2", "events.jsonl:4"],
+        "{finished:?}"
+    );
+    assert_eq!(
+        summary(&finished),
+        ["accepted 3, duplicate 0, ignored 0, refused 2", "3 created"]
+    );
+}
+
+/// Replays a file of so many events; says how much memory that took at most, in kB.
+#[cfg(target_os = "linux")]
+async fn peak_of_a_replay(events: u64, layout: impl Fn(String) -> String) -> u64 {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let mut lines = String::new();
+    for n in 0..events {
+        let event = event(n, Kind::Other, "org_a", &"x".repeat(4_000));
+        writeln!(lines, "{event},").unwrap();
+    }
+    // The last comma.
+    lines.truncate(lines.len() - 2);
+    let file = folder.write("events.json", layout(lines));
+    let variables = [("DATABASE_URL", database.url.as_str())];
+    let mut process = Process::spawn(&mut program(&folder, &variables, &["replay", &file]));
+    let mut peak = 0;
+    while process.exit().is_none() {
+        peak = process.peak_kb().unwrap_or(peak);
+        tokio::time::sleep(POLL).await;
+    }
+    let finished = process.finish().await.assert(0);
+    assert_eq!(
+        summary(&finished),
+        [format!(
+            "accepted 0, duplicate 0, ignored {events}, refused 0"
+        )]
+    );
+    peak
+}
+
+/// Section 11: what a replay takes of the memory doesn't depend on the length of its files, whatever their layout is.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_long_file_takes_no_more_memory_than_a_short_one() {
+    let short = peak_of_a_replay(2_500, |events| events.replace(",\n", "\n")).await;
+    let long = peak_of_a_replay(50_000, |events| events.replace(",\n", "\n")).await;
+    let page = peak_of_a_replay(12_500, |events| {
+        format!(r#"{{"object":"list","data":[{events}]}}"#).replace('\n', "")
+    })
+    .await;
+    assert!(long * 2 < short * 3, "short: {short} kB, long: {long} kB");
+    assert!(page * 2 < short * 3, "short: {short} kB, page: {page} kB");
+}
+
+/// Section 11: a replay waits for its own events, not for what others have put into the inbox.
+#[tokio::test]
+async fn a_replay_waits_for_its_own_events_only() {
+    let (folder, database) = (Folder::new(), TestDatabase::new().await);
+    // An event that can't be processed, for another session has its organization in hand.
+    let mut holder = database.pool.begin().await.unwrap();
+    holder
+        .execute("select pg_advisory_xact_lock(1061423321, hashtext('org_2'))")
+        .await
+        .unwrap();
+    sqlx::query(
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
+         values ($1, 'organization.created', 'org_2', $2::text::json)",
+    )
+    .bind(event_id(2))
+    .bind(created(2))
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    let file = folder.write("event.json", created(1));
+    let variables = [("DATABASE_URL", &database.url)];
+    let finished = run(&folder, &variables, &["replay", &file]).await.assert(0);
+    assert_eq!(
+        summary(&finished),
+        ["accepted 1, duplicate 0, ignored 0, refused 0", "1 created"]
+    );
+}
+
+/// R31: a replay that waits for standard input can be ended.
+#[tokio::test]
+async fn a_wait_for_input_can_be_ended() {
+    let (folder, database) = (Folder::new(), TestDatabase::new().await);
+    let variables = [("DATABASE_URL", &database.url)];
+    let mut command = program(&folder, &variables, &["replay", "-"]);
+    let process = Process::spawn(command.stdin(Stdio::piped()));
+    eventually("it is about to read", async || {
+        let idle: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and application_name = 'workos-sync' and state = 'idle'
+               and query ilike 'commit'",
+        )
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+        idle > 0
+    })
+    .await;
+    signal(process.id(), "TERM");
+    let finished = process.finish().await.assert(1);
+    assert!(
+        finished.stderr.contains("ended by a signal"),
+        "{finished:?}"
+    );
 }
 
 /// R12: events of one organization that are saved out of order end as if they had come in order.
@@ -225,7 +422,11 @@ async fn an_unreadable_file_is_named_and_the_others_go_in() {
         .lines()
         .filter_map(|line| line.split_once(": ").map(|(place, _)| place))
         .collect();
-    assert_eq!(complaints, ["missing.json", "latin1.json"], "{finished:?}");
+    assert_eq!(
+        complaints,
+        ["missing.json", "latin1.json:1"],
+        "{finished:?}"
+    );
     assert_eq!(
         summary(&finished),
         ["accepted 2, duplicate 0, ignored 0, refused 2", "2 created"]

@@ -30,6 +30,19 @@ async fn a_signed_file_is_accepted() {
     assert_eq!(answer(sent).await["status"], "accepted");
 }
 
+/// R29, R30: a byte order mark at the start of a file costs nothing: it is signed, and sent, as the other bytes are.
+#[tokio::test]
+async fn a_signed_file_may_begin_with_a_byte_order_mark() {
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let service = Service::on(&folder, &database).await;
+    let body = format!("\u{feff}{}", event(1, Kind::Created, "org_a", "Acme"));
+    let file = folder.write("event.json", &body);
+    let variables = [("WORKOS_WEBHOOK_SECRET", SECRET)];
+    let signed = run(&folder, &variables, &["sign", &file]).await.assert(0);
+    let sent = service.delivery_with(&body, signed.stdout.trim_end());
+    assert_eq!(answer(sent).await["status"], "accepted");
+}
+
 /// R29: the scheme is HMAC-SHA256 as everybody else computes it, with `t` in milliseconds.
 #[tokio::test]
 async fn a_signature_by_openssl_is_accepted() {

@@ -34,7 +34,11 @@ begin
     if new.id <> old.id or new.slug <> old.slug then
         insert into violations values (format('row %s (%s) became %s (%s)', old.id, old.slug, new.id, new.slug));
     end if;
-    if old.disabled_at is not null and new.disabled_at is distinct from old.disabled_at then
+    -- What the deletion of one organization set, the relink to another may clear.
+    if old.disabled_at is not null and new.disabled_at is distinct from old.disabled_at
+        and not (new.disabled_at is null and exists
+            (select from workos_sync.workos_organization_syncs
+             where deleted_at = old.disabled_at and workos_id <> new.workos_id)) then
         insert into violations values (format('row %s was disabled at %s, then %s', old.id, old.disabled_at, new.disabled_at));
     end if;
     if new.workos_id = old.workos_id and new.workos_last_event_id collate "C" < old.workos_last_event_id then

@@ -91,6 +91,8 @@ pub(crate) struct Organization {
     /// Who gave it its `external_id`, if anybody did when it was made.
     pub(crate) giver: Giver,
     pub(crate) deleted: bool,
+    /// The organization that was given its `external_id` after it was deleted.
+    pub(crate) successor: Option<String>,
 }
 
 #[derive(Debug)]
@@ -159,22 +161,27 @@ impl Workos {
 
     /// An organization is made.
     pub(crate) fn create(&self, workos_id: &str, name: &str, giver: Giver) {
-        let mut truth = self.shared.truth.lock().unwrap();
         let external_id = match giver {
             Giver::Nobody => None,
-            Giver::Application => Some(format!("customer-{workos_id}")),
+            Giver::Application => Some(customer(workos_id)),
             Giver::Stranger => Some(format!("stranger-{workos_id}")),
         };
-        let organization = Organization {
-            name: name.to_owned(),
-            giver,
-            external_id,
-            deleted: false,
+        let mut truth = self.shared.truth.lock().unwrap();
+        self.shared
+            .create(&mut truth, workos_id, name, giver, external_id);
+    }
+
+    /// A customer whose organization was deleted is back, with a new one.
+    pub(crate) fn succeed(&self, predecessor: &str, workos_id: &str, name: &str) {
+        let mut truth = self.shared.truth.lock().unwrap();
+        let Some(predecessor) = truth.organizations.get_mut(predecessor) else {
+            return;
         };
-        truth
-            .organizations
-            .insert(workos_id.to_owned(), organization);
-        self.shared.emit(&mut truth, Kind::Created, workos_id);
+        predecessor.successor = Some(workos_id.to_owned());
+        let external_id = predecessor.external_id.clone();
+        let giver = Giver::Application;
+        self.shared
+            .create(&mut truth, workos_id, name, giver, external_id);
     }
 
     /// Something happens to an organization; nothing more once it is deleted.
@@ -212,9 +219,9 @@ impl Workos {
         self.shared.truth.lock().unwrap().history.clone()
     }
 
-    pub(crate) fn knows(&self, workos_id: &str) -> bool {
+    pub(crate) fn organization(&self, workos_id: &str) -> Option<Organization> {
         let truth = self.shared.truth.lock().unwrap();
-        truth.organizations.contains_key(workos_id)
+        truth.organizations.get(workos_id).cloned()
     }
 
     pub(crate) fn organizations(&self) -> BTreeMap<String, Organization> {
@@ -227,7 +234,33 @@ impl Workos {
     }
 }
 
+/// The id of the row that the application makes for an organization.
+pub(crate) fn customer(workos_id: &str) -> String {
+    format!("customer-{workos_id}")
+}
+
 impl Shared {
+    fn create(
+        &self,
+        truth: &mut Truth,
+        workos_id: &str,
+        name: &str,
+        giver: Giver,
+        external_id: Option<String>,
+    ) {
+        let organization = Organization {
+            name: name.to_owned(),
+            giver,
+            external_id,
+            deleted: false,
+            successor: None,
+        };
+        truth
+            .organizations
+            .insert(workos_id.to_owned(), organization);
+        self.emit(truth, Kind::Created, workos_id);
+    }
+
     fn emit(&self, truth: &mut Truth, kind: Kind, workos_id: &str) {
         let number = truth.history.len();
         let Some(organization) = truth.organizations.get(workos_id) else {
@@ -354,7 +387,13 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         truth.requests += 1;
         truth.requests.is_multiple_of(2)
     };
-    let answer = || shared.answer(&head.method, workos_id, &body);
+    let answer = || {
+        if path == "/organizations" {
+            return Json(json!({"object": "list", "data": [], "list_metadata": {}}))
+                .into_response();
+        }
+        shared.answer(&head.method, workos_id, &body)
+    };
     let mood = *shared.mood.borrow();
     match mood {
         Mood::Fine => answer(),

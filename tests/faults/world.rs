@@ -18,7 +18,7 @@ use crate::proxy::Proxy;
 use crate::replica::{Replica, Settings};
 use crate::report::Report;
 use crate::sender::{Habits, Sender};
-use crate::workos::{CONSTRAINT, Giver, Kind, REFUSED, Workos};
+use crate::workos::{CONSTRAINT, Giver, Kind, REFUSED, Workos, customer};
 use crate::{POLL, oracle, retry};
 
 /// How long events may take to be settled when nothing is in their way any more: an event that failed in each of
@@ -154,28 +154,70 @@ impl World {
         for change in 0..changes {
             let organization =
                 rng.usize(..organizations) * rng.usize(1..=organizations) / organizations;
-            let workos_id = workos_id(organization);
-            let name = name(rng);
-            if self.workos.knows(&workos_id) {
-                let kind = match rng.u8(..100) {
-                    0..2 => Kind::Deleted,
-                    2..8 => Kind::Unhandled,
-                    8..14 if !odd.is_empty() => odd[rng.usize(..odd.len())],
-                    _ => Kind::Updated,
-                };
-                self.workos.change(kind, &workos_id, &name);
-            } else {
-                let giver = match rng.u8(..12) {
-                    0..3 => Giver::Application,
-                    3 => Giver::Stranger,
-                    _ => Giver::Nobody,
-                };
-                self.workos.create(&workos_id, &name, giver);
-            }
+            self.happen(rng, &workos_id(organization), odd).await;
             let share = f64::from(u32::try_from(change).unwrap_or(0))
                 / f64::from(u32::try_from(changes).unwrap_or(1));
             tokio::time::sleep_until(started + window.mul_f64(share)).await;
         }
+    }
+
+    /// Something happens to an organization, or to the last one that has its `external_id`.
+    async fn happen(&self, rng: &mut Rng, workos_id: &str, odd: &[Kind]) {
+        let name = name(rng);
+        match self.workos.organization(workos_id) {
+            None => {
+                let giver = match rng.u8(..12) {
+                    0..4 => Giver::Application,
+                    4 => Giver::Stranger,
+                    _ => Giver::Nobody,
+                };
+                // Most signup flows make the row first.
+                let makes_row = giver == Giver::Application && rng.u8(..3) > 0;
+                if makes_row && self.make_row(workos_id).await.is_err() {
+                    // The signup failed, and WorkOS doesn't hear of it.
+                    return;
+                }
+                self.workos.create(workos_id, &name, giver);
+                // So short a life that the deletion may come first.
+                if rng.u8(..5) == 0 {
+                    self.workos.change(Kind::Deleted, workos_id, &name);
+                }
+            }
+            Some(known) => match known.successor {
+                Some(successor) => Box::pin(self.happen(rng, &successor, odd)).await,
+                // Few come back.
+                None if known.deleted => {
+                    if known.giver == Giver::Application && rng.u8(..8) == 0 {
+                        let successor = workos_id_of(rng.u128(..));
+                        self.workos.succeed(workos_id, &successor, &name);
+                    }
+                }
+                None => {
+                    let kind = match rng.u8(..100) {
+                        0..2 => Kind::Deleted,
+                        2..8 => Kind::Unhandled,
+                        8..14 if !odd.is_empty() => odd[rng.usize(..odd.len())],
+                        _ => Kind::Updated,
+                    };
+                    self.workos.change(kind, workos_id, &name);
+                }
+            },
+        }
+    }
+
+    /// The application makes the row of an organization that is to come.
+    async fn make_row(&self, workos_id: &str) -> Result<(), sqlx::Error> {
+        let id = customer(workos_id);
+        // An INSERT whose answer got lost may have happened.
+        let statement =
+            "insert into organization_metadata (id, name, slug) values ($1, 'Local', $2)
+                         on conflict do nothing";
+        sqlx::query(statement)
+            .bind(&id)
+            .bind(id.to_lowercase().replace('_', "-"))
+            .execute(&self.pool)
+            .await
+            .map(drop)
     }
 
     /// How many events wait.
@@ -292,11 +334,11 @@ impl World {
 
 /// The WorkOS id of an organization of a run.
 pub(crate) fn workos_id(organization: usize) -> String {
-    let scattered = crate::scatter(organization as u64);
-    format!(
-        "org_{}",
-        ulid::Ulid::from_parts(1_700_000_000_000, scattered)
-    )
+    workos_id_of(crate::scatter(organization as u64))
+}
+
+fn workos_id_of(random: u128) -> String {
+    format!("org_{}", ulid::Ulid::from_parts(1_700_000_000_000, random))
 }
 
 /// Names that are all alike, so that slugs collide.

@@ -281,13 +281,14 @@ async fn an_id_that_comes_twice_in_one_insert_is_new_once() {
 
 /// Records saved events, as a replay does.
 async fn replay(app: &TestApp, events: &[EventBuilder]) -> Vec<Recorded> {
-    let bodies: Vec<_> = events.iter().map(EventBuilder::body).collect();
-    let parsed: Vec<_> = bodies
+    let saved = events
         .iter()
-        .map(|body| Event::parse(body.as_bytes()).unwrap())
-        .collect();
-    let recorded = app.inbox.record_all(&parsed).await;
-    recorded.into_iter().map(Result::unwrap).collect()
+        .map(|event| app.inbox.read_saved(event.body().into_bytes()).unwrap());
+    let replayed = app.inbox.record_all(saved.collect()).await;
+    let recorded = replayed
+        .into_iter()
+        .map(|replayed| replayed.unwrap().recorded);
+    recorded.collect()
 }
 
 /// How the events stand, in the order of their ids.

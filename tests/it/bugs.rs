@@ -12,11 +12,10 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use workos_sync::clock::Clock;
-use workos_sync::event::Event as WorkosEvent;
 use workos_sync::inbox::{Capacity, Inbox, RecordError, Recorded, Source};
+use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
 use workos_sync::sync::organization_id;
-use workos_sync::telemetry::Metrics;
 
 use crate::support::app::Options;
 use crate::support::event::event_id;
@@ -141,10 +140,10 @@ async fn a_panic_of_the_recorder_refuses_a_delivery_and_stores_the_next() {
     let _guard = logs::set_default(tracing_subscriber::registry().with(log));
     let app = TestApp::new().await;
     let record = async |n: u64| {
-        let body = created(n, "org_a", "Acme").body();
-        let event = WorkosEvent::parse(body.as_bytes()).unwrap();
-        let recorded = app.inbox.record(&event, Source::Webhook);
-        timeout(Duration::from_secs(10), recorded).await.unwrap()
+        let body = created(n, "org_a", "Acme").body().into_bytes();
+        let event = app.inbox.read(body, None, Source::Webhook).unwrap();
+        let recorded = timeout(Duration::from_secs(10), app.inbox.record(event));
+        recorded.await.unwrap().map(|receipt| receipt.recorded)
     };
     for n in 1..=4 {
         assert!(matches!(
@@ -193,9 +192,9 @@ async fn panics_use_up_no_workers_and_keep_no_lanes() {
         CancellationToken::new(),
     );
     let record = async |n: u64| {
-        let body = created(n, "org_a", "Acme").body();
-        let event = WorkosEvent::parse(body.as_bytes()).unwrap();
-        inbox.record(&event, Source::Webhook).await.unwrap();
+        let body = created(n, "org_a", "Acme").body().into_bytes();
+        let event = inbox.read(body, None, Source::Webhook).unwrap();
+        inbox.record(event).await.unwrap();
         eventually("the lanes are idle", async || is_idle(&inbox)).await;
     };
     for n in 1..=4 {

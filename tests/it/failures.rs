@@ -64,9 +64,9 @@ async fn try_again(app: &TestApp) {
 async fn a_row_that_can_not_be_decoded_costs_only_its_own_event() {
     let app = TestApp::new().await;
     app.execute(
-        "alter table organization_metadata alter column workos_updated_at type text;
-         insert into organization_metadata (id, name, slug, workos_id, workos_updated_at)
-         values ('local', 'Local', 'local', 'org_00', 'last week')",
+        "alter table organization_metadata drop constraint organization_metadata_pkey;
+         alter table organization_metadata alter column id drop not null;
+         insert into organization_metadata (name, slug, workos_id) values ('Local', 'local', 'org_00')",
     )
     .await;
     let mut events: Vec<_> = (1..30)

@@ -7,8 +7,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::http::header::CONTENT_LENGTH;
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -135,16 +133,9 @@ async fn held(State(gates): State<Gates>) -> &'static str {
     "released"
 }
 
-async fn body(
-    State(gates): State<Gates>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<String, Problem> {
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
+async fn body(State(gates): State<Gates>, body: Body) -> Result<String, Problem> {
     let deadline = Instant::now() + gates.body_timeout;
-    let body = read_body(body, length, BODY_LIMIT, deadline).await?;
+    let body = read_body(body, BODY_LIMIT, deadline).await?;
     Ok(format!("{} bytes", body.len()))
 }
 
@@ -713,6 +704,71 @@ async fn a_stop_finishes_what_is_in_flight() {
     assert!(answer.ends_with("released"), "{answer}");
     tracker.close();
     timeout(SOON, tracker.wait()).await.unwrap();
+}
+
+/// R31: whoever is connected when the service is asked to stop is served, although nobody has accepted the connection
+/// yet. One that has just come may take a moment to begin.
+#[tokio::test]
+async fn a_stop_serves_who_waits_to_be_accepted() {
+    let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listen(socket).unwrap();
+    let address = listener.local_addr().unwrap();
+    let connect = async || Client(TcpStream::connect(address).await.unwrap());
+    let mut complete = connect().await;
+    complete.send(HEALTHZ).await;
+    let mut halfway = connect().await;
+    halfway.send(&HEALTHZ[..HEALTHZ.len() - 1]).await;
+    let mut about_to_speak = connect().await;
+    let mut silent = connect().await;
+    let mut gone = connect().await;
+    gone.send(HEALTHZ).await;
+    drop(gone);
+
+    let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+    stop.cancel();
+    let router = Router::new().route("/healthz", get(healthz));
+    let limits = Limits {
+        header_read_timeout: LONG,
+        ..Limits::default()
+    };
+    let serving = serve(listener, router, limits, stop, tracker.clone());
+    timeout(SOON, serving).await.unwrap();
+    let refused = TcpStream::connect(address).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    about_to_speak.send(HEALTHZ).await;
+    halfway.send(&HEALTHZ[HEALTHZ.len() - 1..]).await;
+    for client in [&mut complete, &mut halfway, &mut about_to_speak] {
+        let answer = client.rest().await;
+        assert_ok(&answer);
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+    assert_eq!(silent.rest().await, "");
+    tracker.close();
+    timeout(SOON, tracker.wait()).await.unwrap();
+}
+
+/// R31: a request whose head has begun to come is in flight, also on a connection that had others before.
+#[tokio::test]
+async fn a_stop_finishes_a_head_that_has_begun() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send(HEALTHZ).await;
+    assert_ok(&client.answer().await);
+    client.send(&HEALTHZ[..20]).await;
+    // Read, because a later connection is served.
+    assert_ok(&server.ask(HEALTHZ).await);
+    server.stop.cancel();
+    timeout(SOON, async {
+        while !server.accept_loop.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    client.send(&HEALTHZ[20..]).await;
+    assert_ok(&client.rest().await);
+    server.drained().await;
 }
 
 /// R30: 404 and 405, the latter with the methods that the path takes (RFC 9110, section 15.5.6).

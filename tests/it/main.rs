@@ -13,6 +13,7 @@ mod failures;
 mod health;
 mod inbox;
 mod listener;
+mod metrics;
 mod migrations;
 mod organizations;
 mod outbox;

@@ -28,6 +28,7 @@ async fn names_are_explicit() {
             "workos_sync.external_id_pushes",
             "workos_sync.external_id_pushes_due_idx",
             "workos_sync.external_id_pushes_pkey",
+            "workos_sync.external_id_pushes_refused_idx",
             "workos_sync.migrations",
             "workos_sync.migrations_pkey",
             "workos_sync.webhook_events",

@@ -6,7 +6,6 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Row};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use workos_sync::event::Event;
 
 use crate::support::app::Options;
 use crate::support::event::event_id;
@@ -117,15 +116,12 @@ async fn a_process_takes_a_tenth_of_the_places_for_locks_at_most() {
             .await
             .unwrap()
     };
-    let bodies: Vec<_> = (0..4_000)
-        .map(|n| created(n, &format!("org_{n}"), &format!("Name {n}")).body())
-        .collect();
-    let events: Vec<_> = bodies
-        .iter()
-        .map(|body| Event::parse(body.as_bytes()).unwrap())
-        .collect();
-    for recorded in app.inbox.record_all(&events).await {
-        recorded.unwrap();
+    let saved = (0..4_000).map(|n| {
+        let event = created(n, &format!("org_{n}"), &format!("Name {n}"));
+        app.inbox.read_saved(event.body().into_bytes()).unwrap()
+    });
+    for replayed in app.inbox.record_all(saved.collect()).await {
+        replayed.unwrap();
     }
     let held = most().await;
     assert!(held <= i64::from(places / 10), "{held} of {places}");

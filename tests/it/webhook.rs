@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
+};
 use axum::http::{HeaderValue, Request};
 use chrono::TimeDelta;
 use hmac::{Hmac, KeyInit, Mac};
@@ -335,9 +337,9 @@ async fn a_bad_signature_is_refused() {
             Value::Null,
         ),
         (
-            Some(format!("{t}, {t}, v1={hex}")),
+            Some(format!("t=1, {t}, v1={hex}")),
             &body,
-            "signature_malformed",
+            "signature_mismatch",
             Value::Null,
         ),
         (
@@ -420,8 +422,8 @@ async fn a_bad_signature_is_refused() {
     );
     for (code, times) in [
         ("signature_missing", 1),
-        ("signature_malformed", 10),
-        ("signature_mismatch", 4),
+        ("signature_malformed", 9),
+        ("signature_mismatch", 5),
         ("signature_too_old", 2),
         ("signature_in_future", 1),
     ] {
@@ -455,6 +457,34 @@ async fn a_good_signature_is_taken_in_every_form() {
     assert_eq!(stored(&app).await, 5);
 }
 
+/// R29, RFC 9110, section 5.3: several header lines are one list, in their order. The first `t` is the one that was
+/// signed, and any `v1` may be good.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_signature_lines_are_one_list() {
+    let app = TestApp::new().await;
+    let body = created(1, ACME, "Acme").body();
+    let good = signed(body.as_bytes());
+    let (t, hex) = good.split_once(", v1=").unwrap();
+    let wrong = format!("{t}, v1={}", v1("other", "0", b""));
+    let earlier = format!("t=1, v1={}", v1(SECRET, "2", body.as_bytes()));
+    for (lines, status) in [
+        ([&*wrong, &*good], 200),
+        ([&*good, &*wrong], 200),
+        ([t, &*format!("v1={hex}")], 200),
+        ([&*good, "t=1"], 200),
+        ([&*good, ""], 200),
+        ([&*earlier, &*good], 401),
+        ([&*wrong, &*wrong], 401),
+    ] {
+        let mut request = Request::post("/webhooks/workos");
+        for line in lines {
+            request = request.header("WorkOS-Signature", line);
+        }
+        let answer = app.send(request.body(body.clone().into()).unwrap()).await;
+        assert_eq!(answer.status, status, "{lines:?}: {}", answer.text);
+    }
+}
+
 /// R29: while secrets are rotated, each is good; an empty one, which anybody could sign with, isn't there.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_secrets_are_good_at_once() {
@@ -474,6 +504,47 @@ async fn several_secrets_are_good_at_once() {
         let header = signature::sign(&secret.into(), body.as_bytes(), NOW);
         post(&app, Some(&header), body.clone()).await.assert(status);
     }
+}
+
+/// R29: while secrets are rotated, it is counted which of them signs, by its place in the list: the operator sees when
+/// the old one may go. A delivery that is signed with both counts for the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secret_that_signs_is_counted() {
+    let app = TestApp::with(Options {
+        secrets: vec!["new".into(), "old".into()],
+        ..Options::default()
+    })
+    .await;
+    let counts = || {
+        let metrics = app.metrics.render().unwrap();
+        ["1", "2"].map(|position| {
+            let series = format!("signature_secret_used_total{{position=\"{position}\"}} ");
+            let (_, count) = metrics.split_once(&series).unwrap();
+            count.lines().next().unwrap().parse::<u64>().unwrap()
+        })
+    };
+    assert_eq!(
+        counts(),
+        [0, 0],
+        "a series that isn't there can't be seen to stand still"
+    );
+    let body = created(1, ACME, "Acme").body();
+    let by = |secret: &str| signature::sign(&secret.into(), body.as_bytes(), NOW);
+    let by_both = format!("{},{}", by("old"), by("new"));
+    for (header, used) in [
+        (by("old"), [0, 1]),
+        (by("old"), [0, 2]),
+        (by("new"), [1, 2]),
+        (by_both, [2, 2]),
+        (by("other"), [2, 2]),
+    ] {
+        post(&app, Some(&header), body.clone()).await;
+        assert_eq!(counts(), used);
+    }
+    // Too old: it was signed, but not used.
+    app.clock.advance(TimeDelta::seconds(181));
+    post(&app, Some(&by("old")), body.clone()).await.assert(401);
+    assert_eq!(counts(), [2, 2]);
 }
 
 /// R29: a tolerance of 0 switches the time check off, and nothing else.
@@ -528,7 +599,7 @@ async fn what_is_no_event_is_refused() {
             "the body is not a JSON object",
         ),
         (
-            b"\xef\xbb\xbf{}".to_vec(),
+            b"\xef\xbb\xbf\xef\xbb\xbf{}".to_vec(),
             "not_an_event",
             "the body is not a JSON object",
         ),
@@ -608,6 +679,25 @@ async fn what_is_no_event_is_refused() {
     deliver_bytes(&app, &with_id(&long[1..])).await.assert(200);
 }
 
+/// R30: a byte order mark is a part of what is signed, and none of what is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_order_mark_costs_nothing() {
+    let app = TestApp::new().await;
+    let body = created(1, ACME, "Acme").body();
+    let marked = format!("\u{feff}{body}");
+    post(&app, Some(&signed(body.as_bytes())), marked.clone())
+        .await
+        .assert(401);
+    let answer = deliver_bytes(&app, marked.as_bytes()).await.assert(200);
+    assert_eq!(answer.json()["status"], "accepted");
+    app.settle().await;
+    let row = app.inbox_row(&event_id(1)).await;
+    assert_eq!(
+        (row.outcome.as_deref(), row.payload),
+        (Some("created"), body)
+    );
+}
+
 /// R13, R30: JSON that is unusual but valid is an event; depths that only one of the two parsers minds never
 /// fail the service.
 #[tokio::test(flavor = "multi_thread")]
@@ -684,11 +774,13 @@ async fn other_requests_are_problems() {
     let app = TestApp::new().await;
     for (method, path, status, allow) in [
         ("POST", "/", 404, None),
-        ("POST", "/webhooks/workos/", 404, None),
+        ("POST", "/webhooks/workos//", 404, None),
+        ("POST", "/webhooks/Workos", 404, None),
         ("POST", "/webhooks", 404, None),
         ("GET", "/webhooks/workos", 405, Some("POST")),
         ("PUT", "/webhooks/workos", 405, Some("POST")),
         ("BREW", "/webhooks/workos", 405, Some("POST")),
+        ("GET", "/webhooks/workos/", 405, Some("POST")),
         ("POST", "/healthz", 405, Some("GET,HEAD")),
     ] {
         let request = Request::builder().method(method).uri(path);
@@ -706,6 +798,88 @@ async fn other_requests_are_problems() {
             .map(|value| value.to_str().unwrap());
         assert_eq!(allowed, allow, "{method} {path}");
     }
+}
+
+/// Section 7: one trailing slash is no other path.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trailing_slash_is_taken() {
+    let app = TestApp::new().await;
+    let body = created(1, ACME, "Acme").body();
+    let (mut parts, ()) = app.delivery(&body).body(()).unwrap().into_parts();
+    parts.uri = "/webhooks/workos/".parse().unwrap();
+    let answer = app
+        .send(Request::from_parts(parts, Body::from(body)))
+        .await
+        .assert(200);
+    assert_eq!(answer.json()["status"], "accepted");
+    assert_counted(&app, "accepted", 1);
+}
+
+/// R30: a delivery to nearly the right path is seen in the log and in the metrics; neither path is, for either may hold
+/// what must not be guessed. Strangers, who sign nothing, are nothing to log.
+#[tokio::test]
+async fn a_signed_request_to_another_path_is_noticed() {
+    let app = TestApp::new().await;
+    let logs = Logs::capture();
+    let body = created(1, ACME, "Acme").body();
+    for path in ["/webhooks/secret-part", "/secret-part"] {
+        let (mut parts, ()) = app.delivery(&body).body(()).unwrap().into_parts();
+        parts.uri = path.parse().unwrap();
+        let request = Request::from_parts(parts, Body::from(body.clone()));
+        assert_eq!(
+            app.send(request).await.assert(404).json()["code"],
+            "not_found"
+        );
+        let stranger = Request::post(path).body(Body::empty()).unwrap();
+        app.send(stranger).await.assert(404);
+    }
+    assert_counted(&app, "not_found", 2);
+    let text = logs.text();
+    let warnings: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains(" WARN "))
+        .collect();
+    assert_eq!(warnings.len(), 2, "{text}");
+    for line in warnings {
+        assert!(
+            line.contains("POST") && line.contains("WEBHOOK_PATH"),
+            "{line}"
+        );
+        assert!(
+            !line.contains("secret-part") && !line.contains("/webhooks"),
+            "{line}"
+        );
+    }
+}
+
+/// R30, RFC 9110, section 15.5.16: an encoded body is refused unread, and says what would be taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encoded_body_is_refused() {
+    let app = TestApp::new().await;
+    let body = created(1, ACME, "Acme").body();
+    for (encodings, status) in [
+        (&["gzip"][..], 415),
+        (&["Identity", "br"], 415),
+        (&["identity, gzip"], 415),
+        (&["utf-8"], 415),
+        (&["identity"], 200),
+        (&["Identity , identity"], 200),
+        (&[""], 200),
+    ] {
+        let mut request = app.delivery(&body);
+        for encoding in encodings {
+            request = request.header(CONTENT_ENCODING, *encoding);
+        }
+        let answer = app.send(request.body(body.clone().into()).unwrap()).await;
+        let answer = answer.assert(status);
+        if status == 415 {
+            assert_eq!(answer.headers[CONTENT_TYPE], "application/problem+json");
+            assert_eq!(answer.headers[ACCEPT_ENCODING], "identity");
+            assert_eq!(answer.headers[CONNECTION], "close");
+            assert_eq!(answer.json()["code"], "content_encoding");
+        }
+    }
+    assert_counted(&app, "content_encoding", 4);
 }
 
 /// A request's id is the sender's where it sends a sane one, else ours; every answer carries it, and every line of
@@ -875,6 +1049,180 @@ async fn an_event_that_became_durable_after_a_503_is_processed_once() {
     app.settle().await;
     let row = app.inbox_row(event.event_id()).await;
     assert_eq!((row.outcome.as_deref(), row.attempts), (Some("created"), 1));
+}
+
+/// R30, R23: while the database hangs, bodies take a bounded part of the memory. Each delivery is refused in time, and its
+/// body is gone with its answer, unless an insert has it in hand. When the database goes on, so do deliveries.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_have_bounded_room_while_the_database_hangs() {
+    const DELIVERIES: u64 = 150;
+    const ROOM: usize = 64 * 1_024 * 1_024;
+
+    let app = Arc::new(TestApp::new().await);
+    let lock = app.hold("lock table workos_sync.webhook_events").await;
+    let note = "x".repeat(1_000_000);
+    let mut deliveries = tokio::task::JoinSet::new();
+    for n in 1..=DELIVERIES {
+        let body = created(n, ACME, "Acme").data("note", &*note).body();
+        let app = Arc::clone(&app);
+        deliveries.spawn(async move {
+            let started = Instant::now();
+            let answer = app.deliver(&body).await.assert(503);
+            assert!(started.elapsed() < ANSWERED, "{:?}", started.elapsed());
+            assert_eq!(answer.headers[RETRY_AFTER], "5");
+        });
+    }
+    let mut most = 0;
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    while !deliveries.is_empty() {
+        tokio::select! {
+            answered = deliveries.join_next() => answered.unwrap().unwrap(),
+            _ = ticks.tick() => {}
+        }
+        most = std::cmp::max(most, app.http.body_bytes_held());
+    }
+    assert!((ROOM / 2..=ROOM).contains(&most), "{most}");
+    assert!(
+        app.http.body_bytes_held() < ROOM / 2,
+        "{:?}",
+        app.inbox.load()
+    );
+    assert!(app.inbox.load().recording == 0, "{:?}", app.inbox);
+
+    lock.close().await.unwrap();
+    app.deliver(&created(1_000, OTHER, "Other").body())
+        .await
+        .assert(200);
+    eventually("all bodies are gone", async || {
+        app.http.body_bytes_held() == 0
+    })
+    .await;
+}
+
+/// R30: a sender that hangs up takes its event out of the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_is_given_up_leaves_the_queue() {
+    let app = Arc::new(TestApp::new().await);
+    let lock = app.hold("lock table workos_sync.webhook_events").await;
+    let mut deliveries = tokio::task::JoinSet::new();
+    let app_of_test = Arc::clone(&app);
+    eventually("all writers wait, and events behind them", async || {
+        let n = u64::try_from(deliveries.len()).unwrap();
+        let app = Arc::clone(&app);
+        deliveries.spawn(async move { app.deliver(&created(n, ACME, "Acme").body()).await });
+        let load = app_of_test.inbox.load();
+        load.slow_inserts == 4 && load.recording > 0
+    })
+    .await;
+    let given_up = i64::try_from(deliveries.len()).unwrap();
+    deliveries.abort_all();
+    while deliveries.join_next().await.is_some() {}
+    assert_eq!(app.inbox.load().recording, 0);
+    lock.close().await.unwrap();
+    eventually("what the writers had is stored", async || {
+        app.http.body_bytes_held() == 0
+    })
+    .await;
+    assert!(stored(&app).await < given_up);
+}
+
+/// R23: an event whose row somebody else's transaction holds is a duplicate all the same, and costs neither the
+/// deliveries beside it nor the next ones anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_row_of_the_inbox_costs_nobody_anything() {
+    let app = Arc::new(TestApp::new().await);
+    let held = EventBuilder::new(0, "user.created", "u");
+    app.deliver(&held.body()).await.assert(200);
+    let operator = app
+        .hold("update workos_sync.webhook_events set last_error = 'under investigation'")
+        .await;
+    let deliver = |event: &EventBuilder| {
+        let (app, body) = (Arc::clone(&app), event.body());
+        async move {
+            let started = Instant::now();
+            let answer = app.deliver(&body).await.assert(200);
+            // Sooner than any wait for a lock ends.
+            assert!(started.elapsed() < Duration::from_secs(2));
+            answer.json()["status"].as_str().unwrap().to_owned()
+        }
+    };
+    let mut deliveries = tokio::task::JoinSet::new();
+    for n in 1..=40 {
+        deliveries.spawn(deliver(&held));
+        deliveries.spawn(deliver(&EventBuilder::new(n, "user.created", "u")));
+    }
+    let answers = deliveries.join_all().await;
+    let duplicates = answers.iter().filter(|status| *status == "duplicate");
+    assert_eq!(duplicates.count(), 40, "{answers:?}");
+    assert_eq!(deliver(&created(41, ACME, "Acme")).await, "accepted");
+    operator.close().await.unwrap();
+}
+
+/// R30: a duplicate that isn't what is stored under its id says so, in the answer and in the log: documented samples
+/// share ids.
+#[tokio::test]
+async fn a_duplicate_that_is_another_event_says_so() {
+    let app = TestApp::new().await;
+    let logs = Logs::capture();
+    let first = EventBuilder::new(1, "user.created", "user_1");
+    let id = event_id(1);
+    let detail = format!("event {id} is already stored as user.created about user_1");
+    let odd = first.clone().data("id", 7);
+    for (event, status, said) in [
+        (first.clone(), "ignored", Value::Null),
+        (first.clone(), "duplicate", Value::Null),
+        // Another body is no other event.
+        (first.clone().data("email", "x"), "duplicate", Value::Null),
+        (created(1, ACME, "Acme"), "duplicate", json!(detail)),
+        (
+            EventBuilder::new(1, "user.updated", "user_1"),
+            "duplicate",
+            json!(detail),
+        ),
+        (
+            EventBuilder::new(1, "user.created", "user_2"),
+            "duplicate",
+            json!(detail),
+        ),
+        (odd, "duplicate", json!(detail)),
+    ] {
+        let answer = app.deliver(&event.body()).await.assert(200).json();
+        assert_eq!(answer["status"], status, "{answer}");
+        assert_eq!(answer["detail"], said, "{}", event.body());
+    }
+    let text = logs.text();
+    let warnings: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains(" WARN "))
+        .collect();
+    assert_eq!(warnings.len(), 4, "{text}");
+    for line in warnings {
+        assert!(line.contains(&detail), "{line}");
+    }
+    assert_eq!(stored(&app).await, 1);
+
+    // Of what is stored, only the type can be told.
+    let long = "x".repeat(100_000);
+    let unnamed = EventBuilder::new(2, "user.created", "user_1").data("id", 7);
+    let large = EventBuilder::new(3, "user.created", "user_1").data("note", long);
+    for (n, stored) in [(2, unnamed), (3, large)] {
+        app.deliver(&stored.body()).await.assert(200);
+        for (event_type, said) in [
+            ("user.created", Value::Null),
+            (
+                "user.deleted",
+                json!(format!(
+                    "event {} is already stored as user.created",
+                    event_id(n)
+                )),
+            ),
+        ] {
+            let event = EventBuilder::new(n, event_type, "user_1");
+            let event = if n == 2 { event.data("id", 8) } else { event };
+            let answer = app.deliver(&event.body()).await.assert(200).json();
+            assert_eq!(answer["detail"], said);
+        }
+    }
 }
 
 /// R30: whatever is signed, and whatever is in the header, no answer is a 5xx.

@@ -44,7 +44,7 @@ async fn put(client: &WorkosClient) -> Result<(), WorkosError> {
 
 fn reason(error: &WorkosError) -> &str {
     match error {
-        WorkosError::Unavailable { reason } => reason,
+        WorkosError::Unavailable { reason, .. } => reason,
         other => panic!("unavailable expected: {other:?}"),
     }
 }
@@ -113,6 +113,18 @@ async fn an_answer_is_typed_by_what_to_do_about_it() {
             WorkosError::RateLimited { retry_after: None },
         ),
         (
+            Answer::status(429).body(r#""Ratelimited""#),
+            WorkosError::RateLimited { retry_after: None },
+        ),
+        (
+            Answer::status(503).header("retry-after", "7"),
+            WorkosError::Unavailable {
+                reason: "it answered 503 Service Unavailable".to_owned(),
+                retry_after: Some(Duration::from_secs(7)),
+            },
+        ),
+        (Answer::status(400).body(r#""Nope""#), rejected(400, "Nope")),
+        (
             Answer::status(400).body(r#"{"code":"external_id_already_used","message":"x"}"#),
             WorkosError::ExternalIdAlreadyUsed,
         ),
@@ -159,6 +171,29 @@ async fn an_answer_is_typed_by_what_to_do_about_it() {
             .all(|r| r.path == "/organizations/org_1"),
         "no redirect is followed"
     );
+}
+
+/// R16: the cheap request is good if there is a list; no other answer is final.
+#[tokio::test]
+async fn a_check_asks_for_a_list_of_one() {
+    let workos = FakeWorkos::start().await;
+    let client = client(workos.url());
+    assert_eq!(client.check(now()).await, Ok(()));
+    for status in [404, 400, 422, 500] {
+        workos.answer_next(Answer::status(status));
+        let error = client.check(now()).await.unwrap_err();
+        assert!(reason(&error).contains(&status.to_string()), "{error}");
+    }
+    for status in [401, 403] {
+        workos.answer_next(Answer::status(status));
+        let expected = WorkosError::Unauthorized { status };
+        assert_eq!(client.check(now()).await, Err(expected));
+    }
+    for request in workos.requests() {
+        assert_eq!(request.method, "GET");
+        assert_eq!(request.path, "/organizations");
+        assert_eq!(request.query.as_deref(), Some("limit=1"));
+    }
 }
 
 /// R16: an answer that doesn't come, or comes by half, is no answer; and it comes to an end.

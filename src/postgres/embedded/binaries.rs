@@ -11,39 +11,48 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::cluster::ServerUser;
-use super::error::{EmbeddedError, When};
+use tokio_util::sync::CancellationToken;
 
-/// Where Debian and its relatives keep the server binaries, a folder a major version.
+use super::cluster::Cluster;
+use super::error::{EmbeddedError, When};
+use super::process::run;
+use super::user::ServerUser;
+
+/// Where Debian and its relatives keep the server binaries, a directory a major version.
 const DISTRIBUTION: &str = "/usr/lib/postgresql";
 /// The oldest major version that the service supports.
 const OLDEST: u32 = 13;
-const PROGRAMS: [&str; 3] = ["postgres", "initdb", "pg_ctl"];
+const PROGRAMS: [&str; 2] = ["postgres", "initdb"];
 
-/// The folder of the programs for a cluster: the first whose major version is the cluster's, for a
+/// The directory of the programs for a cluster: the first whose major version is the cluster's, for a
 /// new one (no version yet) simply the first.
-pub(super) fn find(
+pub(super) async fn find(
     bin_dir: Option<&Path>,
-    pgdata: &Path,
-    version: Option<u32>,
+    cluster: &Cluster,
+    stop: &CancellationToken,
 ) -> Result<PathBuf, EmbeddedError> {
+    let user = cluster.user;
     let found = if let Some(dir) = bin_dir {
-        // Absolute: children run in another folder than we do.
+        // Absolute: children run in another directory than we do.
         let dir = std::path::absolute(dir).when("resolve PG_BIN_DIR", dir)?;
-        let checked = Binaries::check(dir.clone()).map_err(|problem| {
+        let checked = Binaries::check(dir.clone(), user, stop).await;
+        checked.map(|binaries| vec![binaries]).map_err(|problem| {
             EmbeddedError::unusable(
                 "PG_BIN_DIR",
                 format!("{problem} in {}", dir.display()),
                 format!(
-                    "set it to a folder like {DISTRIBUTION}/17/bin, or unset it to search PATH"
+                    "set it to a directory like {DISTRIBUTION}/17/bin, or unset it to search PATH"
                 ),
             )
-        })?;
-        vec![checked]
+        })
     } else {
         let path = env::var_os("PATH").unwrap_or_default();
-        search(&path, Path::new(DISTRIBUTION))
+        Ok(search(&path, Path::new(DISTRIBUTION), user, stop).await)
     };
+    if stop.is_cancelled() {
+        return Err(EmbeddedError::Interrupted);
+    }
+    let found = found?;
     let Some(Binaries { dir, major }) = found.first() else {
         let programs = PROGRAMS.join(", ");
         return Err(EmbeddedError::unusable(
@@ -51,43 +60,47 @@ pub(super) fn find(
             format!(
                 "no Postgres server binaries ({programs}, {OLDEST} or newer) there or in {DISTRIBUTION}/*/bin"
             ),
-            "install them (`apt install postgresql`), or set PG_BIN_DIR to their folder, or set DATABASE_URL to a database of yours",
+            "install them (`apt install postgresql`), or set PG_BIN_DIR to their directory, or set DATABASE_URL to a database of yours",
         ));
     };
-    let Some(version) = version else {
+    let Some(version) = cluster.version else {
         return Ok(dir.clone());
     };
     match found.iter().find(|binaries| binaries.major == version) {
         Some(matching) => Ok(matching.dir.clone()),
         None => Err(EmbeddedError::unusable(
-            pgdata.display(),
+            cluster.pgdata.display(),
             format!(
                 "the data is of Postgres {version}, the server binaries in {} are of Postgres {major}",
                 dir.display()
             ),
             format!(
-                "install Postgres {version} or set PG_BIN_DIR to its binaries; to move to the newer version, dump with the old one and restore into a new data folder"
+                "install Postgres {version} or set PG_BIN_DIR to its binaries; to move to the newer version, dump with the old one and restore into a new data directory"
             ),
         )),
     }
 }
 
 /// What is on `PATH`, in its order, then the distribution's versions, the highest first.
-fn search(path: &OsStr, distribution: &Path) -> Vec<Binaries> {
-    let usable = |dir| Binaries::check(dir).ok();
-    let versions = fs::read_dir(distribution).into_iter().flatten().flatten();
-    let mut distributed: Vec<_> = versions
-        .filter_map(|version| usable(version.path().join("bin")))
-        .collect();
-    distributed.sort_by_key(|binaries| Reverse(binaries.major));
-    env::split_paths(path)
-        .filter(|dir| dir.is_absolute())
-        .filter_map(usable)
-        .chain(distributed)
-        .collect()
+async fn search(
+    path: &OsStr,
+    distribution: &Path,
+    user: Option<ServerUser>,
+    stop: &CancellationToken,
+) -> Vec<Binaries> {
+    let mut on_path = Vec::new();
+    for dir in env::split_paths(path).filter(|dir| dir.is_absolute()) {
+        on_path.extend(Binaries::check(dir, user, stop).await);
+    }
+    let mut distributed = Vec::new();
+    for version in fs::read_dir(distribution).into_iter().flatten().flatten() {
+        distributed.extend(Binaries::check(version.path().join("bin"), user, stop).await);
+    }
+    distributed.sort_by_key(|binaries: &Binaries| Reverse(binaries.major));
+    on_path.into_iter().chain(distributed).collect()
 }
 
-/// A folder that has all the programs.
+/// A directory that has all the programs.
 #[derive(Debug)]
 struct Binaries {
     dir: PathBuf,
@@ -95,8 +108,13 @@ struct Binaries {
 }
 
 impl Binaries {
-    /// What is wrong with the folder comes back as text: a search passes it over.
-    fn check(dir: PathBuf) -> Result<Self, String> {
+    /// What is wrong with the directory comes back as text: a search passes it over. Asked as the
+    /// user who will run them.
+    async fn check(
+        dir: PathBuf,
+        user: Option<ServerUser>,
+        stop: &CancellationToken,
+    ) -> Result<Self, String> {
         let executable = |program: &&str| {
             fs::metadata(dir.join(program))
                 .is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0)
@@ -104,11 +122,12 @@ impl Binaries {
         if let Some(missing) = PROGRAMS.iter().find(|program| !executable(program)) {
             return Err(format!("no executable {missing}"));
         }
-        let version = command(&dir.join("postgres"), None)
-            .arg("--version")
-            .output()
+        let mut version = command(&dir.join("postgres"), user);
+        version.arg("--version");
+        let version = run("postgres --version", version, stop)
+            .await
             .map_err(|error| format!("a postgres that can't be run ({error})"))?;
-        match parse_major(&String::from_utf8_lossy(&version.stdout)) {
+        match parse_major(&version) {
             Some(major) if major >= OLDEST => Ok(Self { dir, major }),
             Some(major) => Err(format!("Postgres {major} (older than {OLDEST})")),
             None => Err("a postgres that doesn't tell its version".to_owned()),
@@ -123,7 +142,7 @@ fn parse_major(text: &str) -> Option<u32> {
     version[..end].parse().ok()
 }
 
-/// A program run as the server's user, from a folder that everybody may enter and with next to no
+/// A program run as the server's user, from a directory that everybody may enter and with next to no
 /// environment: it would hand our secrets to the server, whose own variables (`PGPORT`,
 /// `PGOPTIONS`, `LC_ALL`) would change what it does.
 pub(super) fn command(program: &Path, user: Option<ServerUser>) -> Command {
@@ -140,19 +159,6 @@ pub(super) fn command(program: &Path, user: Option<ServerUser>) -> Command {
     command
 }
 
-/// Runs a program to its end. Not for one that leaves a server behind: that would hold our pipes.
-pub(super) async fn run(what: &'static str, command: Command) -> Result<(), EmbeddedError> {
-    let program = PathBuf::from(command.get_program());
-    let mut command = tokio::process::Command::from(command);
-    let output = command.kill_on_drop(true).output().await;
-    let output = output.when("run", &program)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(EmbeddedError::Program { what, output })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,9 +168,9 @@ mod tests {
     /// that.
     fn fake_binaries(dir: &Path, major: u32) -> PathBuf {
         let bin = dir.join(major.to_string()).join("bin");
-        fs::create_dir_all(&bin).expect("a folder");
+        fs::create_dir_all(&bin).expect("a directory");
         let script = r#"
-            for program in postgres initdb pg_ctl; do
+            for program in postgres initdb; do
                 printf '#!/bin/sh\necho "postgres (PostgreSQL) %s.1"\n' "$1" > "$program"
                 chmod 755 "$program"
             done"#;
@@ -176,29 +182,39 @@ mod tests {
         bin
     }
 
-    #[test]
-    fn binaries_come_from_path_first_then_the_highest_version() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn cluster(version: Option<u32>) -> Cluster {
+        Cluster {
+            pgdata: "/data/postgres".into(),
+            user: None,
+            version,
+        }
+    }
+
+    #[tokio::test]
+    async fn binaries_come_from_path_first_then_the_highest_version() {
+        let dir = tempfile::tempdir().expect("a directory");
         let on_path = fake_binaries(&dir.path().join("path"), 14);
         let distribution = dir.path().join("distribution");
         for major in [9, 16, 12, 17] {
             fake_binaries(&distribution, major);
         }
-        fs::create_dir_all(distribution.join("18/bin")).expect("a folder without programs");
+        fs::create_dir_all(distribution.join("18/bin")).expect("a directory without programs");
 
-        let found = search(on_path.as_os_str(), &distribution);
+        let never = CancellationToken::new();
+        let found = search(on_path.as_os_str(), &distribution, None, &never).await;
         let majors: Vec<_> = found.iter().map(|binaries| binaries.major).collect();
         assert_eq!(majors, [14, 17, 16], "12 and 9 are too old");
     }
 
-    #[test]
-    fn a_cluster_of_another_version_names_both() {
-        let dir = tempfile::tempdir().expect("a folder");
+    #[tokio::test]
+    async fn a_cluster_of_another_version_names_both() {
+        let dir = tempfile::tempdir().expect("a directory");
         let bin = fake_binaries(dir.path(), 17);
-        let pgdata = Path::new("/data/postgres");
-        let same = find(Some(&bin), pgdata, Some(17)).expect("the same version");
-        assert_eq!(same, bin);
-        let refused = find(Some(&bin), pgdata, Some(15)).expect_err("17 can't read 15");
+        let never = CancellationToken::new();
+        let same = find(Some(&bin), &cluster(Some(17)), &never).await;
+        assert_eq!(same.expect("the same version"), bin);
+        let refused = find(Some(&bin), &cluster(Some(15)), &never).await;
+        let refused = refused.expect_err("17 can't read 15");
         let expected = format!(
             "/data/postgres: the data is of Postgres 15, the server binaries in {} are of Postgres 17",
             bin.display()
@@ -208,11 +224,12 @@ mod tests {
         assert!(hint.contains("PG_BIN_DIR"), "{hint}");
     }
 
-    #[test]
-    fn a_pg_bin_dir_without_the_programs_is_named() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let pgdata = Path::new("/data/postgres");
-        let refused = find(Some(dir.path()), pgdata, None).expect_err("there is no server");
+    #[tokio::test]
+    async fn a_pg_bin_dir_without_the_programs_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let never = CancellationToken::new();
+        let refused = find(Some(dir.path()), &cluster(None), &never).await;
+        let refused = refused.expect_err("there is no server");
         let expected = format!(
             "PG_BIN_DIR: no executable postgres in {}",
             dir.path().display()
@@ -221,7 +238,8 @@ mod tests {
         assert!(refused.hint().is_some());
 
         let bin = fake_binaries(dir.path(), 12);
-        let refused = find(Some(&bin), pgdata, None).expect_err("12 is too old");
+        let refused = find(Some(&bin), &cluster(None), &never).await;
+        let refused = refused.expect_err("12 is too old");
         assert!(refused.to_string().contains("Postgres 12"), "{refused}");
     }
 

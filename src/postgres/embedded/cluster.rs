@@ -1,8 +1,8 @@
 //! The cluster: where it is, whose it is, how it is made.
 //!
 //! Postgres refuses to run as root. Started by root, the server runs as the owner of the cluster,
-//! for a new one as `postgres`, else `nobody`. That user often can't enter the data folder
-//! (`/root`, `mktemp -d`), and widening the mode of somebody's folders is not ours to do: then the
+//! for a new one as `postgres`, else `nobody`. That user often can't enter the data directory
+//! (`/root`, `mktemp -d`), and widening the mode of somebody's directories is not ours to do: then the
 //! cluster is made under `/var/lib/workos-sync` and `postgres` links to it.
 //!
 //! A cluster gets its name only when it is complete, and the link to it comes last. So half a
@@ -13,48 +13,20 @@ use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::binaries::{command, run};
+use super::binaries::command;
+use super::data_dir::{DataDir, if_there, make_directory, sync_directory, write_private};
 use super::error::{EmbeddedError, When};
-use super::folder::{Folder, if_there, make_folder, sync_folder, write_private};
+use super::process::run;
 use super::server::NAME;
+use super::user::{ServerUser, is_root};
 
-/// Where a cluster goes whose user can't enter the data folder.
+/// Where a cluster goes whose user can't enter the data directory.
 pub(super) const RELOCATED: &str = "/var/lib/workos-sync";
-
-/// Whom the server runs as, if not as ourselves.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ServerUser {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-}
-
-impl ServerUser {
-    fn named(name: &str) -> Option<Self> {
-        let (uid, gid) = (id("-u", Some(name))?, id("-g", Some(name))?);
-        Some(Self { uid, gid })
-    }
-
-    /// Whether the user can pass through the folder, all its parents included. Asked of the kernel,
-    /// because modes, ACLs and mounts together decide it.
-    fn can_enter(self, dir: &Path) -> bool {
-        let mut shell = command(Path::new("/bin/sh"), Some(self));
-        let cd = shell.args(["-c", r#"cd -- "$1""#, "sh"]).arg(dir).output();
-        cd.is_ok_and(|cd| cd.status.success())
-    }
-}
-
-pub(super) fn is_root() -> bool {
-    id("-u", None) == Some(0)
-}
-
-/// The standard library knows neither users nor `geteuid`, and a crate for it is too much.
-fn id(what: &str, name: Option<&str>) -> Option<u32> {
-    let mut id = command(Path::new("id"), None);
-    let answer = id.arg(what).args(name).output().ok()?;
-    str::from_utf8(&answer.stdout).ok()?.trim().parse().ok()
-}
+/// How the name of a cluster that is being made goes on after the final one's.
+const STAGING: &str = "initdb-";
 
 /// Where the cluster is or will be, and whose.
 #[derive(Debug)]
@@ -66,9 +38,9 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Looks for the cluster of a data folder, or chooses the place for a new one.
-    pub(super) fn find(folder: &Folder) -> Result<Self, EmbeddedError> {
-        let link = folder.file("postgres");
+    /// Looks for the cluster of a data directory, or chooses the place for a new one.
+    pub(super) fn find(dir: &DataDir) -> Result<Self, EmbeddedError> {
+        let link = dir.file("postgres");
         let found = if_there(link.canonicalize()).when("resolve", &link)?;
         if found.is_none()
             && let Ok(target) = fs::read_link(&link)
@@ -98,7 +70,7 @@ impl Cluster {
     fn for_root(mut self) -> Result<Self, EmbeddedError> {
         let pgdata = &self.pgdata;
         if self.version.is_none() {
-            self.user = ServerUser::named("postgres").or_else(|| ServerUser::named("nobody"));
+            self.user = ServerUser::for_root();
             if !self.user.is_some_and(|user| user.can_enter(parent(pgdata))) {
                 self.pgdata = Path::new(RELOCATED).join(Uuid::new_v4().to_string());
             }
@@ -110,7 +82,7 @@ impl Cluster {
         let problem = if uid == 0 {
             "belongs to root, as whom Postgres refuses to run"
         } else if !user.can_enter(parent(pgdata)) {
-            "belongs to a user who can't enter its parent folder"
+            "belongs to a user who can't enter its parent directory"
         } else {
             self.user = Some(user);
             return Ok(self);
@@ -125,43 +97,43 @@ impl Cluster {
     /// Makes the cluster: beside its place first, then renamed.
     pub(super) async fn initialise(
         &self,
-        folder: &Folder,
+        dir: &DataDir,
         bin: &Path,
         password: &SecretString,
         durable: bool,
+        stop: &CancellationToken,
     ) -> Result<(), EmbeddedError> {
         let pgdata = &self.pgdata;
         tracing::info!(pgdata = %pgdata.display(), "initialising a private postgres");
         let relocated = pgdata.starts_with(RELOCATED);
         if relocated {
-            make_folder(Path::new(RELOCATED), 0o711)?;
+            make_directory(Path::new(RELOCATED), 0o711)?;
         }
-        let staging = pgdata.with_extension("initdb");
-        // Of a start that was killed. Ours to remove: we hold the lock.
-        remove_folder(&staging)?;
-        let made = self.initdb(&staging, bin, password, durable).await;
+        let staging = staging_of(pgdata);
+        let made = self.initdb(&staging, bin, password, durable, stop).await;
         let placed = made.and_then(|made| fs::rename(&made, pgdata).when("rename", &made));
-        remove_folder(&staging)?;
+        remove_directory(&staging)?;
         placed?;
-        sync_folder(parent(pgdata))?;
+        sync_directory(parent(pgdata))?;
         if relocated {
-            let link = folder.file("postgres");
+            let link = dir.file("postgres");
             symlink(pgdata, &link).when("make", &link)?;
-            sync_folder(&folder.dir)?;
+            sync_directory(&dir.path)?;
         }
         Ok(())
     }
 
-    /// Returns the new cluster, a folder in `staging`.
+    /// Returns the new cluster, a directory in `staging`.
     async fn initdb(
         &self,
         staging: &Path,
         bin: &Path,
         password: &SecretString,
         durable: bool,
+        stop: &CancellationToken,
     ) -> Result<PathBuf, EmbeddedError> {
-        make_folder(staging, 0o700)?;
-        // A file, because arguments are everybody's to read; it goes with the folder.
+        make_directory(staging, 0o700)?;
+        // A file, because arguments are everybody's to read; it goes with the directory.
         let pwfile = staging.join("pwfile");
         write_private(&pwfile, password.expose_secret())?;
         if let Some(ServerUser { uid, gid }) = self.user {
@@ -181,7 +153,7 @@ impl Cluster {
         if !durable {
             command.arg("--no-sync");
         }
-        run("initdb", command).await?;
+        run("initdb", command, stop).await?;
         Ok(made)
     }
 }
@@ -198,16 +170,42 @@ fn major_version(pgdata: &Path) -> Result<Option<u32>, EmbeddedError> {
         None => Err(EmbeddedError::unusable(
             pgdata.display(),
             "is neither empty nor a Postgres cluster",
-            "move it away, or choose another data folder",
+            "move it away, or choose another data directory",
         )),
     }
+}
+
+/// Another each time: what a killed start has left may not have noticed yet, and still write.
+fn staging_of(pgdata: &Path) -> PathBuf {
+    pgdata.with_extension(format!("{STAGING}{}", Uuid::new_v4().simple()))
+}
+
+/// Removes what killed starts have left of clusters that they were making. Ours to remove: we hold
+/// the lock.
+pub(super) fn clear_away(dir: &DataDir) -> Result<(), EmbeddedError> {
+    let prefix = format!("postgres.{STAGING}");
+    for entry in fs::read_dir(&dir.path).when("list", &dir.path)?.flatten() {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_bytes())
+            && let Err(error) = remove_directory(&entry.path())
+        {
+            // Its writer may still be ending; the next start tries again.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "half a cluster stays for now"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn parent(pgdata: &Path) -> &Path {
     pgdata.parent().unwrap_or(pgdata)
 }
 
-fn remove_folder(dir: &Path) -> Result<(), EmbeddedError> {
+fn remove_directory(dir: &Path) -> Result<(), EmbeddedError> {
     if_there(fs::remove_dir_all(dir)).when("remove", dir)?;
     Ok(())
 }
@@ -218,11 +216,11 @@ mod tests {
 
     #[test]
     fn what_is_no_cluster_is_left_alone() {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a directory");
         let pgdata = dir.path().join("postgres");
         assert_eq!(major_version(&pgdata).expect("nothing there"), None);
 
-        fs::create_dir(&pgdata).expect("a folder");
+        fs::create_dir(&pgdata).expect("a directory");
         let file = pgdata.join("thesis.txt");
         fs::write(&file, "").expect("a file");
         let refused = major_version(&pgdata).expect_err("not a cluster");
@@ -230,6 +228,6 @@ mod tests {
         assert!(file.exists());
 
         fs::remove_file(&file).expect("the file");
-        assert_eq!(major_version(&pgdata).expect("an empty folder"), None);
+        assert_eq!(major_version(&pgdata).expect("an empty directory"), None);
     }
 }

@@ -6,14 +6,15 @@
 use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why the private server can't be used. [`EmbeddedError::hint`] has the cure.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// The lock of the data folder is held.
+    /// The lock of the data directory is held.
     #[error("another workos-sync (process {pid}) serves from {}", dir.display())]
     InUse {
-        /// The data folder.
+        /// The data directory.
         dir: PathBuf,
         /// The owner, as the lock file names it.
         pid: String,
@@ -21,7 +22,7 @@ pub enum EmbeddedError {
     /// A command that uses the private database of `serve` found none.
     #[error("there is no private database in {}", dir.display())]
     NotMade {
-        /// The data folder.
+        /// The data directory.
         dir: PathBuf,
     },
     /// The start was asked to end.
@@ -30,7 +31,7 @@ pub enum EmbeddedError {
     /// Something isn't what a server needs.
     #[error("{subject}: {problem}")]
     Unusable {
-        /// A file, a folder or a setting.
+        /// A file, a directory or a setting.
         subject: String,
         /// What is wrong with it.
         problem: String,
@@ -45,15 +46,31 @@ pub enum EmbeddedError {
         /// What it said.
         output: String,
     },
+    /// The server doesn't do in time what it was told.
+    #[error("{what} after {} s; {} has the reason", after.as_secs(), log.display())]
+    Slow {
+        /// What it doesn't do.
+        what: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+        /// What the server writes to.
+        log: PathBuf,
+    },
+    /// The server was started again and again, and always ended soon.
+    #[error("the private postgres always ends by itself; {} has the reason", log.display())]
+    Restless {
+        /// What the server writes to.
+        log: PathBuf,
+    },
     /// The server runs, but refuses a connection or a statement.
     #[error("the private postgres can't be used")]
     Database(#[from] sqlx::Error),
-    /// The operating system refuses a file, a folder or a program.
+    /// The operating system refuses a file, a directory or a program.
     #[error("cannot {doing} {}", path.display())]
     Io {
         /// A verb.
         doing: &'static str,
-        /// The file, folder or program.
+        /// The file, directory or program.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -66,15 +83,20 @@ impl EmbeddedError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::InUse { dir, .. } => Some(format!(
-                "stop it, or choose another data folder; if it doesn't answer, {}/postgres.log has the reason",
+                "stop it, or choose another data directory; if it doesn't answer, {}/postgres.log has the reason",
                 dir.display()
             )),
-            Self::Unusable { hint, .. } => Some(hint.clone()),
             Self::NotMade { .. } => Some(
                 "set DATABASE_URL, or DATA_DIR to where `workos-sync serve` has made one"
                     .to_owned(),
             ),
-            Self::Interrupted | Self::Program { .. } | Self::Database(_) | Self::Io { .. } => None,
+            Self::Unusable { hint, .. } => Some(hint.clone()),
+            Self::Interrupted
+            | Self::Program { .. }
+            | Self::Slow { .. }
+            | Self::Restless { .. }
+            | Self::Database(_)
+            | Self::Io { .. } => None,
         }
     }
 
@@ -96,12 +118,12 @@ pub(super) trait When<T> {
     fn when(self, doing: &'static str, path: &Path) -> Result<T, EmbeddedError>;
 }
 
-impl<T> When<T> for io::Result<T> {
+impl<T, E: Into<io::Error>> When<T> for Result<T, E> {
     fn when(self, doing: &'static str, path: &Path) -> Result<T, EmbeddedError> {
         self.map_err(|source| EmbeddedError::Io {
             doing,
             path: path.to_owned(),
-            source,
+            source: source.into(),
         })
     }
 }

@@ -4,173 +4,241 @@
 //! Why not `SQLite` for this: the guarantees of the service rest on advisory locks, `skip locked`
 //! and commit order, and a default that runs other SQL than production would prove nothing.
 //!
-//! Everything lives in one data folder:
+//! Why not a crate that runs one: the one there is turns `fsync` off, refuses root, and adopts
+//! nothing.
+//!
+//! Everything lives in one data directory:
 //!
 //! | file | |
 //! | --- | --- |
 //! | `lock` | locked by the process that owns the server, holds its process id |
 //! | `postgres/` | the cluster, or a link to it (`cluster.rs` says when) |
-//! | `postgres.log` | what the server and `pg_ctl` say |
+//! | `postgres.log` | what the server says |
+//! | `port` | the server's, at the next start too |
 //! | `password` | of the superuser `workos_sync` |
-//! | `database_url` | there only while an owner serves; the port may change with each start |
+//! | `database_url` | there only while an owner serves |
 //! | `webhook_secret` | made up once by [`make_webhook_secret`] |
 //!
 //! This file is the life of a server: an owner takes the lock, starts or adopts the server, says
-//! where it is, stops it. A server outlives an owner that was killed; the next one adopts it.
+//! where it is, starts it again if it ends by itself, stops it. A server outlives only an owner that
+//! was killed; the next one adopts it.
 //!
-//! File operations here block: they are few, small, and run before anything is served. The slow
-//! programs (`initdb`, `pg_ctl`) are awaited.
+//! File operations here block: they are few, small, and run before anything is served. Programs are
+//! awaited, and can be interrupted.
 
 mod binaries;
 mod cluster;
+mod data_dir;
 mod error;
-mod folder;
+mod process;
 mod server;
 #[cfg(test)]
 mod tests;
+mod user;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::Cluster;
+use self::data_dir::{DataDir, DirLock, LOCK, LOG};
+pub use self::data_dir::{make_webhook_secret, webhook_secret};
 pub use self::error::EmbeddedError;
-use self::folder::{Folder, FolderLock};
-pub use self::folder::{make_webhook_secret, webhook_secret};
-use self::server::{NAME, PATIENCE, POLL, Server};
+use self::process::POLL;
+use self::server::{NAME, PATIENCE, Server};
 
 /// There only while an owner serves.
 const DATABASE_URL: &str = "database_url";
 
+/// The pauses before a server that ended by itself is started again. After the last of these tries
+/// it is given up: whoever supervises us knows more.
+const RESTART_PAUSES: [Duration; 5] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+
+/// A server that ran for so long and ends is at the first of its tries again.
+const STEADY: Duration = Duration::from_secs(60);
+
 /// Where the private server keeps its data and finds its binaries.
 #[derive(Debug, Clone)]
 pub struct EmbeddedOptions {
-    /// The data folder; made if it isn't there.
+    /// The data directory; made if it isn't there.
     pub data_dir: PathBuf,
-    /// The only folder to take the server binaries from (`PG_BIN_DIR`). Without it: `PATH`, then
-    /// the distribution's folders.
+    /// The only directory to take the server binaries from (`PG_BIN_DIR`). Without it: `PATH`, then
+    /// the distribution's directories.
     pub bin_dir: Option<PathBuf>,
     /// `false` turns `fsync` and its relatives off. Only for throw-away servers of tests: a power
     /// cut corrupts the cluster.
     pub durable: bool,
 }
 
-/// The running private server and the lock of its folder.
+/// The running private server and the lock of its directory.
 ///
-/// End it with [`Embedded::stop`]. Dropped without, it blocks while the server stops, for some
-/// seconds at most: nothing is lost, the next start waits for the rest.
+/// End it with [`Embedded::stop`]. Dropped without, it ends the server at once, and blocks for that
+/// moment: nothing is lost, the next start recovers.
 #[derive(Debug)]
 pub struct Embedded {
-    folder: Folder,
+    dir: DataDir,
     server: Server,
+    port: u16,
     url: SecretString,
-    running: bool,
-    /// The last field: released only when the server was told to stop.
-    _lock: FolderLock,
+    /// The last field: released only when the server has ended.
+    _lock: DirLock,
 }
 
 impl Embedded {
-    /// Takes the lock of the data folder, then starts the server, or adopts the one that a killed
-    /// owner left running. Makes folder and database if they aren't there. When it returns, the
+    /// Takes the lock of the data directory, then starts the server, or adopts the one that a killed
+    /// owner left running. Makes directory and database if they aren't there. When it returns, the
     /// server accepts connections and has a database `workos_sync`.
     ///
     /// # Errors
     ///
-    /// [`EmbeddedError::InUse`] while another process owns the folder;
-    /// [`EmbeddedError::Interrupted`] once `stop` is cancelled; else what stands in the way of a
-    /// server.
+    /// [`EmbeddedError::InUse`] while another process owns the directory;
+    /// [`EmbeddedError::Interrupted`] once `stop` is cancelled, and whatever it has started has
+    /// ended; else what stands in the way of a server.
     pub async fn start(
         options: &EmbeddedOptions,
         stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
-        let folder = Folder::open(&options.data_dir)?;
-        let lock = folder.lock()?;
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => Err(EmbeddedError::Interrupted),
-            started = Self::start_locked(options, folder, lock) => started,
-        }
+        let dir = DataDir::open(&options.data_dir)?;
+        let lock = dir.lock()?;
+        Self::start_locked(options, dir, lock, true, stop).await
     }
 
     async fn start_locked(
         options: &EmbeddedOptions,
-        folder: Folder,
-        lock: FolderLock,
+        dir: DataDir,
+        lock: DirLock,
+        may_make: bool,
+        stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
-        let durable = options.durable;
         // A killed owner's: whoever joins must wait for ours.
-        folder.remove(DATABASE_URL)?;
+        dir.remove(DATABASE_URL)?;
+        cluster::clear_away(&dir)?;
 
-        let cluster = Cluster::find(&folder)?;
-        let version = cluster.version;
-        let bin = binaries::find(options.bin_dir.as_deref(), &cluster.pgdata, version)?;
-        let password = folder.password(version.is_none())?;
-        if version.is_none() {
+        let durable = options.durable;
+        let cluster = Cluster::find(&dir)?;
+        let is_new = cluster.version.is_none();
+        if is_new && !may_make {
+            return Err(EmbeddedError::NotMade { dir: dir.path });
+        }
+        let bin = binaries::find(options.bin_dir.as_deref(), &cluster, stop).await?;
+        let password = dir.password(is_new)?;
+        if is_new {
             cluster
-                .initialise(&folder, &bin, &password, durable)
+                .initialise(&dir, &bin, &password, durable, stop)
                 .await?;
         }
-        let log = folder.file("postgres.log");
-        let server = Server { bin, cluster, log };
-        let port = match server.adopt(&password, durable).await? {
-            Some(port) => port,
-            None => server.launch(durable).await?,
+        let mut server = Server::new(dir.clone(), cluster, bin, password.clone(), durable);
+        let begun = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(EmbeddedError::Interrupted),
+            begun = server.begin() => begun,
         };
-        // Only now is there something that a drop stops. Before, `postmaster.pid` may be stale and
-        // name a stranger, whom `pg_ctl stop` would signal. A start that is cancelled meanwhile
-        // leaves a server behind, for the next to adopt.
+        let port = match begun {
+            Ok(port) => port,
+            Err(error) => {
+                server.stop_at_once().await?;
+                return Err(error);
+            }
+        };
         let this = Self {
-            folder,
             server,
+            port,
             url: server::url(port, &password, NAME),
-            running: true,
+            dir,
             _lock: lock,
         };
-        server::prepare(port, &password).await?;
-        this.folder.write(DATABASE_URL, &this.url)?;
+        this.dir.write(DATABASE_URL, this.url.expose_secret())?;
         Ok(this)
     }
 
     /// The address of the database, password included.
     #[must_use]
-    pub fn url(&self) -> &SecretString {
+    pub const fn url(&self) -> &SecretString {
         &self.url
     }
 
-    /// The data folder, absolute and without links.
+    /// The data directory, absolute and without links.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
-        &self.folder.dir
+        &self.dir.path
+    }
+
+    /// Waits for an end of the server that nobody asked for, and starts it again, at the same
+    /// address. Returns when that fails.
+    pub async fn keep_running(&mut self) -> EmbeddedError {
+        let mut pauses = RESTART_PAUSES.iter();
+        loop {
+            let began = Instant::now();
+            self.server.ended().await;
+            if began.elapsed() >= STEADY {
+                pauses = RESTART_PAUSES.iter();
+            }
+            let log = self.dir.file(LOG);
+            let log = log.display();
+            tracing::error!(%log, "the private postgres ended by itself; {log} has the reason");
+            let mut failed = None;
+            loop {
+                let Some(pause) = pauses.next() else {
+                    let tries = RESTART_PAUSES.len();
+                    tracing::error!(tries, "the private postgres doesn't stay; giving up");
+                    return failed.unwrap_or(EmbeddedError::Restless {
+                        log: self.dir.file(LOG),
+                    });
+                };
+                sleep(*pause).await;
+                match self.server.launch_on(self.port).await {
+                    Ok(()) => {
+                        tracing::info!(self.port, "started the private postgres again");
+                        break;
+                    }
+                    // It hangs; more of that helps nobody.
+                    Err(error @ EmbeddedError::Slow { .. }) => return error,
+                    Err(error) => {
+                        let cause = &error as &dyn std::error::Error;
+                        tracing::error!(
+                            error = cause,
+                            "the private postgres can't be started again"
+                        );
+                        failed = Some(error);
+                        // It may run, and be of no use.
+                        if let Err(error) = self.server.stop_at_once().await {
+                            return error;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Stops the server (open connections are cut, their transactions rolled back), waits for its
-    /// end, releases the lock.
+    /// end, releases the lock. Once `hurry` is cancelled, or after 30 seconds, the server is ended
+    /// at once; nothing is lost with that, the next start recovers.
     ///
     /// # Errors
     ///
-    /// If the server hasn't ended after 30 seconds; it goes on stopping by itself.
-    pub async fn stop(mut self) -> Result<(), EmbeddedError> {
-        self.running = false;
-        let forgotten = self.folder.remove(DATABASE_URL);
-        self.server.stop().await?;
+    /// If the kernel can't end the server, or a file can't be removed.
+    pub async fn stop(mut self, hurry: &CancellationToken) -> Result<(), EmbeddedError> {
+        let forgotten = self.dir.remove(DATABASE_URL);
+        self.server.stop(hurry).await?;
         forgotten
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        if !self.running {
-            return;
-        }
-        // A drop has to block; it happens on the way out, after an error or a panic. So it waits
-        // shorter than `stop`.
-        let told = self.server.pg_ctl_stop("5").output();
-        let forgotten = self.folder.remove(DATABASE_URL);
-        let data_dir = self.folder.dir.display();
-        tracing::warn!(?told, ?forgotten, %data_dir, "told a postgres that was left running to stop");
+        // Whoever comes next must not find the address of a server that is ended here, or was
+        // before. There is nobody to tell that it can't be removed.
+        let _forgotten = self.dir.remove(DATABASE_URL);
     }
 }
 
@@ -189,7 +257,7 @@ pub enum Joined {
 impl Joined {
     /// The address of the database, password included.
     #[must_use]
-    pub fn url(&self) -> &SecretString {
+    pub const fn url(&self) -> &SecretString {
         match self {
             Self::Owned(embedded) => embedded.url(),
             Self::Running { url } => url,
@@ -201,9 +269,9 @@ impl Joined {
     /// # Errors
     ///
     /// As [`Embedded::stop`].
-    pub async fn stop(self) -> Result<(), EmbeddedError> {
+    pub async fn stop(self, hurry: &CancellationToken) -> Result<(), EmbeddedError> {
         match self {
-            Self::Owned(embedded) => embedded.stop().await,
+            Self::Owned(embedded) => embedded.stop(hurry).await,
             Self::Running { .. } => Ok(()),
         }
     }
@@ -216,46 +284,48 @@ impl Joined {
 ///
 /// # Errors
 ///
-/// [`EmbeddedError::NotMade`] if there is no database; [`EmbeddedError::InUse`] if the folder is held
-/// but its database doesn't answer for a minute; else as [`Embedded::start`].
+/// [`EmbeddedError::NotMade`] if there is no database; [`EmbeddedError::InUse`] if the directory is
+/// held but its database doesn't answer for a minute; else as [`Embedded::start`].
 pub async fn open_existing(
     options: &EmbeddedOptions,
     stop: &CancellationToken,
 ) -> Result<Joined, EmbeddedError> {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(EmbeddedError::Interrupted),
-        joined = join(options) => joined,
-    }
-}
-
-async fn join(options: &EmbeddedOptions) -> Result<Joined, EmbeddedError> {
     let not_made = || EmbeddedError::NotMade {
         dir: options.data_dir.clone(),
     };
-    let folder = Folder::find(&options.data_dir)?.ok_or_else(not_made)?;
-    let there = |name| fs::symlink_metadata(folder.file(name)).is_ok();
-    // Before the lock is made. One that is held belongs to an owner who may still be initialising.
-    if !there("lock") && !there("postgres") {
+    let dir = DataDir::find(&options.data_dir)?.ok_or_else(not_made)?;
+    let there = |name| fs::symlink_metadata(dir.file(name)).is_ok();
+    // Before a lock is made. One that is held belongs to an owner who may still be initialising.
+    if !there(LOCK) && !there("postgres") {
         return Err(not_made());
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match folder.lock() {
-            Ok(_) if !there("postgres") => return Err(not_made()),
+        match dir.lock() {
             Ok(lock) => {
-                let owned = Embedded::start_locked(options, folder, lock).await?;
+                let owned = Embedded::start_locked(options, dir, lock, false, stop).await?;
                 return Ok(Joined::Owned(owned));
             }
             Err(EmbeddedError::InUse { .. }) if Instant::now() < deadline => {}
             Err(error) => return Err(error),
         }
         // Tried, not trusted: the owner may be about to replace the file.
-        if let Some(url) = folder.read(DATABASE_URL)?
-            && server::connect(&url).await.is_ok()
-        {
-            return Ok(Joined::Running { url });
+        let joined = async {
+            match dir.read(DATABASE_URL)? {
+                Some(url) if server::connect(&url).await.is_ok() => {
+                    return Ok(Some(Joined::Running { url }));
+                }
+                _ => sleep(POLL).await,
+            }
+            Ok(None)
+        };
+        let joined = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(EmbeddedError::Interrupted),
+            joined = joined => joined,
+        };
+        if let Some(joined) = joined? {
+            return Ok(joined);
         }
-        sleep(POLL).await;
     }
 }

@@ -1,104 +1,166 @@
-//! The running server: adopted or started, asked, stopped.
+//! The running server: adopted or started, watched, stopped.
 //!
-//! `pg_ctl` drives it, for it knows what we would have to learn: when a start is complete, recovery
-//! after a crash included, and whether the process that `postmaster.pid` names is the server.
+//! The server is a child of ours, so that its end is noticed and it can be ended at any moment. One
+//! that a killed process left running is nobody's child; it is looked at instead.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::binaries::{command, run};
+use super::binaries::command;
 use super::cluster::Cluster;
+use super::data_dir::{DataDir, LOG};
 use super::error::{EmbeddedError, When};
+use super::process::{Child, POLL};
 
 /// Superuser and database alike.
 pub(super) const NAME: &str = "workos_sync";
-/// How long a server that is starting or stopping, or an owner that is still initialising, is
-/// waited for.
+/// How long a server that somebody else left, or an owner that is still initialising, is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-pub(super) const POLL: Duration = Duration::from_millis(100);
+/// How long a server may take until it is ready, the recovery after a crash included. That replays
+/// no more than the gigabyte of `max_wal_size`; a start that is broken off begins it anew.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a stop in order may take: it writes a checkpoint.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How a server is ended that has no time left. Nothing is lost with it, the next start recovers.
+/// Postgres itself gives its children 5 seconds.
+const AT_ONCE: [(Signal, Duration); 2] = [
+    (Signal::QUIT, Duration::from_secs(6)),
+    (Signal::KILL, Duration::from_secs(2)),
+];
+/// Between two looks at a server that is no child of ours.
+const WATCH: Duration = Duration::from_secs(1);
+/// Below those that kernels lend to outgoing connections: one of these could be in the way of the
+/// next start.
+const PORTS: RangeInclusive<u16> = 20_000..=29_999;
 /// Another process can take the port between our look and the server's bind.
 const PORT_TRIES: u32 = 5;
-/// Seconds for `pg_ctl start`, which include the recovery after a crash.
-const START_SECONDS: &str = "120";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A cluster and the programs that serve it.
+/// A cluster, the programs that serve it, and the process that does.
 #[derive(Debug)]
 pub(super) struct Server {
-    pub(super) bin: PathBuf,
+    dir: DataDir,
     pub(super) cluster: Cluster,
-    pub(super) log: PathBuf,
+    bin: PathBuf,
+    password: SecretString,
+    durable: bool,
+    pub(super) postmaster: Option<Postmaster>,
+}
+
+/// The process that is told to stop when the server has to.
+#[derive(Debug)]
+pub(super) enum Postmaster {
+    Child(Child),
+    /// Left by a killed process.
+    Left(Pid),
+}
+
+/// What a server says of itself in `postmaster.pid`.
+struct PidFile {
+    pid: Pid,
+    /// Not there yet while the server is just starting.
+    port: Option<u16>,
+    is_ready: bool,
 }
 
 impl Server {
-    /// In a process group of its own, so that Ctrl-C in a terminal reaches us alone.
-    pub(super) fn pg_ctl(&self, action: &str) -> Command {
-        let mut command = command(&self.bin.join("pg_ctl"), self.cluster.user);
-        // PGDATA, not `-D`: `pg_ctl` would paste the path into a shell command.
-        command
-            .args([action, "-s"])
-            .env("PGDATA", &self.cluster.pgdata)
-            .process_group(0);
-        command
+    pub(super) const fn new(
+        dir: DataDir,
+        cluster: Cluster,
+        bin: PathBuf,
+        password: SecretString,
+        durable: bool,
+    ) -> Self {
+        Self {
+            dir,
+            cluster,
+            bin,
+            password,
+            durable,
+            postmaster: None,
+        }
     }
 
-    /// Cuts open connections, whose transactions are rolled back; waits `seconds` for the end.
-    pub(super) fn pg_ctl_stop(&self, seconds: &str) -> Command {
-        let mut command = self.pg_ctl("stop");
-        command.args(["-m", "fast", "-w", "-t", seconds]);
-        command
+    /// Adopts the server that a killed process left running, or starts one. Returns its port when it
+    /// accepts connections and has its database.
+    ///
+    /// Dropped before, or failed, it leaves the process in `postmaster`.
+    pub(super) async fn begin(&mut self) -> Result<u16, EmbeddedError> {
+        let kept = self.dir.port()?;
+        let port = match self.adopt().await? {
+            Some(port) => port,
+            None => self.launch(kept).await?,
+        };
+        if kept != Some(port) {
+            self.dir.keep_port(port)?;
+        }
+        Ok(port)
     }
 
     /// The port of a server that already runs on this cluster and takes our password. One that is
-    /// starting or stopping is waited for. One that runs without `fsync` where that is wanted is
-    /// stopped.
-    pub(super) async fn adopt(
-        &self,
-        password: &SecretString,
-        durable: bool,
-    ) -> Result<Option<u16>, EmbeddedError> {
+    /// starting or stopping is waited for. One that doesn't answer is ended, and so is one that runs
+    /// without `fsync` where that is wanted.
+    async fn adopt(&mut self) -> Result<Option<u16>, EmbeddedError> {
         let deadline = Instant::now() + PATIENCE;
-        while self.is_running().await && Instant::now() < deadline {
-            if let Some(port) = self.port()
-                && let Ok(fsync) = prepare(port, password).await
-            {
-                if durable && fsync != "on" {
-                    tracing::warn!("the private postgres runs without fsync; restarting it");
-                    self.stop().await?;
-                    break;
-                }
-                tracing::info!(port, "adopted the private postgres of a killed process");
-                return Ok(Some(port));
+        while let Some(file) = self.running() {
+            if self.postmaster.is_none() {
+                tracing::info!(
+                    "a killed process left the private postgres running; waiting for it"
+                );
+                self.postmaster = Some(Postmaster::Left(file.pid));
             }
-            sleep(POLL).await;
+            if let Some(port) = file.port
+                && let Ok(fsync) = prepare(port, &self.password).await
+            {
+                if !self.durable || fsync == "on" {
+                    tracing::info!(port, "adopted the private postgres of a killed process");
+                    return Ok(Some(port));
+                }
+                tracing::warn!("the private postgres runs without fsync; restarting it");
+                self.stop(&CancellationToken::new()).await?;
+            } else if Instant::now() >= deadline {
+                tracing::warn!(
+                    "the private postgres of a killed process doesn't answer; ending it"
+                );
+                self.stop_at_once().await?;
+            } else {
+                sleep(POLL).await;
+            }
         }
+        self.postmaster = None;
         Ok(None)
     }
 
-    /// The fourth line of `postmaster.pid`; not there yet while the server is just starting.
-    fn port(&self) -> Option<u16> {
-        let text = fs::read_to_string(self.cluster.pgdata.join("postmaster.pid")).ok()?;
-        text.lines().nth(3)?.trim().parse().ok()
-    }
-
-    /// Starts the server and waits until it is ready.
-    pub(super) async fn launch(&self, durable: bool) -> Result<u16, EmbeddedError> {
+    /// Starts the server on the port that it had, or on another where that is taken, and waits until
+    /// it is ready.
+    async fn launch(&mut self, mut kept: Option<u16>) -> Result<u16, EmbeddedError> {
         let mut tries = PORT_TRIES;
         loop {
-            let free =
-                TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr());
-            let port = free.when("listen on", Path::new("127.0.0.1"))?.port();
-            match self.launch_on(port, durable).await {
+            let port = match kept.take() {
+                Some(port) if is_taken(port) => {
+                    tracing::warn!(
+                        port,
+                        "the port of the private postgres is taken by another process: it gets a new one"
+                    );
+                    free_port()?
+                }
+                Some(port) => port,
+                None => free_port()?,
+            };
+            match self.launch_on(port).await {
                 // Asked of the port, not of the log: its text has languages and versions.
                 Err(EmbeddedError::Program { .. }) if tries > 1 && is_taken(port) => tries -= 1,
                 result => {
@@ -110,51 +172,187 @@ impl Server {
         }
     }
 
-    pub(super) async fn launch_on(&self, port: u16, durable: bool) -> Result<(), EmbeddedError> {
+    pub(super) async fn launch_on(&mut self, port: u16) -> Result<(), EmbeddedError> {
+        let path = self.dir.file(LOG);
         let mut options = OpenOptions::new();
         options.create(true).read(true).append(true).mode(0o600);
-        let open = || options.open(&self.log).when("open", &self.log);
-        let mut log = open()?;
-        let before = log.seek(SeekFrom::End(0)).when("read", &self.log)?;
+        let mut log = self.dir.open_file(LOG, &mut options)?;
+        let before = log.seek(SeekFrom::End(0)).when("read", &path)?;
+        let mut postgres = command(&self.bin.join("postgres"), self.cluster.user);
+        postgres.arg("-D").arg(&self.cluster.pgdata);
+        postgres.args(["-p", &port.to_string()]);
         // On the command line they win over the configuration file and `alter system`. Explicit
         // where they are Postgres's defaults: durability is promised here, so it is decided here.
-        let sure = if durable { "on" } else { "off" };
-        let settings = format!(
-            "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c logging_collector=off \
-             -c fsync={sure} -c synchronous_commit={sure} -c full_page_writes={sure}"
-        );
-        let mut pg_ctl = self.pg_ctl("start");
-        pg_ctl.args(["-w", "-t", START_SECONDS, "-o", &settings]);
-        // The open file instead of `-l`: its user needn't reach the log, and no pipe of ours stays
-        // open in the server.
-        pg_ctl.stdout(open()?).stderr(open()?);
-        let status = tokio::process::Command::from(pg_ctl).status().await;
-        if status.when("run", &self.bin.join("pg_ctl"))?.success() {
-            return Ok(());
+        let sure = if self.durable { "on" } else { "off" };
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "logging_collector=off",
+            &format!("fsync={sure}"),
+            &format!("synchronous_commit={sure}"),
+            &format!("full_page_writes={sure}"),
+        ] {
+            postgres.args(["-c", setting]);
         }
-        let mut said = Vec::new();
-        log.seek(SeekFrom::Start(before))
-            .and_then(|_| log.read_to_end(&mut said))
-            .when("read", &self.log)?;
-        Err(EmbeddedError::Program {
-            what: "postgres did not start",
-            output: format!(
-                "{} ends:\n{}",
-                self.log.display(),
-                String::from_utf8_lossy(&said).trim()
-            ),
+        // The open file: the server's user needn't reach it by its name.
+        let copy = || log.try_clone().when("open", &path);
+        postgres.stdout(copy()?).stderr(copy()?);
+        let child = Child::spawn(postgres)?;
+        let pid = child.pid;
+        self.postmaster = Some(Postmaster::Child(child));
+
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if self.has_ended() {
+                self.postmaster = None;
+                let mut said = Vec::new();
+                log.seek(SeekFrom::Start(before))
+                    .and_then(|_| log.read_to_end(&mut said))
+                    .when("read", &path)?;
+                return Err(EmbeddedError::Program {
+                    what: "postgres did not start",
+                    output: format!(
+                        "{} ends:\n{}",
+                        path.display(),
+                        String::from_utf8_lossy(&said).trim()
+                    ),
+                });
+            }
+            let file = self.pid_file();
+            if file.is_some_and(|file| file.pid == pid && file.is_ready) {
+                return prepare(port, &self.password).await.map(drop);
+            }
+            if Instant::now() >= deadline {
+                return Err(EmbeddedError::Slow {
+                    what: "postgres is not ready",
+                    after: START_TIMEOUT,
+                    log: path,
+                });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Waits for the server's end.
+    pub(super) async fn ended(&mut self) {
+        match &mut self.postmaster {
+            Some(Postmaster::Child(child)) => child.ended().await,
+            Some(Postmaster::Left(_)) => {
+                while !self.has_ended() {
+                    sleep(WATCH).await;
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        match &mut self.postmaster {
+            Some(Postmaster::Child(child)) => child.has_ended(),
+            Some(Postmaster::Left(pid)) => {
+                let pid = *pid;
+                !self.is_served_by(pid)
+            }
+            None => true,
+        }
+    }
+
+    /// Stops the server in order, so that the next start needs no recovery: open connections are
+    /// cut, their transactions rolled back. Once `hurry` is cancelled, or if that takes too long, at
+    /// once.
+    pub(super) async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), EmbeddedError> {
+        self.signal(Signal::INT);
+        let stopped = tokio::select! {
+            biased;
+            () = hurry.cancelled() => false,
+            stopped = timeout(STOP_TIMEOUT, self.ended()) => stopped.is_ok(),
+        };
+        if !stopped {
+            return self.stop_at_once().await;
+        }
+        self.postmaster = None;
+        Ok(())
+    }
+
+    pub(super) async fn stop_at_once(&mut self) -> Result<(), EmbeddedError> {
+        let began = Instant::now();
+        for (signal, patience) in AT_ONCE {
+            self.signal(signal);
+            if timeout(patience, self.ended()).await.is_ok() {
+                self.postmaster = None;
+                return Ok(());
+            }
+        }
+        Err(EmbeddedError::Slow {
+            what: "postgres has not ended",
+            after: began.elapsed(),
+            log: self.dir.file(LOG),
         })
     }
 
-    async fn is_running(&self) -> bool {
-        run("pg_ctl status", self.pg_ctl("status")).await.is_ok()
+    fn signal(&mut self, signal: Signal) {
+        match &mut self.postmaster {
+            Some(Postmaster::Child(child)) => child.signal(signal),
+            Some(Postmaster::Left(pid)) => {
+                let pid = *pid;
+                if self.is_served_by(pid) {
+                    let _ended_since = kill_process(pid, signal);
+                }
+            }
+            None => {}
+        }
     }
 
-    /// Stops the server and waits for its end. One that ended by itself is stopped.
-    pub(super) async fn stop(&self) -> Result<(), EmbeddedError> {
-        match run("pg_ctl stop", self.pg_ctl_stop("30")).await {
-            Err(EmbeddedError::Program { .. }) if !self.is_running().await => Ok(()),
-            stopped => stopped,
+    /// The server that runs on this cluster, whoever started it.
+    fn running(&self) -> Option<PidFile> {
+        let file = self.pid_file()?;
+        self.is_served_by(file.pid).then_some(file)
+    }
+
+    fn pid_file(&self) -> Option<PidFile> {
+        let text = fs::read_to_string(self.cluster.pgdata.join("postmaster.pid")).ok()?;
+        let mut lines = text.lines().map(str::trim);
+        let pid = lines.next()?.parse().ok().and_then(Pid::from_raw)?;
+        let port = lines.nth(2).and_then(|port| port.parse().ok());
+        let is_ready = lines.nth(3) == Some("ready");
+        Some(PidFile {
+            pid,
+            port,
+            is_ready,
+        })
+    }
+
+    /// Whether the process is a server of this cluster. `postmaster.pid` may be older than the last
+    /// start of the machine, and name a stranger.
+    fn is_served_by(&self, pid: Pid) -> bool {
+        if test_kill_process(pid).is_err() {
+            return false;
+        }
+        // Elsewhere a process that takes our signals has to be enough.
+        if !cfg!(target_os = "linux") {
+            return true;
+        }
+        let process = PathBuf::from(format!("/proc/{}", pid.as_raw_pid()));
+        let owner = fs::metadata(&process).map(|process| process.uid()).ok();
+        let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+        let pgdata = self.cluster.pgdata.as_os_str().as_bytes();
+        self.cluster.user.is_none_or(|user| owner == Some(user.uid))
+            && arguments
+                .split(|byte| *byte == 0)
+                .any(|argument| argument == pgdata)
+    }
+}
+
+impl Drop for Server {
+    /// Ends the server of a start or an owner that came to an unexpected end, such as a panic. A
+    /// drop has to block.
+    fn drop(&mut self) {
+        for (signal, patience) in AT_ONCE {
+            let deadline = Instant::now() + patience;
+            self.signal(signal);
+            while !self.has_ended() && Instant::now() < deadline {
+                thread::sleep(POLL);
+            }
         }
     }
 }
@@ -174,7 +372,7 @@ pub(super) async fn connect(url: &SecretString) -> Result<PgConnection, sqlx::Er
 }
 
 /// Makes sure of the database, and returns the server's setting of `fsync`.
-pub(super) async fn prepare(port: u16, password: &SecretString) -> Result<String, EmbeddedError> {
+async fn prepare(port: u16, password: &SecretString) -> Result<String, EmbeddedError> {
     // The maintenance database is there from the start.
     let mut connection = connect(&url(port, password, "postgres")).await?;
     let (fsync, there): (String, bool) = sqlx::query_as(
@@ -183,7 +381,7 @@ pub(super) async fn prepare(port: u16, password: &SecretString) -> Result<String
     .bind(NAME)
     .fetch_one(&mut connection)
     .await?;
-    // There is no `if not exists`; the folder's lock keeps others from creating it in between.
+    // There is no `if not exists`; the directory's lock keeps others from creating it in between.
     if !there {
         sqlx::raw_sql("create database workos_sync")
             .execute(&mut connection)
@@ -195,4 +393,16 @@ pub(super) async fn prepare(port: u16, password: &SecretString) -> Result<String
 
 pub(super) fn is_taken(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err()
+}
+
+/// A port of ours to keep; any that is free where they are all taken.
+fn free_port() -> Result<u16, EmbeddedError> {
+    for _ in 0..PORT_TRIES {
+        let port = fastrand::u16(PORTS);
+        if !is_taken(port) {
+            return Ok(port);
+        }
+    }
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr());
+    Ok(free.when("listen on", Path::new("127.0.0.1"))?.port())
 }

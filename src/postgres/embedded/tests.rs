@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::thread;
 
+use rustix::process::{Pid, Signal, kill_process};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::error::DatabaseError;
 use sqlx::{Connection, PgConnection};
@@ -13,24 +15,25 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::{Cluster, RELOCATED, is_root};
-use super::folder::Folder;
-use super::server::{PATIENCE, POLL, Server, is_taken};
+use super::cluster::{Cluster, RELOCATED};
+use super::data_dir::make_directory;
+use super::server::{Postmaster, Server, connect};
+use super::user::is_root;
 use super::*;
 
-/// A data folder that takes its server and its files elsewhere with it, however the test ends.
-struct TestFolder {
+/// A data directory that takes its server and its files elsewhere with it, however the test ends.
+struct TestDir {
     dir: TempDir,
     durable: bool,
 }
 
-impl TestFolder {
-    /// As root this is a folder that the server's user can't enter: only root may.
+impl TestDir {
+    /// As root this is a directory that the server's user can't enter: only root may.
     fn new() -> Self {
         let private = Permissions::from_mode(0o700);
         let dir = tempfile::Builder::new().permissions(private).tempdir();
         Self {
-            dir: dir.expect("a folder"),
+            dir: dir.expect("a directory"),
             durable: false,
         }
     }
@@ -48,9 +51,14 @@ impl TestFolder {
     }
 
     async fn start(&self) -> Embedded {
-        Embedded::start(&self.options(), &CancellationToken::new())
+        Embedded::start(&self.options(), &never())
             .await
             .unwrap_or_else(|error| panic!("{error}: {error:?}"))
+    }
+
+    async fn start_and_stop(&self) {
+        let embedded = self.start().await;
+        embedded.stop(&never()).await.expect("a clean stop");
     }
 
     /// Where the cluster is, links followed.
@@ -58,33 +66,31 @@ impl TestFolder {
         fs::read_link(self.path().join("postgres")).unwrap_or_else(|_| self.path().join("postgres"))
     }
 
-    fn server(&self) -> Result<Server, EmbeddedError> {
-        let folder = Folder::open(self.path())?;
-        let cluster = Cluster::find(&folder)?;
-        Ok(Server {
-            bin: binaries::find(None, &cluster.pgdata, cluster.version)?,
-            cluster,
-            log: folder.file("postgres.log"),
-        })
+    fn postmaster(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.pgdata().join("postmaster.pid")).ok()?;
+        Pid::from_raw(text.lines().next()?.parse().ok()?)
     }
 
-    fn stop_at_once(&self) {
-        if let Ok(server) = self.server() {
-            let mut stop = server.pg_ctl("stop");
-            let _ = stop.args(["-m", "immediate", "-w"]).output();
+    /// The process id of a server that runs.
+    fn pid(&self) -> Pid {
+        self.postmaster().expect("a running server")
+    }
+
+    /// As a crash of the machine: without a word to anybody.
+    fn crash(&self) {
+        let Some(pid) = self.postmaster() else { return };
+        if kill_process(pid, Signal::QUIT).is_ok() {
+            let deadline = Instant::now() + PATIENCE;
+            while self.postmaster().is_some() && Instant::now() < deadline {
+                thread::sleep(POLL);
+            }
         }
-    }
-
-    fn postmaster_pid(&self) -> String {
-        let text =
-            fs::read_to_string(self.pgdata().join("postmaster.pid")).expect("a running server");
-        text.lines().next().expect("its process id").to_owned()
     }
 }
 
-impl Drop for TestFolder {
+impl Drop for TestDir {
     fn drop(&mut self) {
-        self.stop_at_once();
+        self.crash();
         let pgdata = self.pgdata();
         if pgdata.starts_with(RELOCATED) {
             let _ = fs::remove_dir_all(pgdata);
@@ -94,9 +100,18 @@ impl Drop for TestFolder {
     }
 }
 
-/// An owner that died: the lock is free, the server runs.
+fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
+/// An owner that died: the lock is free, the server runs. It is still our child, so its end has to be asked for.
 fn abandon(mut owner: Embedded) {
-    owner.running = false;
+    let left = owner.server.postmaster.take();
+    tokio::spawn(async move {
+        if let Some(Postmaster::Child(mut child)) = left {
+            child.ended().await;
+        }
+    });
 }
 
 async fn open(url: &SecretString) -> PgConnection {
@@ -113,6 +128,13 @@ async fn setting(connection: &mut PgConnection, name: &str) -> String {
         .expect("a setting")
 }
 
+#[cfg(target_os = "linux")]
+/// Whether it runs. One that has ended and that nobody has asked for its exit code doesn't.
+fn is_running(pid: Pid) -> bool {
+    let arguments = fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid()));
+    arguments.is_ok_and(|arguments| !arguments.is_empty())
+}
+
 async fn until(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -127,9 +149,9 @@ pub(super) fn mode(path: &Path) -> u32 {
 
 #[tokio::test]
 async fn what_was_written_is_there_after_stop_and_start() {
-    let mut folder = TestFolder::new();
-    folder.durable = true;
-    let embedded = folder.start().await;
+    let mut dir = TestDir::new();
+    dir.durable = true;
+    let embedded = dir.start().await;
     let mut connection = open(embedded.url()).await;
     sqlx::raw_sql("create table kept (word text); insert into kept values ('here')")
         .execute(&mut connection)
@@ -148,34 +170,34 @@ async fn what_was_written_is_there_after_stop_and_start() {
         assert_eq!(setting(&mut connection, name).await, expected, "{name}");
     }
     drop(connection);
-    embedded.stop().await.expect("a clean stop");
+    embedded.stop(&never()).await.expect("a clean stop");
     assert!(
-        !folder.path().join("database_url").exists(),
+        !dir.path().join("database_url").exists(),
         "an address of nothing"
     );
     assert!(
-        !folder.pgdata().join("postmaster.pid").exists(),
+        !dir.pgdata().join("postmaster.pid").exists(),
         "the server still runs"
     );
 
-    let embedded = folder.start().await;
+    let embedded = dir.start().await;
     let mut connection = open(embedded.url()).await;
     let word: String = sqlx::query_scalar("select word from kept")
         .fetch_one(&mut connection)
         .await
         .expect("the row");
     assert_eq!(word, "here");
-    embedded.stop().await.expect("a clean stop");
+    embedded.stop(&never()).await.expect("a clean stop");
 }
 
 #[tokio::test]
 async fn the_password_is_asked_for_and_shown_nowhere() {
-    let folder = TestFolder::new();
-    folder.start().await.stop().await.expect("a clean stop");
-    let joined = open_existing(&folder.options(), &CancellationToken::new())
+    let dir = TestDir::new();
+    dir.start_and_stop().await;
+    let joined = open_existing(&dir.options(), &never())
         .await
         .expect("a server");
-    let password = fs::read_to_string(folder.path().join("password")).expect("the password");
+    let password = fs::read_to_string(dir.path().join("password")).expect("the password");
     let password = password.trim();
     assert!(joined.url().expose_secret().contains(password));
 
@@ -194,25 +216,25 @@ async fn the_password_is_asked_for_and_shown_nowhere() {
 
     assert!(!format!("{joined:?}").contains(password), "Debug shows it");
     for file in [
-        folder.path().join("postgres.log"),
-        folder.pgdata().join("postmaster.opts"),
+        dir.path().join("postgres.log"),
+        dir.pgdata().join("postmaster.opts"),
     ] {
         let text = fs::read_to_string(&file).expect("a file");
         assert!(!text.contains(password), "{} shows it", file.display());
     }
     for file in ["password", "database_url", "postgres.log", "lock"] {
-        assert_eq!(mode(&folder.path().join(file)), 0o600, "{file}");
+        assert_eq!(mode(&dir.path().join(file)), 0o600, "{file}");
     }
-    assert_eq!(mode(&folder.pgdata()), 0o700);
-    joined.stop().await.expect("a clean stop");
+    assert_eq!(mode(&dir.pgdata()), 0o700);
+    joined.stop(&never()).await.expect("a clean stop");
 }
 
 #[tokio::test]
 async fn a_second_owner_is_refused_and_a_second_user_joins() {
-    let folder = TestFolder::new();
-    let owner = folder.start().await;
+    let dir = TestDir::new();
+    let owner = dir.start().await;
 
-    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
+    let refused = Embedded::start(&dir.options(), &never())
         .await
         .expect_err("two owners");
     let expected = format!(
@@ -223,118 +245,129 @@ async fn a_second_owner_is_refused_and_a_second_user_joins() {
     assert_eq!(refused.to_string(), expected);
     assert!(refused.hint().is_some());
 
-    let joined = open_existing(&folder.options(), &CancellationToken::new())
+    let joined = open_existing(&dir.options(), &never())
         .await
         .expect("the owner's server");
     assert!(matches!(joined, Joined::Running { .. }), "{joined:?}");
     assert_eq!(joined.url().expose_secret(), owner.url().expose_secret());
-    joined.stop().await.expect("nothing to stop");
+    joined.stop(&never()).await.expect("nothing to stop");
     open(owner.url())
         .await
         .ping()
         .await
         .expect("the server is the owner's to stop");
 
-    owner.stop().await.expect("a clean stop");
-    let alone = open_existing(&folder.options(), &CancellationToken::new())
+    owner.stop(&never()).await.expect("a clean stop");
+    let alone = open_existing(&dir.options(), &never())
         .await
         .expect("a server");
     assert!(matches!(alone, Joined::Owned(_)), "{alone:?}");
-    alone.stop().await.expect("a clean stop");
+    alone.stop(&never()).await.expect("a clean stop");
 }
 
 #[tokio::test]
 async fn a_server_left_running_is_adopted_unless_it_lacks_the_fsync_that_is_wanted() {
-    let mut folder = TestFolder::new();
-    abandon(folder.start().await);
-    let pid = folder.postmaster_pid();
-    let heir = folder.start().await;
-    assert_eq!(folder.postmaster_pid(), pid, "it was replaced");
+    let mut dir = TestDir::new();
+    abandon(dir.start().await);
+    let pid = dir.pid();
+    let heir = dir.start().await;
+    assert_eq!(dir.pid(), pid, "it was replaced");
     open(heir.url()).await.ping().await.expect("the same one");
     abandon(heir);
 
-    folder.durable = true;
-    let heir = folder.start().await;
-    assert_ne!(folder.postmaster_pid(), pid, "it was adopted");
+    dir.durable = true;
+    let heir = dir.start().await;
+    assert_ne!(dir.pid(), pid, "it was adopted");
     assert_eq!(setting(&mut open(heir.url()).await, "fsync").await, "on");
-    heir.stop().await.expect("a clean stop");
+    heir.stop(&never()).await.expect("a clean stop");
 }
 
 #[tokio::test]
 async fn the_cluster_is_found_again_after_a_crash_a_drop_and_an_unexpected_end() {
-    let folder = TestFolder::new();
+    let dir = TestDir::new();
     // The machine went down: `postmaster.pid` is stale.
-    abandon(folder.start().await);
-    let pid_file = folder.pgdata().join("postmaster.pid");
+    abandon(dir.start().await);
+    let pid_file = dir.pgdata().join("postmaster.pid");
     let stale = fs::read_to_string(&pid_file).expect("a running server");
-    let running = folder.postmaster_pid();
-    folder.stop_at_once();
+    let running = dir.pid();
+    dir.crash();
     let mut child = Command::new("true").spawn().expect("a process");
     child.wait().expect("its end");
-    let stale = stale.replacen(&running, &child.id().to_string(), 1);
+    let stale = stale.replacen(&running.to_string(), &child.id().to_string(), 1);
     fs::write(&pid_file, stale).expect("a stale file");
 
-    // Dropped: the server is stopped.
-    let embedded = folder.start().await;
-    let dropped = folder.postmaster_pid();
-    drop(embedded);
+    // Dropped, by a panic: the server is stopped.
+    let embedded = dir.start().await;
+    let dropped = dir.pid();
+    let panicked = tokio::spawn(async move {
+        let _owner = embedded;
+        panic!("as this test wants");
+    });
+    assert!(panicked.await.expect_err("it panics").is_panic());
+    assert_eq!(dir.postmaster(), None, "it was not stopped");
+    assert!(!dir.path().join("database_url").exists());
 
     // Ended by somebody else: there is nothing left to stop.
-    let embedded = folder.start().await;
-    assert_ne!(folder.postmaster_pid(), dropped, "it was not stopped");
-    folder.stop_at_once();
-    embedded.stop().await.expect("it is stopped");
+    let embedded = dir.start().await;
+    assert_ne!(dir.pid(), dropped, "it was not stopped");
+    dir.crash();
+    embedded.stop(&never()).await.expect("it is stopped");
 }
 
 /// The owner was killed while it stopped, and a client holds the server up.
 #[tokio::test]
 async fn a_server_that_is_stopping_is_waited_for() {
-    let folder = TestFolder::new();
-    let owner = folder.start().await;
+    let dir = TestDir::new();
+    let owner = dir.start().await;
     let client = open(owner.url()).await;
     abandon(owner);
-    let server = folder.server().expect("a cluster");
-    let told = server.pg_ctl("stop").args(["-m", "smart", "-W"]).status();
-    assert!(told.expect("pg_ctl").success());
+    // Smart: it waits for its clients.
+    kill_process(dir.pid(), Signal::TERM).expect("it runs");
 
     let refused_twice = || {
-        let log = fs::read_to_string(&server.log).expect("the log");
+        let log = fs::read_to_string(dir.path().join(LOG)).expect("the log");
         let refusal = "FATAL:  the database system is shutting down";
         log.matches(refusal).count() >= 2
     };
-    let options = folder.options();
-    let never = CancellationToken::new();
-    let (heir, ended) = tokio::join!(Embedded::start(&options, &never), async {
+    let options = dir.options();
+    let stop = never();
+    let (heir, ended) = tokio::join!(Embedded::start(&options, &stop), async {
         until(refused_twice).await;
         client.close().await
     });
     ended.expect("a clean end");
     let heir = heir.expect("a server");
     open(heir.url()).await.ping().await.expect("a new one");
-    heir.stop().await.expect("a clean stop");
+    heir.stop(&never()).await.expect("a clean stop");
 }
 
 #[tokio::test]
 async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
-    let folder = TestFolder::new();
-    folder.start().await.stop().await.expect("a clean stop");
+    let dir = TestDir::new();
+    dir.start_and_stop().await;
 
-    let server = folder.server().expect("a cluster");
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let port = taken.local_addr().expect("its number").port();
-    let refused = server
-        .launch_on(port, false)
+    let embedded = dir.start().await;
+    let port = embedded.port;
+    abandon(embedded);
+    dir.crash();
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port");
+    let folder = DataDir::open(dir.path()).expect("ours");
+    let cluster = Cluster::find(&folder).expect("a cluster");
+    let bin = binaries::find(None, &cluster, &never())
         .await
-        .expect_err("the port is taken");
+        .expect("programs");
+    let mut server = Server::new(folder, cluster, bin, "".into(), false);
+    let refused = server.launch_on(port).await.expect_err("the port is taken");
     assert!(
-        matches!(refused, EmbeddedError::Program { .. }) && is_taken(port),
+        matches!(refused, EmbeddedError::Program { .. }),
         "{refused:?}"
     );
+    drop(taken);
 
-    let conf = folder.pgdata().join("postgresql.conf");
+    let conf = dir.pgdata().join("postgresql.conf");
     let good = fs::read(&conf).expect("the configuration");
     fs::write(&conf, "no such setting\n").expect("a broken configuration");
-    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
+    let refused = Embedded::start(&dir.options(), &never())
         .await
         .expect_err("a broken configuration");
     assert!(refused.to_string().contains("postgresql.conf"), "{refused}");
@@ -344,9 +377,9 @@ async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
     );
 
     fs::write(&conf, good).expect("the configuration");
-    let password = fs::read(folder.path().join("password")).expect("the password");
-    fs::remove_file(folder.path().join("password")).expect("the password");
-    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
+    let password = fs::read(dir.path().join("password")).expect("the password");
+    fs::remove_file(dir.path().join("password")).expect("the password");
+    let refused = Embedded::start(&dir.options(), &never())
         .await
         .expect_err("no password");
     assert!(
@@ -356,56 +389,134 @@ async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
         "{refused}"
     );
 
-    fs::write(folder.path().join("password"), password).expect("the password");
-    folder.start().await.stop().await.expect("a clean stop");
+    fs::write(dir.path().join("password"), password).expect("the password");
+    dir.start_and_stop().await;
 }
 
 #[tokio::test]
 async fn an_interrupted_initdb_is_cleared_away() {
-    let folder = TestFolder::new();
-    // Everybody may pass, so that root's server stays in the data folder too.
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("a mode");
-    let half = folder.path().join("postgres.initdb");
+    let dir = TestDir::new();
+    // Everybody may pass, so that root's server stays in the data directory too.
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).expect("a mode");
+    let half = dir.path().join("postgres.initdb-killed");
     fs::create_dir_all(half.join("data/base")).expect("half a cluster");
-    folder.start().await.stop().await.expect("a clean stop");
+    dir.start_and_stop().await;
     assert!(!half.exists());
-    let postgres = fs::symlink_metadata(folder.path().join("postgres")).expect("the cluster");
+    let postgres = fs::symlink_metadata(dir.path().join("postgres")).expect("the cluster");
     assert!(postgres.is_dir(), "it is elsewhere");
-    let names: Vec<_> = fs::read_dir(folder.path())
-        .expect("the folder")
+    let names: Vec<_> = fs::read_dir(dir.path())
+        .expect("the directory")
         .flatten()
         .map(|e| e.file_name())
         .collect();
     assert_eq!(
         names.len(),
-        4,
-        "lock, password, postgres, postgres.log: {names:?}"
+        5,
+        "lock, password, port, postgres, postgres.log: {names:?}"
     );
+}
+
+/// Section 11: the server keeps its port, unless somebody else has it.
+#[tokio::test]
+async fn the_port_is_kept() {
+    let dir = TestDir::new();
+    let first = dir.start().await;
+    let port = first.port;
+    first.stop(&never()).await.expect("a clean stop");
+    let again = dir.start().await;
+    assert_eq!(again.port, port);
+    again.stop(&never()).await.expect("a clean stop");
+
+    let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port");
+    let moved = dir.start().await;
+    let new_port = moved.port;
+    assert_ne!(new_port, port);
+    open(moved.url()).await.ping().await.expect("it is there");
+    moved.stop(&never()).await.expect("a clean stop");
+    drop(stranger);
+    let again = dir.start().await;
+    assert_eq!(again.port, new_port, "not the first one's again");
+    again.stop(&never()).await.expect("a clean stop");
+}
+
+/// Section 11: a server that dies is started again at the same address, whether it was started here or adopted.
+#[tokio::test]
+async fn a_server_that_dies_is_started_again() {
+    let dir = TestDir::new();
+    abandon(dir.start().await);
+    let mut heir = dir.start().await;
+    let url = heir.url().clone();
+    // First the adopted one, then its successor.
+    for _ in 0..2 {
+        let dead = dir.pid();
+        kill_process(dead, Signal::KILL).expect("it runs");
+        let is_back = async {
+            while connect(&url).await.is_err() {
+                sleep(POLL).await;
+            }
+        };
+        tokio::select! {
+            error = heir.keep_running() => panic!("{error}"),
+            () = is_back => {}
+        }
+        assert_ne!(dir.pid(), dead);
+    }
+    heir.stop(&never()).await.expect("a clean stop");
+    assert_eq!(dir.postmaster(), None);
+}
+
+/// Section 11: a start can be interrupted, whatever it waits for; then the server that it waited for ends too.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_that_hangs_is_ended_by_an_interruption() {
+    let dir = TestDir::new();
+    let owner = dir.start().await;
+    // The kernel's list of connections: to this address, established.
+    let connection = format!(" 0100007F:{:04X} 01 ", owner.port);
+    abandon(owner);
+    let hung = dir.pid();
+    kill_process(hung, Signal::STOP).expect("it runs");
+    let (options, stop) = (dir.options(), never());
+    let (interrupted, ()) = tokio::join!(Embedded::start(&options, &stop), async {
+        let connections = || fs::read_to_string("/proc/net/tcp").expect("a list");
+        until(|| connections().contains(&connection)).await;
+        stop.cancel();
+    });
+    assert!(
+        matches!(interrupted, Err(EmbeddedError::Interrupted)),
+        "{interrupted:?}"
+    );
+    assert!(!is_running(hung), "it is still there");
+    dir.start_and_stop().await;
 }
 
 /// Only `serve` makes a database.
 #[tokio::test]
 async fn a_database_that_is_only_used_is_not_made() {
-    let folder = TestFolder::new();
+    let dir = TestDir::new();
     let options = EmbeddedOptions {
-        data_dir: folder.path().join("data"),
-        ..folder.options()
+        data_dir: dir.path().join("data"),
+        ..dir.options()
     };
     let files = || fs::read_dir(&options.data_dir).map(Iterator::count).ok();
     for before in [None, Some(0)] {
         if before.is_some() {
-            fs::create_dir(&options.data_dir).expect("a folder");
+            make_directory(&options.data_dir, 0o700).expect("a directory");
         }
-        let refused = open_existing(&options, &CancellationToken::new()).await;
+        let refused = open_existing(&options, &never()).await;
         assert!(
             matches!(refused, Err(EmbeddedError::NotMade { .. })),
             "{refused:?}"
         );
         assert_eq!(files(), before);
     }
-    // A start that didn't come so far.
-    fs::write(options.data_dir.join("lock"), "").expect("a file");
-    let refused = open_existing(&options, &CancellationToken::new()).await;
+    // Of a start that didn't come so far.
+    DataDir::open(&options.data_dir)
+        .expect("ours")
+        .lock()
+        .expect("a lock");
+    fs::create_dir(options.data_dir.join("postgres")).expect("a directory");
+    let refused = open_existing(&options, &never()).await;
     assert!(
         matches!(refused, Err(EmbeddedError::NotMade { .. })),
         "{refused:?}"
@@ -415,9 +526,9 @@ async fn a_database_that_is_only_used_is_not_made() {
 /// Only root needs another place; for everybody else the first half says that there is none.
 #[tokio::test]
 async fn roots_cluster_is_linked_to_where_its_user_can_go() {
-    let folder = TestFolder::new();
-    let link = folder.path().join("postgres");
-    folder.start().await.stop().await.expect("a clean stop");
+    let dir = TestDir::new();
+    let link = dir.path().join("postgres");
+    dir.start_and_stop().await;
     if !is_root() {
         assert!(fs::symlink_metadata(&link).expect("the cluster").is_dir());
         return;
@@ -425,28 +536,28 @@ async fn roots_cluster_is_linked_to_where_its_user_can_go() {
     let target = fs::read_link(&link).expect("a link");
     assert!(target.starts_with(RELOCATED), "{}", target.display());
     assert_ne!(fs::metadata(&target).expect("the cluster").uid(), 0);
-    folder.start().await.stop().await.expect("found again");
+    dir.start_and_stop().await;
 
     let moved = target.with_extension("moved");
     fs::rename(&target, &moved).expect("a move");
-    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
+    let refused = Embedded::start(&dir.options(), &never())
         .await
         .expect_err("the cluster is gone");
     assert!(refused.to_string().contains("which is gone"), "{refused}");
     fs::rename(&moved, &target).expect("a move");
 
     chown(&target, Some(0), Some(0)).expect("root may");
-    let refused = Embedded::start(&folder.options(), &CancellationToken::new())
+    let refused = Embedded::start(&dir.options(), &never())
         .await
         .expect_err("the cluster is root's");
     assert!(refused.to_string().contains("belongs to root"), "{refused}");
 
-    let moved = TestFolder::new();
+    let moved = TestDir::new();
     let cluster = moved.path().join("postgres");
-    fs::create_dir(&cluster).expect("a folder");
+    fs::create_dir(&cluster).expect("a directory");
     fs::write(cluster.join("PG_VERSION"), "15\n").expect("a file");
     chown(&cluster, Some(65534), Some(65534)).expect("root may");
-    let refused = Embedded::start(&moved.options(), &CancellationToken::new())
+    let refused = Embedded::start(&moved.options(), &never())
         .await
         .expect_err("its owner can't get there");
     assert!(

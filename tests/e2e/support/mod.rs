@@ -7,6 +7,7 @@ pub(crate) mod event;
 pub(crate) mod folder;
 pub(crate) mod late;
 pub(crate) mod process;
+pub(crate) mod programs;
 #[path = "../../it/support/server.rs"]
 pub(crate) mod server;
 pub(crate) mod service;

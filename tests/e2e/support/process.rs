@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -93,9 +93,24 @@ impl Process {
         self.child.id()
     }
 
+    /// Its standard input, where that is a pipe; closed when dropped.
+    pub(crate) fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
     /// How it ended, if it did.
     pub(crate) fn exit(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
+    }
+
+    /// How much memory it has had in use at most, in kB; nothing of a process that has ended.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_kb(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
+        status.lines().find_map(|line| {
+            let peak = line.strip_prefix("VmHWM:")?.strip_suffix("kB")?;
+            peak.trim().parse().ok()
+        })
     }
 
     /// SIGKILL, at once.
@@ -194,7 +209,7 @@ pub(crate) async fn run_with_input<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     input: &str,
 ) -> Finished {
     let mut process = Process::spawn(program(folder, variables, arguments).stdin(Stdio::piped()));
-    let mut stdin = process.child.stdin.take().unwrap();
+    let mut stdin = process.stdin();
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
     process.finish().await

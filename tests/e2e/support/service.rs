@@ -45,7 +45,12 @@ impl Service {
         Self::listening(Process::spawn(&mut command), folder, variables).await
     }
 
-    async fn listening(mut process: Process, folder: &Folder, variables: &[(&str, &str)]) -> Self {
+    /// Waits until a process says that it listens.
+    pub(crate) async fn listening(
+        mut process: Process,
+        folder: &Folder,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let give_up = Instant::now() + PATIENCE;
         let address = loop {
             let listening = process.stderr.lines().iter().find_map(|line| {
@@ -168,6 +173,12 @@ impl Service {
             resident.trim().parse().ok()
         });
         resident.unwrap()
+    }
+
+    /// How much memory it has had in use at most, in kB.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_kb(&self) -> u64 {
+        self.process.peak_kb().unwrap()
     }
 
     /// Asks it to end, without waiting.

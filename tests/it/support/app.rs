@@ -17,8 +17,8 @@ use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
 use workos_sync::inbox::{Capacity, Inbox, Recorded, Source};
+use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
-use workos_sync::telemetry::Metrics;
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature, sync};
 
@@ -35,7 +35,9 @@ pub(crate) struct TestApp {
     pub(crate) db: Arc<TestDatabase>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
+    pub(crate) http: App,
     pub(crate) router: Router,
     pub(crate) shutdown: CancellationToken,
 }
@@ -159,11 +161,13 @@ impl TestApp {
         let metrics = Metrics::default();
         let shutdown = CancellationToken::new();
         let pool = postgres::pool(db.options.clone(), options.max_connections);
-        let outbox = Outbox::new(pool.clone(), options.client, clock.clone());
+        let client = options.client;
+        let client = client.map(|client| client.counted_by(metrics.clone()));
+        let outbox = Outbox::new(pool.clone(), client, clock.clone());
         let inbox = Inbox::new(
             pool,
             clock.clone(),
-            outbox,
+            outbox.clone(),
             sync::organization_id::default_namespace(),
             metrics.clone(),
             Capacity {
@@ -172,7 +176,7 @@ impl TestApp {
             },
             shutdown.clone(),
         );
-        let app = App::new(
+        let http = App::new(
             inbox.clone(),
             Health::new(shutdown.clone(), db.options.clone()),
             clock.clone(),
@@ -181,12 +185,14 @@ impl TestApp {
             options.tolerance,
             options.max_body_bytes,
         );
-        let router = router(app, "/webhooks/workos");
+        let router = router(http.clone(), "/webhooks/workos");
         Self {
             db,
             clock,
             inbox,
+            outbox,
             metrics,
+            http,
             router,
             shutdown,
         }
@@ -229,9 +235,9 @@ impl TestApp {
 
     /// Records an event, past the signature.
     pub(crate) async fn record(&self, event: &EventBuilder) -> Recorded {
-        let body = event.body();
-        let event = Event::parse(body.as_bytes()).unwrap();
-        self.inbox.record(&event, Source::Webhook).await.unwrap()
+        let body = event.body().into_bytes();
+        let event = self.inbox.read(body, None, Source::Webhook).unwrap();
+        self.inbox.record(event).await.unwrap().recorded
     }
 
     /// Records an event, processes what is due, and says what came of it: outcome or status.

@@ -7,6 +7,8 @@ use tracing::subscriber::{DefaultGuard, NoSubscriber};
 use tracing::{Dispatch, Subscriber};
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::TestDatabase;
+
 /// The log of this thread, at every level, while it lives. A `#[tokio::test]` has one thread, so that is the log
 /// of the test.
 pub(crate) struct Logs {
@@ -40,6 +42,23 @@ impl Logs {
             lines,
             _guard: set_default(subscriber),
         }
+    }
+
+    /// Captures the plans of the statements to come: Postgres explains each to its own session, and sqlx logs what it
+    /// says.
+    pub(crate) async fn explained(db: &TestDatabase) -> Self {
+        sqlx::raw_sql(
+            "do $$ begin
+                 execute format('alter database %I set session_preload_libraries = auto_explain', current_database());
+                 execute format('alter database %I set auto_explain.log_min_duration = 0', current_database());
+                 execute format('alter database %I set auto_explain.log_analyze = on', current_database());
+                 execute format('alter database %I set auto_explain.log_level = notice', current_database());
+             end $$",
+        )
+        .execute(&db.pool)
+        .await
+        .unwrap();
+        Self::capture()
     }
 
     /// Everything so far.

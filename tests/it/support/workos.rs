@@ -34,6 +34,7 @@ pub(crate) struct FakeWorkos {
 pub(crate) struct Received {
     pub(crate) method: Method,
     pub(crate) path: String,
+    pub(crate) query: Option<String>,
     pub(crate) body: String,
     pub(crate) authorization: Option<String>,
     pub(crate) user_agent: Option<String>,
@@ -99,6 +100,8 @@ struct FakeState {
     organizations: Mutex<BTreeMap<String, Option<String>>>,
     /// For the next requests, in order.
     next: Mutex<VecDeque<Answer>>,
+    /// For every request about an organization.
+    about: Mutex<BTreeMap<String, Answer>>,
     /// For every request that has no other.
     always: Mutex<Option<Answer>>,
     received: watch::Sender<Vec<Received>>,
@@ -146,6 +149,12 @@ impl FakeWorkos {
         self.state.next.lock().unwrap().push_back(answer);
     }
 
+    /// Answers every request about an organization so.
+    pub(crate) fn answer_about(&self, id: &str, answer: Answer) {
+        let path = format!("/organizations/{id}");
+        self.state.about.lock().unwrap().insert(path, answer);
+    }
+
     /// Answers every request so.
     pub(crate) fn answer_all(&self, answer: Answer) {
         *self.state.always.lock().unwrap() = Some(answer);
@@ -154,6 +163,7 @@ impl FakeWorkos {
     /// Answers as WorkOS would again.
     pub(crate) fn recover(&self) {
         *self.state.always.lock().unwrap() = None;
+        self.state.about.lock().unwrap().clear();
         self.state.next.lock().unwrap().clear();
     }
 
@@ -195,13 +205,16 @@ async fn handle(State(state): State<Arc<FakeState>>, request: Request) -> Respon
     let received = Received {
         method: head.method,
         path: head.uri.path().to_owned(),
+        query: head.uri.query().map(str::to_owned),
         body: String::from_utf8(body.to_vec()).unwrap(),
         authorization: text(&head.headers, AUTHORIZATION),
         user_agent: text(&head.headers, USER_AGENT),
     };
     // Chosen before the test can know of the request.
     let answer = state.next.lock().unwrap().pop_front();
-    let answer = answer.or_else(|| state.always.lock().unwrap().clone());
+    let answer = answer
+        .or_else(|| state.about.lock().unwrap().get(&received.path).cloned())
+        .or_else(|| state.always.lock().unwrap().clone());
     state.received.send_modify(|all| all.push(received.clone()));
 
     match answer {
@@ -231,6 +244,10 @@ impl FakeState {
     /// Answers as WorkOS does, as far as it is known.
     fn answer(&self, request: &Received) -> Response {
         let mut organizations = self.organizations.lock().unwrap();
+        if request.path == "/organizations" {
+            let list = json!({"object": "list", "data": [], "list_metadata": {}});
+            return Json(list).into_response();
+        }
         let id = request.path.strip_prefix("/organizations/");
         let Some(id) = id.filter(|id| organizations.contains_key(*id)) else {
             let body = json!({"message": "Organization not found.", "code": "entity_not_found"});

@@ -1,0 +1,533 @@
+//! The rows and cursors that a batch of events is about: as they are in the database, and then as each event, decided
+//! in order, leaves them. What is to be written is what the ledger holds in the end. No I/O.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use tracing::{info, warn};
+
+use super::decide::{Decision, Found, Link, OrganizationRow, SyncCursor, decide};
+use super::store::{DisabledRow, EnabledRow, Held, NewCursor, NewRow, UpdatedRow};
+use super::{Outcome, TwoRows};
+use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
+
+/// Rows and cursors are kept in order, so that concurrent batches write them in the same order.
+#[derive(Debug, Default)]
+pub(super) struct Ledger<'e> {
+    rows: BTreeMap<OrganizationId, Entry<'e>>,
+    by_workos_id: HashMap<WorkosId, OrganizationId>,
+    cursors: BTreeMap<WorkosId, Cursor>,
+    /// The organization ids that are to be written to WorkOS (R14).
+    pushes: BTreeMap<&'e str, OrganizationId>,
+    /// What the log is to say.
+    notes: Vec<Note<'e>>,
+}
+
+/// A row, and what is to be written of it.
+#[derive(Debug)]
+struct Entry<'e> {
+    /// As the events so far leave it: what the next one is decided on.
+    row: OrganizationRow,
+    origin: Origin<'e>,
+}
+
+#[derive(Debug)]
+enum Origin<'e> {
+    /// It is in the database.
+    Found(Changes<'e>),
+    /// It is to be inserted.
+    Created {
+        upsert: Upsert<'e>,
+        /// The name and the WorkOS organization of the first event: they choose the slug, whatever later events
+        /// bring (R12).
+        slug_of: (&'e str, &'e WorkosId),
+    },
+}
+
+/// What is to be written of a row that was found.
+#[derive(Debug)]
+struct Changes<'e> {
+    found: OrganizationRow,
+    upsert: Option<Upsert<'e>>,
+    /// The `disabled_at` that a relink clears.
+    cleared: Option<DateTime<Utc>>,
+    /// That of the row's organization.
+    deletion: Option<Deletion<'e>>,
+}
+
+/// What WorkOS owns of a row, by the last event that brought it.
+#[derive(Debug)]
+struct Upsert<'e> {
+    name: &'e str,
+    workos_id: &'e WorkosId,
+    updated_at: Option<DateTime<Utc>>,
+    /// Of that event, or of a later deletion.
+    last_event_id: &'e EventId,
+}
+
+#[derive(Debug)]
+struct Deletion<'e> {
+    workos_id: &'e WorkosId,
+    at: DateTime<Utc>,
+}
+
+#[derive(Debug)]
+struct Cursor {
+    cursor: SyncCursor,
+    /// It is to be written.
+    moved: bool,
+}
+
+impl<'e> Ledger<'e> {
+    /// Takes the rows of the events' organizations, other rows that the events name, and the cursors of all their
+    /// organizations.
+    pub(super) fn new(
+        by_workos_id: Vec<OrganizationRow>,
+        by_id: Vec<OrganizationRow>,
+        cursors: Vec<(WorkosId, SyncCursor)>,
+    ) -> Result<Self, TwoRows> {
+        let mut ledger = Self::default();
+        for row in &by_workos_id {
+            let Some(workos_id) = &row.workos_id else {
+                continue;
+            };
+            let other = ledger
+                .by_workos_id
+                .insert(workos_id.clone(), row.id.clone());
+            if let Some(other) = other {
+                return Err(TwoRows {
+                    workos_id: workos_id.clone(),
+                    ids: [other, row.id.clone()],
+                });
+            }
+        }
+        ledger.rows = by_workos_id
+            .into_iter()
+            .chain(by_id)
+            .map(|row| (row.id.clone(), Entry::found(row)))
+            .collect();
+        let unmoved = |cursor| Cursor {
+            cursor,
+            moved: false,
+        };
+        ledger.cursors = cursors
+            .into_iter()
+            .map(|(workos_id, cursor)| (workos_id, unmoved(cursor)))
+            .collect();
+        Ok(ledger)
+    }
+
+    fn found(&self, workos_id: &WorkosId, candidate: &OrganizationId) -> Found {
+        let by_workos_id = self.by_workos_id.get(workos_id);
+        let by_candidate_id = self.row(candidate);
+        let predecessor = by_candidate_id.and_then(|row| row.workos_id.as_ref());
+        Found {
+            by_workos_id: by_workos_id.and_then(|id| self.row(id)).cloned(),
+            by_candidate_id: by_candidate_id.cloned(),
+            cursor: self.cursor(workos_id).cloned(),
+            predecessor_deleted_at: predecessor
+                .and_then(|workos_id| self.cursor(workos_id))
+                .and_then(|cursor| cursor.deleted_at),
+        }
+    }
+
+    fn row(&self, id: &OrganizationId) -> Option<&OrganizationRow> {
+        self.rows.get(id).map(|entry| &entry.row)
+    }
+
+    fn cursor(&self, workos_id: &WorkosId) -> Option<&SyncCursor> {
+        self.cursors.get(workos_id).map(|known| &known.cursor)
+    }
+
+    /// Decides an event, and enters what it does.
+    pub(super) fn apply(
+        &mut self,
+        event: &'e OrganizationEvent,
+        candidate: OrganizationId,
+        now: DateTime<Utc>,
+    ) -> Outcome {
+        let found = self.found(&event.workos_id, &candidate);
+        let outcome = match decide(&found, candidate, event) {
+            Decision::Stale => return Outcome::Stale,
+            Decision::Tombstone => Outcome::Tombstoned,
+            Decision::Disable { id, deleted_at } => {
+                let at = deleted_at.unwrap_or_else(|| deletion_time(event, now));
+                self.entry(&id).disable(event, at);
+                self.by_workos_id.insert(event.workos_id.clone(), id);
+                Outcome::Disabled
+            }
+            Decision::Create { id, name } => {
+                let entry = Entry::created(event, id.clone(), name);
+                self.rows.insert(id.clone(), entry);
+                self.linked(event, id);
+                Outcome::Created
+            }
+            Decision::Update {
+                id,
+                name,
+                link,
+                not_followed,
+            } => {
+                self.entry(&id).upsert(event, name);
+                let outcome = self.link(event, &id, link);
+                if let Some(external_id) = not_followed {
+                    self.note(event, &id, What::NotFollowed { external_id });
+                }
+                self.linked(event, id);
+                outcome
+            }
+        };
+        self.advance_cursor(event, now);
+        outcome
+    }
+
+    fn entry(&mut self, id: &OrganizationId) -> &mut Entry<'e> {
+        self.rows
+            .get_mut(id)
+            .expect("decide() names rows that were found")
+    }
+
+    /// Enters how a row came to the organization of the event that updates it.
+    fn link(&mut self, event: &'e OrganizationEvent, id: &OrganizationId, link: Link) -> Outcome {
+        match link {
+            Link::Kept => return Outcome::Updated,
+            Link::Linked => {
+                if let Some(since) = self.entry(id).row.disabled_at {
+                    self.note(event, id, What::LinkedDisabled { since });
+                }
+            }
+            Link::Relinked {
+                from,
+                clears_disabled_at,
+            } => {
+                self.by_workos_id.remove(&from);
+                self.entry(id).change_hands(clears_disabled_at);
+                let disabled_since = self.entry(id).row.disabled_at;
+                self.note(
+                    event,
+                    id,
+                    What::Relinked {
+                        from,
+                        clears_disabled_at,
+                        disabled_since,
+                    },
+                );
+            }
+        }
+        Outcome::Linked
+    }
+
+    /// A row is the event's organization's.
+    fn linked(&mut self, event: &'e OrganizationEvent, id: OrganizationId) {
+        if event.external_id.is_none() {
+            self.pushes.insert(event.workos_id.as_str(), id.clone());
+        }
+        self.by_workos_id.insert(event.workos_id.clone(), id);
+    }
+
+    fn note(&mut self, event: &'e OrganizationEvent, id: &OrganizationId, what: What) {
+        let id = id.clone();
+        self.notes.push(Note { event, id, what });
+    }
+
+    /// Moves the cursor to the event, never backwards (R11), and remembers a deletion (R10).
+    fn advance_cursor(&mut self, event: &OrganizationEvent, now: DateTime<Utc>) {
+        let known = self.cursor(&event.workos_id);
+        let deleted_at = known.and_then(|known| known.deleted_at);
+        let mut cursor = match known {
+            Some(known) if !known.admits(event) => known.clone(),
+            _ => SyncCursor {
+                last_event_id: event.id.clone(),
+                last_event_updated_at: event.updated_at,
+                deleted_at,
+            },
+        };
+        if event.change == Change::Delete {
+            cursor.deleted_at.get_or_insert(deletion_time(event, now));
+        }
+        if self.cursor(&event.workos_id) != Some(&cursor) {
+            let moved = true;
+            self.cursors
+                .insert(event.workos_id.clone(), Cursor { cursor, moved });
+        }
+    }
+
+    /// The rows that are to be updated with what WorkOS owns (R5).
+    pub(super) fn updated(&self) -> Vec<UpdatedRow<'_>> {
+        self.changes()
+            .filter_map(|(_, changes)| {
+                let upsert = changes.upsert.as_ref()?;
+                Some(UpdatedRow {
+                    id: changes.found.id.as_str(),
+                    held: Held::of(&changes.found),
+                    name: upsert.name,
+                    workos_id: upsert.workos_id.as_str(),
+                    updated_at: upsert.updated_at,
+                    last_event_id: upsert.last_event_id.as_str(),
+                })
+            })
+            .collect()
+    }
+
+    /// The rows that are to be enabled, once they are updated (R6).
+    pub(super) fn enabled(&self) -> Vec<EnabledRow<'_>> {
+        self.changes()
+            .filter_map(|(_, changes)| {
+                Some(EnabledRow {
+                    id: changes.found.id.as_str(),
+                    held: changes.upsert.as_ref()?.held(),
+                    disabled_at: changes.cleared?,
+                })
+            })
+            .collect()
+    }
+
+    /// The rows that are to be disabled, once they are updated and enabled (R10).
+    pub(super) fn disabled(&self) -> Vec<DisabledRow<'_>> {
+        self.changes()
+            .filter_map(|(row, changes)| {
+                let deletion = changes.deletion.as_ref()?;
+                let upsert = changes.upsert.as_ref();
+                Some(DisabledRow {
+                    id: changes.found.id.as_str(),
+                    held: upsert.map_or_else(|| Held::of(&changes.found), Upsert::held),
+                    workos_id: deletion.workos_id.as_str(),
+                    last_event_id: row.last_event_id.as_ref().map(EventId::as_str),
+                    disabled_at: deletion.at,
+                })
+            })
+            .collect()
+    }
+
+    fn changes(&self) -> impl Iterator<Item = (&OrganizationRow, &Changes<'e>)> {
+        self.rows.values().filter_map(|entry| match &entry.origin {
+            Origin::Found(changes) => Some((&entry.row, changes)),
+            Origin::Created { .. } => None,
+        })
+    }
+
+    /// The rows that are to be inserted (R4).
+    pub(super) fn created(&self) -> Vec<NewRow<'_>> {
+        self.rows
+            .values()
+            .filter_map(|entry| match &entry.origin {
+                Origin::Created { upsert, slug_of } => Some(NewRow {
+                    id: &entry.row.id,
+                    name: upsert.name,
+                    slug_of: *slug_of,
+                    workos_id: upsert.workos_id.as_str(),
+                    updated_at: upsert.updated_at,
+                    last_event_id: upsert.last_event_id.as_str(),
+                    disabled_at: entry.row.disabled_at,
+                }),
+                Origin::Found(_) => None,
+            })
+            .collect()
+    }
+
+    /// The cursors that moved (R11).
+    pub(super) fn moved_cursors(&self) -> Vec<NewCursor<'_>> {
+        self.cursors
+            .iter()
+            .filter(|(_, cursor)| cursor.moved)
+            .map(|(workos_id, Cursor { cursor, .. })| NewCursor {
+                workos_id: workos_id.as_str(),
+                last_event_id: cursor.last_event_id.as_str(),
+                last_event_updated_at: cursor.last_event_updated_at,
+                deleted_at: cursor.deleted_at,
+            })
+            .collect()
+    }
+
+    /// The organization ids that are to be written to WorkOS (R14), by WorkOS organization.
+    pub(super) fn pushes(&self) -> &BTreeMap<&'e str, OrganizationId> {
+        &self.pushes
+    }
+
+    /// A new row has another id than it was given (R14).
+    pub(super) fn rename(&mut self, workos_id: &str, id: OrganizationId) {
+        if let Some(push) = self.pushes.get_mut(workos_id) {
+            *push = id;
+        }
+    }
+
+    /// Says what an operator should know.
+    pub(super) fn log(&self) {
+        for note in &self.notes {
+            note.log();
+        }
+    }
+}
+
+/// When the organization was deleted, in WorkOS's time where that is known: the same whenever the event is applied.
+fn deletion_time(event: &OrganizationEvent, now: DateTime<Utc>) -> DateTime<Utc> {
+    event.created_at.unwrap_or(now)
+}
+
+impl<'e> Entry<'e> {
+    fn found(row: OrganizationRow) -> Self {
+        let changes = Changes {
+            found: row.clone(),
+            upsert: None,
+            cleared: None,
+            deletion: None,
+        };
+        Self {
+            row,
+            origin: Origin::Found(changes),
+        }
+    }
+
+    fn created(event: &'e OrganizationEvent, id: OrganizationId, name: &'e str) -> Self {
+        Self {
+            row: OrganizationRow {
+                id,
+                workos_id: Some(event.workos_id.clone()),
+                last_event_id: Some(event.id.clone()),
+                updated_at: event.updated_at,
+                disabled_at: None,
+            },
+            origin: Origin::Created {
+                upsert: Upsert::new(event, name),
+                slug_of: (name, &event.workos_id),
+            },
+        }
+    }
+
+    /// The event brings what WorkOS owns (R5).
+    fn upsert(&mut self, event: &'e OrganizationEvent, name: &'e str) {
+        self.row.workos_id = Some(event.workos_id.clone());
+        self.row.last_event_id = Some(event.id.clone());
+        self.row.updated_at = event.updated_at;
+        let upsert = Upsert::new(event, name);
+        match &mut self.origin {
+            Origin::Found(changes) => changes.upsert = Some(upsert),
+            Origin::Created { upsert: before, .. } => *before = upsert,
+        }
+    }
+
+    /// The row has another organization now: the deletion of the last one is no matter of its (R6).
+    fn change_hands(&mut self, clears_disabled_at: bool) {
+        if let Origin::Found(changes) = &mut self.origin {
+            // A deletion of this batch isn't written yet, so it is dropped, not cleared.
+            let was_written = changes.deletion.take().is_none();
+            if clears_disabled_at && was_written {
+                changes.cleared = self.row.disabled_at;
+            }
+        }
+        if clears_disabled_at {
+            self.row.disabled_at = None;
+        }
+    }
+
+    /// The event's organization is deleted: the row is linked to it, if it wasn't, and disabled (R10).
+    fn disable(&mut self, event: &'e OrganizationEvent, at: DateTime<Utc>) {
+        let is_newer = self.row.admits(event);
+        self.row.workos_id = Some(event.workos_id.clone());
+        self.row.disabled_at.get_or_insert(at);
+        if is_newer {
+            self.row.last_event_id = Some(event.id.clone());
+        }
+        let upsert = match &mut self.origin {
+            Origin::Found(changes) => {
+                let workos_id = &event.workos_id;
+                changes.deletion = Some(Deletion { workos_id, at });
+                changes.upsert.as_mut()
+            }
+            Origin::Created { upsert, .. } => Some(upsert),
+        };
+        if let Some(upsert) = upsert.filter(|_| is_newer) {
+            upsert.last_event_id = &event.id;
+        }
+    }
+}
+
+impl<'e> Upsert<'e> {
+    fn new(event: &'e OrganizationEvent, name: &'e str) -> Self {
+        Self {
+            name,
+            workos_id: &event.workos_id,
+            updated_at: event.updated_at,
+            last_event_id: &event.id,
+        }
+    }
+
+    /// What the row holds once this is written.
+    fn held(&self) -> Held<'e> {
+        Held {
+            workos_id: Some(self.workos_id.as_str()),
+            last_event_id: Some(self.last_event_id.as_str()),
+        }
+    }
+}
+
+/// Something that an operator should know of an event.
+#[derive(Debug)]
+struct Note<'e> {
+    event: &'e OrganizationEvent,
+    id: OrganizationId,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// A row that is linked is disabled, and stays so.
+    LinkedDisabled { since: DateTime<Utc> },
+    /// R6
+    Relinked {
+        from: WorkosId,
+        clears_disabled_at: bool,
+        disabled_since: Option<DateTime<Utc>>,
+    },
+    /// R6
+    NotFollowed { external_id: OrganizationId },
+}
+
+impl Note<'_> {
+    fn log(&self) {
+        let Self { event, id, what } = self;
+        let workos_id = &event.workos_id;
+        match what {
+            What::LinkedDisabled { since } => warn!(
+                event.id = %event.id,
+                organization_id = %id,
+                workos.organization_id = %workos_id,
+                "organization {id} is linked to WorkOS organization {workos_id}{}",
+                still_disabled(*since),
+            ),
+            What::Relinked {
+                from,
+                clears_disabled_at,
+                disabled_since,
+            } => {
+                let rest = match disabled_since {
+                    _ if *clears_disabled_at => {
+                        format!("; disabled_at, set when {from} was deleted, is cleared")
+                    }
+                    Some(since) => still_disabled(*since),
+                    None => String::new(),
+                };
+                warn!(
+                    event.id = %event.id,
+                    organization_id = %id,
+                    workos.organization_id = %workos_id,
+                    workos.previous_organization_id = %from,
+                    "organization {id} is relinked from WorkOS organization {from} to {workos_id}{rest}",
+                );
+            }
+            What::NotFollowed { external_id } => info!(
+                event.id = %event.id,
+                organization_id = %id,
+                workos.organization_id = %workos_id,
+                workos.external_id = %external_id,
+                "WorkOS organization {workos_id} keeps organization id {id}, though its external_id is {external_id}",
+            ),
+        }
+    }
+}
+
+/// The application set it, so only the application may clear it.
+fn still_disabled(since: DateTime<Utc>) -> String {
+    let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    format!(", and has been disabled since {since}: if it is in use again, clear its disabled_at")
+}
