@@ -30,14 +30,16 @@ fuzz: ## Fuzz a target for a minute: make fuzz TARGET=signature (or envelope, sl
 
 e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
 	@scripts/require-node
-	@scripts/install-packages faketime
+	@scripts/install-packages faketime pgbouncer
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
 	cargo test --locked --test e2e
 
 faults: packages ## Break everything at random under load, 200 times, and look for what was lost (docs/reliability.md)
+	@scripts/install-packages faketime
 	cargo test --locked --test faults
 
 faults-quick: packages ## The same in its short form
+	@scripts/install-packages faketime
 	FAULT_QUICK=1 cargo test --locked --test faults
 
 lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wants clean

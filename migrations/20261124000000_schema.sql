@@ -14,6 +14,10 @@ declare
 begin
     if kind = 'schema' then
         select nspacl, nspowner into strict acl, owner from pg_namespace where nspname = name;
+    elsif kind = 'function' then
+        -- Where nothing was granted, everybody may call it.
+        select coalesce(proacl, acldefault('f', proowner)), proowner into strict acl, owner
+        from pg_proc where oid = name::regprocedure;
     else
         select relacl, relowner into strict acl, owner from pg_class where oid = name::regclass;
     end if;
@@ -25,8 +29,6 @@ begin
 end
 $$;
 
--- Functions are the public's by default.
-revoke all on function workos_sync.keep_private from public;
-
+select workos_sync.keep_private('function', 'workos_sync.keep_private(text, text)');
 select workos_sync.keep_private('schema', 'workos_sync');
 select workos_sync.keep_private('table', 'workos_sync.migrations');

@@ -27,6 +27,8 @@ use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
 use crate::shutdown::Shutdown;
+use crate::sync::host::HostTable;
+use crate::sync::schema::{self, Schema, UpdateError};
 
 /// How long a database that can't be reached is waited for at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -108,7 +110,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.settings.check()?;
         match self.command.unwrap_or(Command::Serve) {
-            Command::Serve => serve::run(config).await,
+            Command::Serve => Box::pin(serve::run(config)).await,
             Command::Migrate => migrate::run(config).await,
             Command::Sign { file } => sign::run(&config, &file),
             Command::Replay { files } => replay::run(config, &files).await,
@@ -279,13 +281,26 @@ async fn wait_for(database: &DatabaseUrl) -> anyhow::Result<()> {
     }
 }
 
-/// Brings the schema up to date; says which migrations that took.
-async fn bring_schema_up_to_date(database: &DatabaseUrl) -> anyhow::Result<Vec<i64>> {
-    let applied = postgres::migrate::run(&database.options).await;
-    applied.map_err(|error| match error {
-        SchemaError::Connect(error) => unreachable_database(database, &error),
+/// Brings the schema up to date.
+async fn bring_schema_up_to_date(database: &DatabaseUrl) -> anyhow::Result<Schema> {
+    let schema = schema::bring_up_to_date(&database.options, database.schema.as_deref()).await;
+    schema.map_err(|error| match error {
+        UpdateError::Schema(SchemaError::Connect(error)) => unreachable_database(database, &error),
         error => anyhow::Error::new(error).context("the schema can't be brought up to date"),
     })
+}
+
+/// Says what is to be known of the application's table.
+fn warn_of(table: &HostTable) {
+    for finding in table.warnings() {
+        warn!("{finding}");
+    }
+}
+
+/// The application's table can't be used: what keeps it from working, a line each.
+fn unusable(table: &HostTable) -> anyhow::Error {
+    let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
+    anyhow!(errors.join("\n"))
 }
 
 /// The setting, the place and the reason; no user and no password.

@@ -4,11 +4,9 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
 
 use anyhow::Context;
 use sqlx::PgPool;
@@ -16,7 +14,7 @@ use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
 use super::values::{Value, Values};
-use super::{Database, bring_schema_up_to_date, open};
+use super::{Database, bring_schema_up_to_date, open, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
 use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
@@ -53,7 +51,10 @@ async fn replay(
     pool: &PgPool,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    bring_schema_up_to_date(&database.url).await?;
+    let schema = bring_schema_up_to_date(&database.url).await?;
+    if !schema.table.is_usable() {
+        return Err(unusable(&schema.table));
+    }
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
     let capacity = Capacity {
@@ -103,7 +104,8 @@ impl Display for Place {
 /// What was read somewhere; or why there is nothing.
 type Found = (Place, Result<Vec<u8>, String>);
 
-/// Reads files, chunk by chunk. On a thread of its own: standard input may have to be waited for.
+/// Reads files, chunk by chunk. On a thread of its own: what comes through a pipe may never end, and a signal has to be
+/// seen all the same.
 struct Reader {
     chunks: mpsc::Sender<Vec<Found>>,
     chunk: Vec<Found>,
@@ -181,13 +183,12 @@ impl Replay<'_> {
             bytes: 0,
         };
         let files = files.to_vec();
-        let reader = thread::spawn(|| reader.read(files));
+        let reader = tokio::task::spawn_blocking(|| reader.read(files));
         while let Some(chunk) = chunks.recv().await {
             self.store(chunk).await?;
         }
-        if let Err(panic) = reader.join() {
-            resume_unwind(panic);
-        }
+        // It ended because there is no more.
+        let _ = reader.await?;
         self.settle().await
     }
 

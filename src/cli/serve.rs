@@ -10,7 +10,6 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +19,11 @@ use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{bring_schema_up_to_date, embedded_options, private_url, wait_for};
+use super::{bring_schema_up_to_date, embedded_options, private_url, unusable, wait_for, warn_of};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
@@ -35,6 +34,8 @@ use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
+use crate::sync::host::Host;
+use crate::sync::schema::Schema;
 use crate::telemetry;
 use crate::workos::WorkosClient;
 
@@ -72,9 +73,9 @@ async fn with_private_postgres(
         Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
         started => started?,
     };
-    let served = serve_on(&mut server, config, port, shutdown).await;
+    let result = serve_on(&mut server, config, port, shutdown).await;
     let stopped = server.stop(shutdown.hard()).await;
-    let exit = served?;
+    let exit = result?;
     stopped?;
     Ok(shutdown.unless_forced(exit))
 }
@@ -91,9 +92,9 @@ async fn serve_on(
         config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
     }
     let database = private_url(server.url())?;
-    let mut serving = pin!(serve(&config, &database, port, shutdown));
+    let mut serving = Box::pin(serve(&config, &database, port, shutdown));
     tokio::select! {
-        exit = serving.as_mut() => exit,
+        exit = &mut serving => exit,
         error = server.keep_running() => {
             shutdown.fail("private postgres");
             // Its own end tells nothing: it has no database.
@@ -111,11 +112,12 @@ async fn serve(
 ) -> anyhow::Result<Exit> {
     let pool = postgres::pool(database.options.clone(), config.database_max_connections);
     let start = async {
-        prepare(config, database).await?;
-        anyhow::Ok(postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?)
+        let host = prepare(config, database).await?;
+        let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
+        anyhow::Ok((host, Arc::new(clock)))
     };
-    let clock = tokio::select! {
-        clock = start => Arc::new(clock?),
+    let (host, clock) = tokio::select! {
+        started = start => started?,
         () = shutdown.ending().cancelled() => return Ok(shutdown.unless_forced(Exit::Clean)),
     };
 
@@ -166,7 +168,7 @@ async fn serve(
 
     let app = App::new(
         inbox,
-        Health::new(shutdown.ending().clone(), database.options.clone()),
+        Health::new(shutdown.ending().clone(), database.options.clone(), host),
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),
@@ -205,23 +207,37 @@ async fn serve(
     Ok(exit)
 }
 
-/// Waits for the database, and brings its schema up to date.
-async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<()> {
+/// Waits for the database, brings its schema up to date, and looks at the application's table.
+async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<Host> {
     wait_for(database).await?;
-    if config.migrate_on_start {
-        for version in bring_schema_up_to_date(database).await? {
-            info!(version, "applied migration {version}");
+    let schema = if config.migrate_on_start {
+        bring_schema_up_to_date(database).await?
+    } else {
+        let mut connection = PgConnection::connect_with(&database.options).await?;
+        if !migrate::pending(&mut connection).await?.is_empty() {
+            bail!(
+                "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
+            );
         }
-        return Ok(());
+        let schema = Schema::read(&mut connection, database.schema.as_deref()).await?;
+        connection.close().await?;
+        schema
+    };
+    for version in &schema.applied {
+        info!(version, "applied migration {version}");
     }
-    let mut connection = PgConnection::connect_with(&database.options).await?;
-    if !migrate::pending(&mut connection).await?.is_empty() {
-        bail!(
-            "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
-        );
+    for made in &schema.made {
+        info!("{made}");
     }
-    connection.close().await?;
-    Ok(())
+    warn_of(&schema.table);
+    if !schema.table.is_usable() && !schema.is_in_use {
+        return Err(unusable(&schema.table));
+    }
+    // It worked before, and is going to again: what comes meanwhile is accepted.
+    for finding in schema.table.errors() {
+        error!("{finding}: events wait in the inbox until it is mended");
+    }
+    Ok(Host::new(schema.table, database.schema.clone()))
 }
 
 /// An address that can be connected to: a wildcard address is one to listen on only.

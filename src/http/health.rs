@@ -10,13 +10,15 @@ use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, PgConnection, Postgres, Transaction, query_scalar};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use crate::postgres::{self, migrate};
+use crate::sync::host::Host;
+use crate::sync::schema;
 
 /// How long the database may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,27 +27,53 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// database once.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How long the application's table is what it was when it was last looked at.
+const TABLE_FRESH: Duration = Duration::from_secs(15);
+
+/// How long a look at it may take.
+const TABLE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// How long a prober should wait after a "no".
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a probe is answered when all is well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Status {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Answer {
     status: &'static str,
+    /// What keeps events from being applied, though they are accepted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<String>,
+    /// What is to be known of the application's table.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// `GET /healthz`: the process lives. Touches nothing else.
-pub async fn healthz() -> Json<Status> {
-    Json(Status { status: "ok" })
+pub async fn healthz() -> Json<Answer> {
+    Json(Answer {
+        status: "ok",
+        conditions: Vec::new(),
+        warnings: Vec::new(),
+    })
 }
 
 /// `GET /readyz`: see [`Health::check`].
 ///
 /// # Errors
 /// 503: not ready.
-pub async fn readyz(State(health): State<Health>) -> Result<Json<Status>, Problem> {
-    match health.check().await {
-        Ok(()) => Ok(Json(Status { status: "ready" })),
+pub async fn readyz(State(health): State<Health>) -> Result<Json<Answer>, Problem> {
+    let verdict = health.check().await;
+    let table = health.host().current();
+    let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
+    match verdict {
+        Ok(()) => Ok(Json(Answer {
+            status: "ready",
+            conditions: errors,
+            warnings: table.warnings().map(ToString::to_string).collect(),
+        })),
+        Err(NotReady::Unusable) => {
+            Err(Problem::from(NotReady::Unusable).with_detail(errors.join("\n")))
+        }
         Err(reason) => Err(reason.into()),
     }
 }
@@ -62,6 +90,8 @@ pub enum NotReady {
     ReadOnly,
     /// The database lacks migrations.
     Schema,
+    /// The application's table can't work, and never has.
+    Unusable,
 }
 
 impl NotReady {
@@ -71,6 +101,7 @@ impl NotReady {
             Self::Database => "database_unavailable",
             Self::ReadOnly => "database_read_only",
             Self::Schema => "schema_outdated",
+            Self::Unusable => "schema_unusable",
         }
     }
 
@@ -80,6 +111,7 @@ impl NotReady {
             Self::Database => "the database does not answer",
             Self::ReadOnly => "the database takes no writes",
             Self::Schema => "the database schema is not current: run `workos-sync migrate`",
+            Self::Unusable => "no event can be applied to organization_metadata as it is",
         }
     }
 }
@@ -98,6 +130,7 @@ pub struct Health(Arc<Inner>);
 struct Inner {
     stop: CancellationToken,
     database: PgConnectOptions,
+    host: Host,
     /// Held while the database is asked, for [`TIMEOUT`] at most: probes that wait for it find a fresh verdict.
     probe: Mutex<Probe>,
 }
@@ -109,22 +142,34 @@ struct Probe {
     connection: Option<PgConnection>,
     /// What was found, and when.
     verdict: Option<(Instant, Result<(), NotReady>)>,
+    /// When the application's table was last looked at from here, in vain or not.
+    looked: Option<Instant>,
+    /// An event was applied here before.
+    is_in_use: bool,
 }
 
 impl Health {
-    /// `stop` is cancelled when the service begins to end; `database` is where its pool connects to. Connects
-    /// when first asked.
+    /// `stop` is cancelled when the service begins to end; `database` is where its pool connects to, `host` the
+    /// application's table there. Connects when first asked.
     #[must_use]
-    pub fn new(stop: CancellationToken, database: PgConnectOptions) -> Self {
+    pub fn new(stop: CancellationToken, database: PgConnectOptions, host: Host) -> Self {
         Self(Arc::new(Inner {
             stop,
             database,
+            host,
             probe: Mutex::default(),
         }))
     }
 
-    /// Asks whether the service is going to stay, the database answers and takes writes, and its schema is current. Writes
-    /// nothing. Takes little more than a second, whatever the database does and however many ask at once.
+    /// The application's table.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.0.host
+    }
+
+    /// Asks whether the service is going to stay, the database answers and takes writes, its schema is current, and the
+    /// application's table has worked or can work (R33). Writes nothing. Takes little more than a second, whatever the
+    /// database does and however many ask at once.
     ///
     /// # Errors
     /// The first reason why not.
@@ -132,6 +177,7 @@ impl Health {
         let Inner {
             stop,
             database,
+            host,
             probe,
         } = &*self.0;
         if stop.is_cancelled() {
@@ -143,14 +189,14 @@ impl Health {
         {
             return verdict;
         }
-        let verdict = probe.ask(database).await;
+        let verdict = probe.ask(database, host).await;
         probe.verdict = Some((Instant::now(), verdict));
         verdict
     }
 }
 
 impl Probe {
-    async fn ask(&mut self, database: &PgConnectOptions) -> Result<(), NotReady> {
+    async fn ask(&mut self, database: &PgConnectOptions, host: &Host) -> Result<(), NotReady> {
         // Taken out: unless it may be kept, it is dropped, also when the prober hangs up half-way.
         let kept = self.connection.take();
         let (verdict, reason) = match timeout(TIMEOUT, look(kept, database)).await {
@@ -166,10 +212,12 @@ impl Probe {
             ),
             Ok(Ok((connection, Found { pending, .. }))) => {
                 self.connection = Some(connection);
-                if pending.is_empty() {
+                if !pending.is_empty() {
+                    (Err(NotReady::Schema), format!("pending: {pending:?}"))
+                } else if self.is_usable(host).await {
                     (Ok(()), String::new())
                 } else {
-                    (Err(NotReady::Schema), format!("pending: {pending:?}"))
+                    (Err(NotReady::Unusable), "see there".to_owned())
                 }
             }
             Ok(Err(error)) => (Err(NotReady::Database), postgres::error::describe(&error)),
@@ -189,6 +237,60 @@ impl Probe {
         }
         verdict
     }
+}
+
+impl Probe {
+    /// Says whether the application's table has worked or can work, as far as is known; looks at it if that is due. What
+    /// can't be looked at is as it was: somebody may be altering it.
+    async fn is_usable(&mut self, host: &Host) -> bool {
+        let looked = self.looked.map_or(Duration::MAX, |at| at.elapsed());
+        let is_due = std::cmp::min(looked, host.age()) >= TABLE_FRESH;
+        if is_due || !(host.is_usable() || self.is_in_use) {
+            if is_due {
+                self.looked = Some(Instant::now());
+            }
+            // Taken out, as above.
+            if let Some(mut connection) = self.connection.take()
+                && let Ok(Ok(is_in_use)) =
+                    timeout(TABLE_TIMEOUT, look_at(&mut connection, host, is_due)).await
+            {
+                self.connection = Some(connection);
+                self.is_in_use = is_in_use;
+            }
+        }
+        host.is_usable() || self.is_in_use
+    }
+}
+
+/// Looks at the application's table, if it is due, and says whether it was ever in use.
+async fn look_at(
+    connection: &mut PgConnection,
+    host: &Host,
+    is_due: bool,
+) -> Result<bool, sqlx::Error> {
+    let mut tx = begin_within(connection, TABLE_TIMEOUT).await?;
+    if is_due {
+        host.refresh_on(&mut tx).await?;
+    }
+    let is_in_use = schema::is_in_use(&mut tx).await?;
+    tx.rollback().await?;
+    Ok(is_in_use)
+}
+
+/// Begins a transaction whose statements end by themselves: nothing else tells one that waits for a lock that we have
+/// gone.
+async fn begin_within(
+    connection: &mut PgConnection,
+    limit: Duration,
+) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
+    let mut tx = postgres::begin(connection).await?;
+    query_scalar!(
+        "select set_config('statement_timeout', $1, true)",
+        limit.as_millis().to_string()
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    Ok(tx)
 }
 
 /// What a look at the database found.
@@ -216,14 +318,9 @@ async fn look(
 }
 
 async fn ask(connection: &mut PgConnection) -> Result<Found, sqlx::Error> {
-    let mut tx = postgres::begin(connection).await?;
-    // The server's side ends too: nothing else tells a statement that waits for a lock that we have gone.
-    let read_only = sqlx::query_scalar!(
-        r#"
-        select current_setting('transaction_read_only')::boolean as "read_only!"
-        from set_config('statement_timeout', $1, true)
-        "#,
-        TIMEOUT.as_millis().to_string()
+    let mut tx = begin_within(connection, TIMEOUT).await?;
+    let read_only = query_scalar!(
+        r#"select current_setting('transaction_read_only')::boolean as "read_only!""#
     )
     .fetch_one(&mut *tx)
     .await?;

@@ -31,7 +31,12 @@ pub(super) async fn metrics(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let format = negotiate(&headers);
-    let metrics = &app.inner.metrics;
+    let super::Inner {
+        health, metrics, ..
+    } = &*app.inner;
+    // A scrape looks at the application's table as a probe does, if that is due.
+    let _ = health.check().await;
+    metrics.schema_usable(health.host().is_usable());
     let exposition = match format {
         Format::OpenMetrics => metrics.render(),
         Format::Text => metrics.render_text(),

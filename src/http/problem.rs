@@ -40,13 +40,15 @@ pub struct Problem {
 
 impl Problem {
     /// The codes that a delivery can be answered with.
-    pub(super) const DELIVERY_CODES: [&str; 12] = [
+    pub(super) const DELIVERY_CODES: [&str; 14] = [
         "body_incomplete",
         "body_too_large",
         "body_too_slow",
         "busy",
+        "content_encoding",
         "not_an_event",
         "not_durable",
+        "not_found",
         "signature_in_future",
         "signature_malformed",
         "signature_mismatch",
@@ -169,6 +171,12 @@ impl Problem {
         let mut problem = Self::fixed(StatusCode::SERVICE_UNAVAILABLE, code, detail);
         problem.retry_after = Some(retry_after);
         problem
+    }
+
+    /// The same, with more to read.
+    pub(super) fn with_detail(mut self, detail: String) -> Self {
+        self.detail = Cow::Owned(detail);
+        self
     }
 
     /// 503: there is no room for the body, which is left unread.

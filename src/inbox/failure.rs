@@ -122,15 +122,12 @@ impl AttemptError {
         }
     }
 
-    /// The class once trying again at once didn't help. What still refuses isn't a race; only the transactions that
-    /// Postgres itself breaks off (class 40) may have been unlucky again.
+    /// The class once trying again at once didn't help: what still refuses isn't a race.
     pub(super) fn lasting_class(&self) -> FailureClass {
-        match (self, self.class()) {
-            (Self::Database(error), FailureClass::Conflict) if error::is_rolled_back(error) => {
-                FailureClass::Transient
-            }
-            (_, FailureClass::Conflict) => FailureClass::Refused,
-            (_, class) => class,
+        match self {
+            Self::Database(error) => error::classify_lasting(error),
+            Self::Unwritten { .. } | Self::Overtaken => FailureClass::Refused,
+            _ => self.class(),
         }
     }
 }

@@ -58,6 +58,10 @@ pub fn classify(error: &sqlx::Error) -> FailureClass {
     if is_an_outage(error) {
         return FailureClass::Transient;
     }
+    // The next connection has none.
+    if has_old_plans(error) {
+        return FailureClass::Conflict;
+    }
     // Without a SQLSTATE it is a value that can't be decoded, or a bug of a driver: no wait mends that.
     let code = code(error).unwrap_or_default();
     match class_of(&code) {
@@ -71,28 +75,37 @@ pub fn classify(error: &sqlx::Error) -> FailureClass {
 
 /// Says whether it is a RAISE of a trigger or a function of the host.
 fn is_raised(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-        .is_some_and(|error| error.routine() == Some("exec_stmt_raise"))
+    server_error(error).is_some_and(|error| error.routine() == Some("exec_stmt_raise"))
+}
+
+/// The class of an error that trying again at once didn't help.
+#[must_use]
+pub fn classify_lasting(error: &sqlx::Error) -> FailureClass {
+    match classify(error) {
+        // Unlucky again; or a pooler keeps connections with old plans.
+        FailureClass::Conflict if is_rolled_back(error) || has_old_plans(error) => {
+            FailureClass::Transient
+        }
+        FailureClass::Conflict => FailureClass::Refused,
+        class => class,
+    }
 }
 
 /// What a SQLSTATE says of the event that met it. What isn't known says that the host refuses it: a trigger can raise
 /// whatever it likes, and a dead letter is seen, where an event that is retried for ever isn't (R26).
 fn class_of(code: &str) -> FailureClass {
     match code {
-        // unique_violation. Or plans of a table that has changed: feature_not_supported ("cached plan must not change
-        // result type"), invalid_sql_statement_name. The next connection has none.
-        "23505" | "0A000" | "26000" => FailureClass::Conflict,
+        // unique_violation
+        "23505" => FailureClass::Conflict,
         // program_limit_exceeded, statement_too_complex: what the event contains is too large for an index.
         "54000" | "54001" => FailureClass::Permanent,
+        // string_data_right_truncation: the host says how long a column is.
+        "22001" => FailureClass::Refused,
         // read_only_sql_transaction, lock_not_available
         "25006" | "55P03" => FailureClass::Transient,
         _ => match code.get(..2) {
             // transaction_rollback: serialization_failure, deadlock_detected
             Some("40") => FailureClass::Conflict,
-            // string_data_right_truncation: it is the host who says how long a column is.
-            Some("22") if code == "22001" => FailureClass::Refused,
             // Data exception: a value that no retry makes storable.
             Some("22") => FailureClass::Permanent,
             // insufficient_resources, operator_intervention (timeouts among it), system_error
@@ -109,11 +122,13 @@ fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error()?.code()
 }
 
+fn server_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error()?.try_downcast_ref()
+}
+
 /// Says whether the server ended the session with this error: a shutdown, too many connections, a refused login.
 fn is_fatal(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+    server_error(error)
         .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
@@ -157,10 +172,28 @@ pub fn ends_the_connection(error: &sqlx::Error) -> bool {
 }
 
 /// Says whether the other connections of the pool would meet the same error, being as old: they led to the server that
-/// only reads now, or have plans of the table that has changed.
+/// only reads now (`read_only_sql_transaction`), or have plans of the table that has changed.
 #[must_use]
 pub fn ages_the_pool(error: &sqlx::Error) -> bool {
-    code(error).is_some_and(|code| matches!(&*code, "25006" | "0A000" | "26000"))
+    has_old_plans(error) || code(error).is_some_and(|code| code == "25006")
+}
+
+/// Says whether the session has plans of a table that has changed. The SQLSTATEs mean much else, so it is told by where in
+/// the server they come from.
+fn has_old_plans(error: &sqlx::Error) -> bool {
+    let Some(error) = server_error(error) else {
+        return false;
+    };
+    let routine = error.routine().unwrap_or_default();
+    match error.code() {
+        // feature_not_supported: "cached plan must not change result type"
+        "0A000" => routine == "RevalidateCachedQuery",
+        // datatype_mismatch: "type of parameter 1 does not match that when preparing the plan", in a trigger of the host
+        "42804" => routine.starts_with("plpgsql_param_eval"),
+        // invalid_sql_statement_name
+        "26000" => true,
+        _ => false,
+    }
 }
 
 /// Says whether a lock was waited for in vain (`lock_not_available`).
@@ -335,7 +368,7 @@ mod tests {
     fn every_class_of_sqlstates_has_one_of_failures() {
         use FailureClass::{Conflict, Permanent, Refused, Transient, Unusable};
         for (codes, class) in [
-            ("23505 0A000 26000 40001 40P01 40003", Conflict),
+            ("23505 40001 40P01 40003", Conflict),
             ("53000 53100 53200 57014 58030 58P01 55P03 25006", Transient),
             ("42501 42P01 42703 42804 42883 428C9 3F000", Unusable),
             ("22003 22008 22P05 54000 54001", Permanent),
@@ -349,7 +382,7 @@ mod tests {
                 Refused,
             ),
             (
-                "25000 25P02 28000 2B000 2D000 2F000 34000 38000 39000 3B000 3D000 54011 55000 55006",
+                "0A000 25000 25P02 26000 28000 2B000 2D000 2F000 34000 38000 39000 3B000 3D000 54011 55000 55006",
                 Refused,
             ),
             ("72000 F0000 HV000 XX000 XX001", Refused),

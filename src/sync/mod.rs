@@ -8,8 +8,10 @@
 
 mod apply;
 pub mod decide;
+pub mod host;
 mod ledger;
 pub mod organization_id;
+pub mod schema;
 pub mod slug;
 mod store;
 

@@ -1,7 +1,9 @@
 //! The SQL of `organization_metadata` and `workos_organization_syncs`, and the locks of slugs: the caller holds those of
 //! the organizations, which are in the other of the two key spaces that Postgres has (R18).
 //!
-//! Statements name their columns, always: the table may have columns of the host application too (R5).
+//! Statements name their columns, always: the table may have columns of the host application too (R5). What they read of
+//! it they cast, so that a column of another type changes no result: behind a pooler, a server connection keeps a prepared
+//! statement that can't be executed any more, whatever we do with ours (R35).
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgQueryResult;
@@ -34,14 +36,14 @@ pub(super) async fn rows_by_workos_id(
     let rows = query_as!(
         FoundRow,
         r#"
-        select id,
-               workos_id,
-               workos_last_event_id as last_event_id,
+        select id::text                   as "id!",
+               workos_id::text,
+               workos_last_event_id::text as last_event_id,
                -- Absent where it isn't finite, or later than chrono can hold (R7).
                case when isfinite(workos_updated_at) and workos_updated_at < '262000-01-01'
-                   then workos_updated_at end as updated_at,
+                   then workos_updated_at::timestamptz end as updated_at,
                case when isfinite(disabled_at) and disabled_at < '262000-01-01'
-                   then disabled_at end as disabled_at
+                   then disabled_at::timestamptz end as disabled_at
         from organization_metadata
         where workos_id = any ($1)
         order by id
@@ -61,14 +63,14 @@ pub(super) async fn rows_by_id(
     let rows = query_as!(
         FoundRow,
         r#"
-        select id,
-               workos_id,
-               workos_last_event_id as last_event_id,
+        select id::text                   as "id!",
+               workos_id::text,
+               workos_last_event_id::text as last_event_id,
                -- As above.
                case when isfinite(workos_updated_at) and workos_updated_at < '262000-01-01'
-                   then workos_updated_at end as updated_at,
+                   then workos_updated_at::timestamptz end as updated_at,
                case when isfinite(disabled_at) and disabled_at < '262000-01-01'
-                   then disabled_at end as disabled_at
+                   then disabled_at::timestamptz end as disabled_at
         from organization_metadata
         where id = any ($1)
         "#,
@@ -134,7 +136,7 @@ pub(super) async fn taken_slugs(
 ) -> Result<Vec<String>, sqlx::Error> {
     // By organization_metadata_slug_key.
     query_scalar!(
-        "select slug from organization_metadata where slug = any ($1)",
+        r#"select slug::text as "slug!" from organization_metadata where slug = any ($1)"#,
         slugs as _,
     )
     .fetch_all(connection)

@@ -42,9 +42,12 @@ async fn an_ipv6_address_is_connected_to() {
     let address = listener.local_addr().unwrap();
     let mut forwarding = JoinSet::new();
     forwarding.spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((mut client, _)) = listener.accept().await {
             let mut server = TcpStream::connect(&server).await.unwrap();
-            let _ = copy_bidirectional(&mut client, &mut server).await;
+            connections.spawn(async move {
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            });
         }
     });
     let url = format!("postgresql://{login}@{address}/{name}");
@@ -68,16 +71,21 @@ async fn a_unix_socket_is_connected_to() {
     let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
     let mut forwarding = JoinSet::new();
     forwarding.spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((mut client, _)) = listener.accept().await {
             let mut server = TcpStream::connect(&server).await.unwrap();
-            let _ = copy_bidirectional(&mut client, &mut server).await;
+            connections.spawn(async move {
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            });
         }
     });
     let escaped = directory.replace('/', "%2F");
     for (url, said) in [
         (
             format!("postgres://{login}@/{name}?host={directory}"),
-            format!("into {name} at the socket directory {directory}\n"),
+            format!(
+                " into {name} at the socket directory {directory}\ncreated public.organization_metadata in {name} at the socket directory {directory}\n"
+            ),
         ),
         (
             format!("postgres://{login}@{escaped}/{name}"),
@@ -98,7 +106,7 @@ async fn an_unknown_parameter_is_named() {
     let mut url = Url::parse(&database.url).unwrap();
     url.query_pairs_mut()
         .append_pair("pgbouncer", PRIVATE)
-        .append_pair("schema", PRIVATE)
+        .append_pair("schema", "public")
         .append_pair("connect_timeout", PRIVATE);
     let variables = [("DATABASE_URL", url.as_str()), ("LOG_LEVEL", "trace")];
     let migrated = run(&folder, &variables, &["migrate"]).await.assert(0);

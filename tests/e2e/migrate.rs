@@ -1,10 +1,13 @@
 //! `workos-sync migrate`, and what `serve` does about the schema.
 
+use sqlx::{AssertSqlSafe, Executor};
 use url::Url;
 
 use crate::support::process::{Process, program};
+use crate::support::service::answer;
 use crate::support::{
-    Folder, Kind, LateDatabase, SECRET, Service, TestDatabase, event, run, run_with_input,
+    Folder, Kind, LateDatabase, SECRET, Service, TestDatabase, event, eventually, run,
+    run_with_input,
 };
 
 /// How a database is called: `name at host:port`.
@@ -23,7 +26,10 @@ async fn a_second_run_finds_the_schema_current() {
     let first = run(&folder, &variables, &["migrate"]).await.assert(0);
     assert!(!first.stdout.is_empty(), "{first:?}");
     let place = place(&database.url);
-    for line in first.stdout.lines() {
+    let mut lines: Vec<&str> = first.stdout.lines().collect();
+    let created = format!("created public.organization_metadata in {place}");
+    assert_eq!(lines.pop(), Some(&*created));
+    for line in lines {
         assert!(line.starts_with("applied 20"), "{first:?}");
         assert!(line.ends_with(&format!(" into {place}")), "{first:?}");
     }
@@ -142,4 +148,168 @@ async fn serve_leaves_the_schema_alone_if_told_so() {
     run(&folder, &variables, &["migrate"]).await.assert(0);
     let service = Service::start(&folder, &variables).await;
     assert_eq!(service.get("/readyz").await, Some(200));
+}
+
+/// What the tests of a table of the application's own begin with.
+async fn application(statements: &str) -> TestDatabase {
+    let database = TestDatabase::empty().await;
+    // Made of constants of these tests.
+    let statements = AssertSqlSafe(statements.to_owned());
+    database.pool.execute(statements).await.unwrap();
+    database
+}
+
+/// R33: a table that can't work is refused by all who would write, with the same sentences, a line each, and nothing is
+/// written.
+#[tokio::test]
+async fn a_table_that_cannot_work_is_refused() {
+    let folder = Folder::new();
+    folder.write("event.json", event(1, Kind::Created, "org_a", "Acme"));
+    for (table, sentences) in [
+        (
+            "id text primary key, display_name text not null, slug text unique generated always as (lower(display_name)) stored",
+            &[
+                "has no column name: it has to have one",
+                "column slug of public.organization_metadata is generated",
+            ][..],
+        ),
+        (
+            "id text primary key, name text not null, slug text not null unique, updated_at bigint not null default 0",
+            &[
+                "column updated_at of public.organization_metadata is bigint: it has to be timestamptz or timestamp",
+            ],
+        ),
+    ] {
+        let database = application(&format!("create table organization_metadata ({table})")).await;
+        let variables = [
+            ("DATABASE_URL", database.url.as_str()),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("LISTEN_ADDR", "127.0.0.1:0"),
+            ("LOG_LEVEL", "off"),
+        ];
+        for command in [&["migrate"][..], &[], &["replay", "event.json"]] {
+            let refused = run(&folder, &variables, command).await.assert(1);
+            let lines: Vec<&str> = refused.stderr.lines().collect();
+            assert_eq!(lines.len(), sentences.len(), "{refused:?}");
+            for (line, sentence) in lines.iter().zip(sentences) {
+                assert!(line.contains(sentence), "{refused:?}");
+            }
+        }
+        let ours: Option<String> =
+            sqlx::query_scalar("select to_regnamespace('workos_sync')::text")
+                .fetch_one(&database.pool)
+                .await
+                .unwrap();
+        assert_eq!(ours, None);
+    }
+}
+
+/// R33: in a database that is in use, what keeps the table from working is a condition: events are accepted, and applied
+/// once it is mended, without a restart.
+#[tokio::test]
+async fn a_table_that_stops_working_is_waited_for() {
+    let (folder, database) = (Folder::new(), TestDatabase::new().await);
+    let service = Service::on(&folder, &database).await;
+    let applied = service
+        .apply(&event(1, Kind::Created, "org_a", "Acme"))
+        .await;
+    assert_eq!(applied["outcome"], "created", "{applied}");
+    service.terminate().await.assert(0);
+
+    let rename = "alter table organization_metadata rename column slug to handle";
+    database.pool.execute(rename).await.unwrap();
+    let refused = run(&folder, &[("DATABASE_URL", &database.url)], &["migrate"])
+        .await
+        .assert(1);
+    assert!(
+        refused
+            .stderr
+            .contains("\nworkos-sync: public.organization_metadata has no column slug"),
+        "{refused:?}"
+    );
+    let service = Service::on(&folder, &database).await;
+    assert!(
+        service.log().contains("has no column slug"),
+        "{}",
+        service.log()
+    );
+    assert_eq!(service.get("/readyz").await, Some(200));
+    let waiting = event(2, Kind::Created, "org_b", "Globex");
+    assert_eq!(
+        answer(service.delivery(&waiting)).await["status"],
+        "accepted"
+    );
+
+    let rename = "alter table organization_metadata rename column handle to slug";
+    database.pool.execute(rename).await.unwrap();
+    eventually("the event is applied", async || {
+        let applied: i64 = sqlx::query_scalar(
+            "select count(*) from organization_metadata where workos_id = 'org_b'",
+        )
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+        applied == 1
+    })
+    .await;
+}
+
+fn with_schema(database: &TestDatabase, schema: &str) -> String {
+    let mut url = Url::parse(&database.url).unwrap();
+    url.query_pairs_mut().append_pair("schema", schema);
+    url.into()
+}
+
+/// R32: the schema that the URL names is where the table is, for all that is written.
+#[tokio::test]
+async fn the_schema_of_the_url_is_used() {
+    let database = application(
+        "create schema app; create table app.organization_metadata (id text primary key, name text not null, slug text not null unique)",
+    )
+    .await;
+    let folder = Folder::new();
+    let refused = run(&folder, &[("DATABASE_URL", &database.url)], &["migrate"])
+        .await
+        .assert(1);
+    assert!(
+        refused
+            .error_line()
+            .contains("add ?schema=app to DATABASE_URL"),
+        "{refused:?}"
+    );
+    let url = with_schema(&database, "app");
+    let migrated = run(&folder, &[("DATABASE_URL", &url)], &["migrate"])
+        .await
+        .assert(0);
+    assert!(
+        migrated
+            .stdout
+            .contains(" to app.organization_metadata in "),
+        "{migrated:?}"
+    );
+
+    let nowhere = with_schema(&database, "nowhere");
+    let refused = run(&folder, &[("DATABASE_URL", &nowhere)], &["migrate"])
+        .await
+        .assert(1);
+    assert!(
+        refused
+            .error_line()
+            .contains("?schema= of DATABASE_URL names no schema"),
+        "{refused:?}"
+    );
+}
+
+/// R32: who else may write the inbox is said, for no signature is asked of what is there.
+#[tokio::test]
+async fn others_who_may_write_the_inbox_are_named() {
+    let (folder, database) = (Folder::new(), TestDatabase::new().await);
+    let variables = [("DATABASE_URL", &database.url)];
+    let migrated = run(&folder, &variables, &["migrate"]).await.assert(0);
+    assert!(!migrated.stderr.contains("may write"), "{migrated:?}");
+    let grant = "grant insert on workos_sync.webhook_events to public";
+    database.pool.execute(grant).await.unwrap();
+    let migrated = run(&folder, &variables, &["migrate"]).await.assert(0);
+    let warned = "not only the owner may write webhook_events, and what is written there is applied without a signature: public";
+    assert!(migrated.stderr.contains(warned), "{migrated:?}");
 }

@@ -1,14 +1,12 @@
 //! `workos-sync replay FILE…`: saved events, through the same inbox and guard.
 
 use std::fmt::Write as _;
-use std::process::Stdio;
 
 use sqlx::Executor;
 
 use crate::support::process::{Process, program};
 use crate::support::{
-    Finished, Folder, Kind, POLL, Service, TestDatabase, event, event_id, eventually, run,
-    run_with_input, signal,
+    Finished, Folder, Kind, POLL, Service, TestDatabase, event, event_id, run, run_with_input,
 };
 
 /// The lines of the summary on standard output, the counts by result sorted.
@@ -279,33 +277,6 @@ async fn a_replay_waits_for_its_own_events_only() {
     assert_eq!(
         summary(&finished),
         ["accepted 1, duplicate 0, ignored 0, refused 0", "1 created"]
-    );
-}
-
-/// R31: a replay that waits for standard input can be ended.
-#[tokio::test]
-async fn a_wait_for_input_can_be_ended() {
-    let (folder, database) = (Folder::new(), TestDatabase::new().await);
-    let variables = [("DATABASE_URL", &database.url)];
-    let mut command = program(&folder, &variables, &["replay", "-"]);
-    let process = Process::spawn(command.stdin(Stdio::piped()));
-    eventually("it is about to read", async || {
-        let idle: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity
-             where datname = current_database() and application_name = 'workos-sync' and state = 'idle'
-               and query ilike 'commit'",
-        )
-        .fetch_one(&database.pool)
-        .await
-        .unwrap();
-        idle > 0
-    })
-    .await;
-    signal(process.id(), "TERM");
-    let finished = process.finish().await.assert(1);
-    assert!(
-        finished.stderr.contains("ended by a signal"),
-        "{finished:?}"
     );
 }
 

@@ -13,12 +13,35 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
-use workos_sync::postgres::migrate;
+use workos_sync::sync::schema;
 
-use crate::retry;
+use crate::{eventually, retry};
+
+/// How each server is set.
+///
+/// Connections of replicas, of those that were killed a moment ago, and of the tests. By default, a commit is answered long
+/// before it is durable: the service is to say otherwise (R23).
+const SETTINGS: &str = "-c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=300 \
+    -c synchronous_commit=off -c wal_writer_delay=10s";
+
+/// What a standby is called by its primary.
+const STANDBY: &str = "standby";
 
 /// What a database of a run is copied from: the schema, and the journal.
 const TEMPLATE: &str = "workos_sync_template";
+
+/// A trigger of the application's that takes its time, if it is told to.
+const SLOW_TRIGGER: &str = "
+create table slowness (seconds float8 not null);
+insert into slowness values (0);
+
+create function be_slow() returns trigger language plpgsql as $$
+begin
+    perform pg_sleep(seconds) from slowness where seconds > 0 and random() < 0.25;
+    return new;
+end $$;
+create trigger slow before insert or update on organization_metadata for each row execute function be_slow();
+";
 
 /// Notes in the transaction itself what must never be committed. A look from outside, however often, would miss
 /// what is put right a moment later.
@@ -85,7 +108,7 @@ create trigger watch after update or delete on workos_sync.webhook_events
 #[derive(Debug)]
 pub(crate) struct Cluster {
     bin: PathBuf,
-    port: u16,
+    pub(crate) port: u16,
     as_postgres: bool,
     /// Held while the server is down: two faults don't stop it twice.
     restarting: Mutex<()>,
@@ -105,6 +128,72 @@ impl Cluster {
 
     /// The same on a small disk of its own.
     pub(crate) async fn start_on(disk: Option<Disk>) -> Result<Self> {
+        let this = Self::new(disk).await?;
+        let mut initdb = this.command("initdb");
+        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
+        initdb.args(["--locale=C", "--no-sync"]);
+        output(&mut initdb).await?;
+        this.launch().await?;
+
+        this.administer(format!("create database {TEMPLATE}"))
+            .await?;
+        let template = this.options(TEMPLATE);
+        schema::bring_up_to_date(&template, None).await?;
+        let mut connection = template.connect().await?;
+        sqlx::raw_sql(SLOW_TRIGGER).execute(&mut connection).await?;
+        sqlx::raw_sql(JOURNAL).execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(this)
+    }
+
+    /// Makes a standby of this cluster, which streams from a port that leads to it.
+    pub(crate) async fn standby(&self, port: u16) -> Result<Self> {
+        let this = Self::new(None).await?;
+        // In the clear, as the proxy wants it.
+        let primary = format!(
+            "host=127.0.0.1 port={port} user=postgres application_name={STANDBY} sslmode=disable gssencmode=disable"
+        );
+        let mut backup = this.command("pg_basebackup");
+        backup.args(["-R", "-c", "fast", "--no-sync", "-d", &primary, "-D"]);
+        output(backup.arg(this.data())).await?;
+        this.launch().await?;
+        eventually("the standby streams", async || {
+            self.standbys_that("state = 'streaming'").await
+        })
+        .await?;
+        Ok(this)
+    }
+
+    /// Has commits wait for the standby.
+    pub(crate) async fn wait_for_the_standby(&self) -> Result<()> {
+        self.set(&format!("synchronous_standby_names = {STANDBY}"))
+            .await?;
+        eventually("commits wait for the standby", async || {
+            self.standbys_that("sync_state = 'sync'").await
+        })
+        .await
+    }
+
+    async fn standbys_that(&self, condition: &str) -> bool {
+        let ask = async {
+            let mut admin = self.options("postgres").connect().await?;
+            let statement = format!("select from pg_stat_replication where {condition}");
+            let found = sqlx::raw_sql(AssertSqlSafe(statement))
+                .fetch_all(&mut admin)
+                .await?;
+            anyhow::Ok(!found.is_empty())
+        };
+        ask.await.unwrap_or(false)
+    }
+
+    /// Makes a primary of a standby.
+    pub(crate) async fn promote(&self) -> Result<()> {
+        output(self.command("pg_ctl").args(["promote", "-s", "-w"])).await?;
+        Ok(())
+    }
+
+    /// A folder for one, and a port.
+    async fn new(disk: Option<Disk>) -> Result<Self> {
         let parent = disk
             .as_ref()
             .map_or_else(std::env::temp_dir, |disk| disk.0.clone());
@@ -129,22 +218,6 @@ impl Cluster {
             )
             .await?;
         }
-        let mut initdb = this.command("initdb");
-        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
-        initdb.args(["--locale=C", "--no-sync"]);
-        output(&mut initdb).await?;
-        this.launch().await?;
-
-        let mut admin = this.options("postgres").connect().await?;
-        admin
-            .execute(AssertSqlSafe(format!("create database {TEMPLATE}")))
-            .await?;
-        let template = this.options(TEMPLATE);
-        migrate::run(&template).await?;
-        let mut connection = template.connect().await?;
-        sqlx::raw_sql(JOURNAL).execute(&mut connection).await?;
-        connection.close().await?;
-        admin.close().await?;
         Ok(this)
     }
 
@@ -180,11 +253,7 @@ impl Cluster {
     }
 
     async fn launch(&self) -> Result<()> {
-        // Connections of replicas, of those that were killed a moment ago, and of the tests.
-        let settings = format!(
-            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=300",
-            self.port
-        );
+        let settings = format!("-p {} {SETTINGS}", self.port);
         let mut start = self.command("pg_ctl");
         start.args(["start", "-s", "-w", "-t", "120", "-o", &settings, "-l"]);
         let status = tokio::process::Command::from({
@@ -207,10 +276,23 @@ impl Cluster {
     /// Stops the server as a crash would, and starts it again after a while.
     pub(crate) async fn crash(&self, down: Duration) -> Result<()> {
         let _alone = self.restarting.lock().await;
-        let mut stop = self.command("pg_ctl");
-        output(stop.args(["stop", "-s", "-w", "-m", "immediate"])).await?;
+        self.kill().await?;
         tokio::time::sleep(down).await;
         self.launch().await
+    }
+
+    /// Stops the server as a crash would: `pg_ctl` sends SIGQUIT.
+    pub(crate) async fn kill(&self) -> Result<()> {
+        let mut stop = self.command("pg_ctl");
+        output(stop.args(["stop", "-s", "-w", "-m", "immediate"])).await?;
+        Ok(())
+    }
+
+    /// Changes a setting of the whole server, which every session follows at once.
+    pub(crate) async fn set(&self, setting: &str) -> Result<()> {
+        self.administer(format!("alter system set {setting}"))
+            .await?;
+        self.administer("select pg_reload_conf()".to_owned()).await
     }
 
     /// Starts the server if it stopped by itself, as one does that can't write.
@@ -220,6 +302,12 @@ impl Cluster {
             self.launch().await?;
         }
         Ok(())
+    }
+
+    /// Has every session only read, also those that are there already; or write again.
+    pub(crate) async fn only_read(&self, only_read: bool) -> Result<()> {
+        self.set(&format!("default_transaction_read_only = {only_read}"))
+            .await
     }
 
     /// Kills a backend of a database by SIGKILL: the server ends all others, and recovers.
@@ -267,6 +355,7 @@ impl Cluster {
             .await
     }
 
+    /// A statement of an administrator's, once the server takes it.
     async fn administer(&self, statement: String) -> Result<()> {
         retry(|| async {
             let mut admin = self.options("postgres").connect().await?;
@@ -373,7 +462,9 @@ fn find_binaries() -> Result<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     if let Some(folder) = std::env::split_paths(&path).find(has_server) {
-        return Ok(folder);
+        // What is linked there may be only some of the programs.
+        let initdb = folder.join("initdb").canonicalize()?;
+        return Ok(initdb.parent().unwrap_or(&folder).to_owned());
     }
     std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()

@@ -25,6 +25,8 @@
 
 mod cluster;
 mod oracle;
+#[path = "../it/support/pooler.rs"]
+mod pooler;
 mod proxy;
 mod replica;
 mod report;

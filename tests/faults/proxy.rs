@@ -2,7 +2,7 @@
 //! enough of Postgres's protocol to lose just the answer to a COMMIT, so that nobody knows whether it happened.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub(crate) enum Ambush {
     CommitSent,
     /// The connection is cut before COMMIT gets through.
     CommitLost,
-    /// The answer to an insertion into the inbox, a transaction of its own, reaches nobody.
+    /// The same, of a transaction that inserts into the inbox.
     InsertAnswer,
 }
 
@@ -56,6 +56,8 @@ struct State {
 
 #[derive(Debug)]
 struct Shared {
+    /// The port that it leads to.
+    server: AtomicU16,
     state: watch::Sender<State>,
     ambushes: Mutex<VecDeque<Ambush>>,
     /// How many connections fell into an ambush.
@@ -76,6 +78,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
+            server: AtomicU16::new(server),
             state: watch::Sender::new(State {
                 network: Network::Up,
                 losses: 0,
@@ -89,7 +92,7 @@ impl Proxy {
             async move {
                 let mut connections = JoinSet::new();
                 while let Ok((client, _)) = listener.accept().await {
-                    connections.spawn(pass(client, server, Arc::clone(&shared)));
+                    connections.spawn(pass(client, Arc::clone(&shared)));
                     while connections.try_join_next().is_some() {}
                 }
             }
@@ -99,6 +102,11 @@ impl Proxy {
             shared,
             _accepting: accepting,
         })
+    }
+
+    /// Leads new connections to another server. Those that are there stay as they are.
+    pub(crate) fn lead_to(&self, server: u16) {
+        self.shared.server.store(server, Ordering::SeqCst);
     }
 
     /// Changes how the network is.
@@ -131,7 +139,7 @@ impl Shared {
         let mut ambushes = self.ambushes.lock().unwrap();
         let place = ambushes.iter().position(|ambush| match ending {
             Ending::Commit => *ambush != Ambush::InsertAnswer,
-            Ending::Insert => *ambush == Ambush::InsertAnswer,
+            Ending::CommitOfInsert => true,
         })?;
         self.caught.fetch_add(1, Ordering::Relaxed);
         ambushes.remove(place)
@@ -139,12 +147,13 @@ impl Shared {
 }
 
 /// Passes a connection on until it ends or the network is lost.
-async fn pass(client: TcpStream, server: u16, shared: Arc<Shared>) {
+async fn pass(client: TcpStream, shared: Arc<Shared>) {
     let mut seen = shared.state.subscribe();
     let State { network, losses } = *seen.borrow_and_update();
     // Kept here, so that the client's side stays open in a black hole.
     let (from_client, to_client) = client.into_split();
     if network.passes() {
+        let server = shared.server.load(Ordering::SeqCst);
         let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
             return;
         };
@@ -261,8 +270,8 @@ async fn answer(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Commit,
-    /// An insertion into the inbox, which commits itself.
-    Insert,
+    /// COMMIT of a transaction that has inserted into the inbox.
+    CommitOfInsert,
 }
 
 /// What a client sends (<https://www.postgresql.org/docs/current/protocol-message-formats.html>).
@@ -273,8 +282,8 @@ struct Frontend {
     started: bool,
     /// The names of the statements that insert into the inbox.
     inserts: HashSet<Vec<u8>>,
-    /// One of them is executed, up to the next Sync.
-    inserting: bool,
+    /// One of them was executed in this transaction.
+    has_inserted: bool,
 }
 
 impl Frontend {
@@ -294,7 +303,17 @@ impl Frontend {
         let (first, second) = (texts.next()?, texts.next().unwrap_or_default());
         let mut ending = None;
         match message[0] {
-            b'Q' if first.eq_ignore_ascii_case(b"commit") => ending = Some(Ending::Commit),
+            // Query: begin, commit, rollback.
+            b'Q' => {
+                let has_inserted = std::mem::take(&mut self.has_inserted);
+                if first.eq_ignore_ascii_case(b"commit") {
+                    ending = Some(if has_inserted {
+                        Ending::CommitOfInsert
+                    } else {
+                        Ending::Commit
+                    });
+                }
+            }
             // Parse: name, text.
             b'P' => {
                 let text = String::from_utf8_lossy(second);
@@ -305,9 +324,7 @@ impl Frontend {
                 }
             }
             // Bind: portal, name.
-            b'B' => self.inserting = self.inserts.contains(second),
-            // Sync
-            b'S' if std::mem::take(&mut self.inserting) => ending = Some(Ending::Insert),
+            b'B' => self.has_inserted |= self.inserts.contains(second),
             _ => {}
         }
         Some((length, ending))

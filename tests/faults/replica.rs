@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::free_port;
@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) database_url: String,
     pub(crate) workos_url: String,
     pub(crate) connections: u32,
+    /// How far its clock is ahead.
+    pub(crate) ahead: Duration,
 }
 
 /// A replica; killed when dropped.
@@ -71,7 +73,8 @@ impl Replica {
             .append(true)
             .open(&self.log)?;
         let built = env!("CARGO_BIN_EXE_workos-sync").into();
-        let child = Command::new(std::env::var_os("FAULT_BINARY").unwrap_or(built))
+        let mut serve = Command::new(std::env::var_os("FAULT_BINARY").unwrap_or(built));
+        serve
             .arg("serve")
             .current_dir(&self.folder)
             .env_clear()
@@ -92,10 +95,21 @@ impl Replica {
             )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
+            .stderr(log);
+        if self.settings.ahead > Duration::ZERO {
+            serve
+                .env("LD_PRELOAD", faketime()?)
+                .env("FAKETIME", format!("+{}", self.settings.ahead.as_secs()))
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let child = serve.spawn()?;
         self.slot.lock().unwrap().child = Some(child);
         Ok(())
+    }
+
+    /// How far its clock is ahead.
+    pub(crate) fn ahead(&self) -> Duration {
+        self.settings.ahead
     }
 
     /// Waits until it answers.
@@ -226,6 +240,16 @@ impl Replica {
     pub(crate) fn tail(&self) -> String {
         crate::tail(&self.log, 25)
     }
+}
+
+/// What is loaded into a process whose clock is to be wrong.
+fn faketime() -> Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib")?.flatten();
+    let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    let mut found = libraries.filter(|library| library.is_file());
+    found
+        .next()
+        .context("libfaketime is missing: `make faults` installs it (`faketime` on Debian)")
 }
 
 impl Drop for Replica {

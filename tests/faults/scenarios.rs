@@ -1,16 +1,17 @@
 //! Situations that chance wouldn't find, or that take too long to be left to it. Each ends with the oracle too.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use fastrand::Rng;
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{Cluster, Disk};
-use crate::proxy::Network;
+use crate::proxy::{Network, Proxy};
 use crate::report::{Report, quantile};
 use crate::sender::Habits;
 use crate::workos::{Giver, Kind};
@@ -30,6 +31,11 @@ pub(crate) enum Scenario {
     StalledNetwork,
     VanishedPeer,
     DiskFull,
+    Crashes,
+    PooledCrashes,
+    Failover,
+    FailoverOfStanding,
+    FailoverWithLoss,
 }
 
 /// Longer than every timeout of the service, the lease of the outbox included.
@@ -37,10 +43,15 @@ const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
 
 impl Scenario {
     /// The long ones first: they run beside the others.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::PausedReplica,
         Self::StalledNetwork,
         Self::VanishedPeer,
+        Self::FailoverOfStanding,
+        Self::Failover,
+        Self::FailoverWithLoss,
+        Self::Crashes,
+        Self::PooledCrashes,
         Self::TwoReplicas,
         Self::ThreeReplicas,
         Self::RollingRestart,
@@ -62,6 +73,11 @@ impl Scenario {
             Self::StalledNetwork => "stalled_network",
             Self::VanishedPeer => "vanished_peer",
             Self::DiskFull => "disk_full",
+            Self::Crashes => "crashes",
+            Self::PooledCrashes => "pooled_crashes",
+            Self::Failover => "failover",
+            Self::FailoverOfStanding => "failover_of_standing_connections",
+            Self::FailoverWithLoss => "failover_with_loss",
         }
     }
 
@@ -74,6 +90,9 @@ impl Scenario {
                 | Self::RollingRestart
                 | Self::PoisonInAStream
                 | Self::LockedOrganization
+                | Self::Crashes
+                | Self::PooledCrashes
+                | Self::Failover
         )
     }
 
@@ -83,28 +102,37 @@ impl Scenario {
         cluster: &Arc<Cluster>,
         report: &Arc<Report>,
     ) -> Result<Option<World>> {
-        let own;
-        let cluster = if self == Self::DiskFull {
-            let disk = match Disk::mount() {
-                Ok(disk) => disk,
+        let mut standby = None;
+        let own = match self {
+            Self::DiskFull => match Disk::mount() {
+                Ok(disk) => Some(Cluster::start_on(Some(disk)).await?),
                 Err(error) => {
                     println!(
                         "SKIPPED scenario disk_full: no tmpfs can be mounted, which takes root: {error:#}"
                     );
                     return Ok(None);
                 }
-            };
-            own = Arc::new(Cluster::start_on(Some(disk)).await?);
-            &own
-        } else {
-            cluster
+            },
+            Self::Failover | Self::FailoverOfStanding | Self::FailoverWithLoss => {
+                let primary = Cluster::start().await?;
+                standby = Some(Standby::of(&primary).await?);
+                Some(primary)
+            }
+            _ => None,
         };
+        let own = own.map(Arc::new);
+        let cluster = own.as_ref().unwrap_or(cluster);
         let options = Options {
             replicas: match self {
                 Self::ThreeReplicas => 3,
-                Self::PoisonInAStream | Self::LockedOrganization | Self::HotKey => 1,
+                Self::PoisonInAStream
+                | Self::LockedOrganization
+                | Self::HotKey
+                | Self::Crashes
+                | Self::PooledCrashes => 1,
                 _ => 2,
             },
+            pooled: (self == Self::PooledCrashes).then_some(0),
             habits: match self {
                 // As fast as it goes.
                 Self::HotKey => Habits {
@@ -112,11 +140,16 @@ impl Scenario {
                     window: Duration::ZERO,
                     duplicates: 0.0,
                 },
+                // What is lost would be new a second time.
+                Self::FailoverWithLoss => Habits {
+                    duplicates: 0.0,
+                    ..Options::default().habits
+                },
                 _ => Options::default().habits,
             },
             ..Options::default()
         };
-        let world = World::start(cluster, report, self.name().to_owned(), options).await?;
+        let mut world = World::start(cluster, report, self.name().to_owned(), options).await?;
         let result = match self {
             Self::TwoReplicas | Self::ThreeReplicas => replicas(&world).await,
             Self::RollingRestart => rolling_restart(&world).await,
@@ -129,6 +162,16 @@ impl Scenario {
             }
             Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
             Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
+            Self::Crashes | Self::PooledCrashes => crashes(&world).await,
+            Self::Failover | Self::FailoverOfStanding | Self::FailoverWithLoss => match standby {
+                None => bail!("there is no standby"),
+                Some(standby) if self == Self::FailoverWithLoss => {
+                    failover_with_loss(&mut world, standby).await
+                }
+                Some(standby) => {
+                    failover(&mut world, standby, self == Self::FailoverOfStanding).await
+                }
+            },
         };
         result.map_err(|error| world.explain(&error))?;
         world.report.count("scenarios");
@@ -399,4 +442,127 @@ async fn disk_full(world: &World, disk: &Path) -> Result<()> {
     );
     world.report.fault("disk full for Postgres");
     Ok(())
+}
+
+/// R23: Postgres crashes again and again, and by its default answers a COMMIT before it is durable. What was acknowledged
+/// is there all the same.
+async fn crashes(world: &World) -> Result<()> {
+    const CRASHES: u32 = 4;
+
+    let mut rng = Rng::with_seed(6);
+    let each = Duration::from_millis(1_200);
+    let faults = async {
+        for _ in 0..CRASHES {
+            sleep(each).await;
+            world.report.fault("kill -QUIT of Postgres under load");
+            world.cluster.kill().await?;
+            world.cluster.start_if_down().await?;
+        }
+        anyhow::Ok(())
+    };
+    let load = world.load(&mut rng, 40, 1_500, each * CRASHES, &[]);
+    let (faults, ()) = tokio::join!(faults, load);
+    faults?;
+    world.settle().await
+}
+
+/// A server that streams from the primary of a run.
+struct Standby {
+    cluster: Cluster,
+    /// The network between the two.
+    link: Proxy,
+}
+
+impl Standby {
+    async fn of(primary: &Cluster) -> Result<Self> {
+        let link = Proxy::start(primary.port).await?;
+        let cluster = primary.standby(link.port).await?;
+        Ok(Self { cluster, link })
+    }
+}
+
+/// How long after a failover events may wait for the service to go on by itself: longer than any wait for a server that
+/// doesn't answer.
+const GOES_ON_WITHIN: Duration = Duration::from_secs(30);
+
+/// Changes organizations, and makes a primary of the standby meanwhile. The old one is killed, or lives on and keeps its
+/// connections. Says how long it took until an event of afterwards was applied.
+async fn fail_over(world: &World, standby: &Cluster, lives_on: bool) -> Result<Duration> {
+    let mut rng = Rng::with_seed(7);
+    let switch = async {
+        sleep(Duration::from_secs(2)).await;
+        if !lives_on {
+            world.cluster.kill().await?;
+        }
+        standby.promote().await?;
+        // As a changed DNS record or a virtual address.
+        world.proxy.lead_to(standby.port);
+        world.ask(standby);
+        let switched = Instant::now();
+        let after = workos_id(1_000);
+        world.workos.create(&after, "After", Giver::Application);
+        let is_applied = async || {
+            let rows = sqlx::query_scalar(
+                "select count(*) from organization_metadata where workos_id = $1",
+            )
+            .bind(&after)
+            .fetch_one(&world.pool)
+            .await;
+            matches!(rows, Ok(1_i64))
+        };
+        eventually("an event of afterwards is applied", is_applied).await?;
+        let took = switched.elapsed();
+        ensure!(took < GOES_ON_WITHIN, "it went on after {took:?}");
+        Ok(took)
+    };
+    let load = world.load(&mut rng, 40, 1_000, Duration::from_secs(5), &[]);
+    let (switched, ()) = tokio::join!(switch, load);
+    world.report.fault(if lives_on {
+        "failover, the old primary lives on"
+    } else {
+        "failover, the old primary killed"
+    });
+    switched
+}
+
+/// R23, R35: the primary is lost, and commits have waited for the standby that takes its place. Nothing is lost, and the
+/// service goes on by itself.
+async fn failover(world: &mut World, standby: Standby, lives_on: bool) -> Result<()> {
+    world.cluster.wait_for_the_standby().await?;
+    let took = fail_over(world, &standby.cluster, lives_on).await?;
+    println!(
+        "        went on {:.1} s after the failover (the old primary lives on: {lives_on})",
+        took.as_secs_f64()
+    );
+    world.cluster = Arc::new(standby.cluster);
+    world.settle().await
+}
+
+/// The same where commits don't wait for the standby, which is a tenth of a second behind. What the old primary alone had
+/// is lost, whoever had acknowledged it; delivered again, it is applied like the rest.
+async fn failover_with_loss(world: &mut World, standby: Standby) -> Result<()> {
+    standby.link.set(Network::Slow(Duration::from_millis(100)));
+    fail_over(world, &standby.cluster, false).await?;
+    world.cluster = Arc::new(standby.cluster);
+    world.settle().await?;
+    let stored: Vec<String> = sqlx::query_scalar("select event_id from workos_sync.webhook_events")
+        .fetch_all(&world.pool)
+        .await?;
+    let stored: HashSet<_> = stored.into_iter().collect();
+    let mut lost = world.workos.history();
+    lost.retain(|event| !stored.contains(&event.id));
+    println!(
+        "        {} acknowledged events were lost with a primary that waited for no standby",
+        lost.len()
+    );
+    world.report.add(
+        "acknowledged events lost with a primary that waited for no standby",
+        u64::try_from(lost.len())?,
+    );
+    for event in lost {
+        world.sender.forget(&event.id);
+        world.workos.emit_again(event);
+    }
+    world.workos.forgive();
+    world.settle().await
 }

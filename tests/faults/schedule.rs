@@ -51,6 +51,17 @@ pub(crate) enum Fault {
         organizations: usize,
         lasts: Duration,
     },
+    /// Somebody else makes an organization of a name, and takes his time.
+    LockSlug { lasts: Duration },
+    /// The whole server only reads, on standing connections too.
+    ReadOnly { lasts: Duration },
+    /// The application changes the type of a column: to a `varchar` of so many characters.
+    AlterType {
+        column: &'static str,
+        characters: u32,
+    },
+    /// A trigger of the application's takes its time, at a write in four.
+    SlowTrigger { takes: Duration, lasts: Duration },
     /// See [`Mood`].
     Workos { mood: Mood, lasts: Duration },
     /// The sender's clock is wrong half of the time.
@@ -88,6 +99,10 @@ impl Fault {
             Self::LockInbox { .. } => "inbox locked, pools exhausted",
             Self::LockRows { .. } => "rows locked from outside",
             Self::LockOrganizations { .. } => "organizations locked from outside",
+            Self::LockSlug { .. } => "a slug locked from outside",
+            Self::ReadOnly { .. } => "the server only reads",
+            Self::AlterType { .. } => "a column's type changed",
+            Self::SlowTrigger { .. } => "a trigger of the application that sleeps",
             Self::Workos { mood, .. } => match mood {
                 Mood::Fine => "WorkOS: fine",
                 Mood::Slow(_) => "WorkOS: slow",
@@ -104,7 +119,7 @@ impl Fault {
 
     fn random(rng: &mut Rng, replicas: usize) -> Self {
         let lasts = |rng: &mut Rng, from, to| Duration::from_millis(rng.u64(from..to));
-        match rng.u8(..19) {
+        match rng.u8(..24) {
             0 | 1 => Self::KillReplica {
                 replica: rng.usize(..replicas),
                 times: rng.u32(1..=3),
@@ -173,6 +188,20 @@ impl Fault {
                 }
             }
             17 => Self::ClockJump {
+                lasts: lasts(rng, 500, 3_000),
+            },
+            18 => Self::LockSlug {
+                lasts: lasts(rng, 500, 7_000),
+            },
+            19 | 20 => Self::ReadOnly {
+                lasts: lasts(rng, 500, 4_000),
+            },
+            21 | 22 => Self::AlterType {
+                column: ["id", "name", "slug"][rng.usize(..3)],
+                characters: rng.u32(100..1_000),
+            },
+            23 => Self::SlowTrigger {
+                takes: lasts(rng, 10, 1_500),
                 lasts: lasts(rng, 500, 3_000),
             },
             _ if rng.u8(..3) == 0 => Self::Refusals,
@@ -249,6 +278,36 @@ impl Fault {
                 );
                 hold(world, statement, lasts).await;
             }
+            Self::LockSlug { lasts } => {
+                // As a signup flow does, of a name that many have.
+                let statement = "select pg_advisory_xact_lock(hashtext('acme'))";
+                hold(world, statement.to_owned(), lasts).await;
+            }
+            Self::ReadOnly { lasts } => {
+                let _alone = lines.read_only.lock().await;
+                world.cluster.only_read(true).await?;
+                sleep(lasts).await;
+                world.cluster.only_read(false).await?;
+            }
+            Self::AlterType { column, characters } => {
+                // Without a limit, everybody would wait behind it for whoever holds a row.
+                let statement = format!(
+                    "set lock_timeout = '500ms';
+                     alter table organization_metadata alter column {column} type varchar({characters})"
+                );
+                world.execute(&statement).await?;
+                // As its documentation asks for after such a change.
+                world.pooler.reconnect();
+            }
+            Self::SlowTrigger { takes, lasts } => {
+                let _alone = lines.trigger.lock().await;
+                let set = |takes: Duration| {
+                    format!("update slowness set seconds = {}", takes.as_secs_f64())
+                };
+                world.execute(&set(takes)).await?;
+                sleep(lasts).await;
+                world.execute(&set(Duration::ZERO)).await?;
+            }
             Self::Workos { mood, lasts } => {
                 let _alone = lines.workos.lock().await;
                 world.workos.set(mood);
@@ -271,6 +330,8 @@ impl Fault {
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     network: Mutex<()>,
+    read_only: Mutex<()>,
+    trigger: Mutex<()>,
     workos: Mutex<()>,
 }
 
@@ -299,6 +360,8 @@ pub(crate) struct Plan {
     organizations: usize,
     changes: usize,
     window: Duration,
+    /// Somebody holds a snapshot all the time, as a report or a dump does.
+    snapshot: bool,
     faults: Vec<(Duration, Fault)>,
 }
 
@@ -306,6 +369,7 @@ impl Plan {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let replicas = rng.usize(1..=3);
+        let one_in = |rng: &mut Rng, times| (rng.u8(..times) == 0).then(|| rng.usize(..replicas));
         let window = Duration::from_millis(rng.u64(2_500..4_500));
         let count = rng.usize(2..=5);
         let faults = (0..count)
@@ -316,6 +380,8 @@ impl Plan {
             options: Options {
                 replicas,
                 connections: [2, 3, 4, 8, 20][rng.usize(..5)],
+                pooled: one_in(&mut rng, 3),
+                ahead: one_in(&mut rng, 4),
                 habits: Habits {
                     connections: rng.usize(8..32),
                     window: Duration::from_millis(rng.u64(0..800)),
@@ -326,6 +392,7 @@ impl Plan {
             organizations: rng.usize(10..=40),
             changes: rng.usize(150..=500),
             window,
+            snapshot: rng.u8(..4) == 0,
             faults,
         }
     }
@@ -349,6 +416,16 @@ impl Plan {
             world.refuse_names().await?;
             odd.push(Kind::Refused);
         }
+        let Options { pooled, ahead, .. } = self.options;
+        for (is_so, what) in [
+            (pooled.is_some(), "a pooler before a replica"),
+            (ahead.is_some(), "a replica whose clock is an hour ahead"),
+            (self.snapshot, "a snapshot held all the time"),
+        ] {
+            if is_so {
+                world.report.fault(what);
+            }
+        }
         let lines = Lines::default();
         let mut rng = Rng::with_seed(self.options.seed);
         let faults = all(self.faults.iter().map(async |(at, fault)| {
@@ -365,14 +442,20 @@ impl Plan {
             self.window,
             &odd,
         );
-        let (faults, ()) = tokio::join!(faults, load);
-        faults?;
-        world.proxy.call_off();
-        let lifted = Instant::now();
-        world.settle().await?;
-        world.report.recovery(lifted.elapsed());
-        world.report.count("schedules");
-        Ok(())
+        let strained = async {
+            let (faults, ()) = tokio::join!(faults, load);
+            faults?;
+            world.proxy.call_off();
+            let lifted = Instant::now();
+            world.settle().await?;
+            world.report.recovery(lifted.elapsed());
+            world.report.count("schedules");
+            Ok(())
+        };
+        tokio::select! {
+            strained = strained => strained,
+            () = world.hold_snapshot(), if self.snapshot => Ok(()),
+        }
     }
 }
 
@@ -380,10 +463,14 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "FAULT_SEED={}: {} replicas of {} connections, {} organizations, {} changes in {:.1} s, {:?}",
+            "FAULT_SEED={}: {} replicas of {} connections (behind a pooler: {:?}, clock ahead: {:?}, snapshot held: {}), \
+             {} organizations, {} changes in {:.1} s, {:?}",
             self.seed,
             self.options.replicas,
             self.options.connections,
+            self.options.pooled,
+            self.options.ahead,
+            self.snapshot,
             self.organizations,
             self.changes,
             self.window.as_secs_f64(),

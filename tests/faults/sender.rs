@@ -99,6 +99,11 @@ impl Sender {
         self.acknowledged.lock().unwrap().contains_key(event_id)
     }
 
+    /// An event that was acknowledged is to be acknowledged again.
+    pub(crate) fn forget(&self, event_id: &str) {
+        self.acknowledged.lock().unwrap().remove(event_id);
+    }
+
     /// What was answered and shouldn't have been.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.violations.lock().unwrap().clone()
@@ -135,7 +140,9 @@ impl Sender {
         let already = self.is_acknowledged(&event.id);
         let undisturbed = || Some((replica.undisturbed()?, self.report.hiccups()));
         let before = undisturbed();
-        let signed_at = SystemClock.now() + TimeDelta::seconds(skew);
+        // By the replica's own clock, or it would refuse every delivery.
+        let now = SystemClock.now() + TimeDelta::from_std(replica.ahead()).unwrap_or_default();
+        let signed_at = now + TimeDelta::seconds(skew);
         let header = signature::sign(&SECRET.into(), event.body.as_bytes(), signed_at);
         let started = Instant::now();
         let answer = self

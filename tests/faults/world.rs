@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use fastrand::Rng;
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::Cluster;
+use crate::pooler::Pooler;
 use crate::proxy::Proxy;
 use crate::replica::{Replica, Settings};
 use crate::report::Report;
@@ -23,16 +24,26 @@ use crate::{POLL, oracle, retry};
 
 /// How long events may take to be settled when nothing is in their way any more: an event that failed in each of
 /// the faults waits for its next attempt.
-const SETTLED_WITHIN: Duration = Duration::from_secs(120);
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How many connections the pooler has to the database.
+const POOLED: usize = 4;
 
 /// How long `external_id`s may take to be written: what a killed replica had in hand is leased to it for a minute.
 const PUSHED_WITHIN: Duration = Duration::from_secs(180);
+
+/// How far a clock is ahead that is wrong: longer than any lease and any pause.
+const AN_HOUR: Duration = Duration::from_secs(3_600);
 
 /// What a world is made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) replicas: usize,
     pub(crate) connections: u32,
+    /// The one that reaches the database through a pooler in transaction mode, if there is one.
+    pub(crate) pooled: Option<usize>,
+    /// The one whose clock is an hour ahead, if there is one.
+    pub(crate) ahead: Option<usize>,
     pub(crate) habits: Habits,
     pub(crate) seed: u64,
 }
@@ -42,6 +53,8 @@ impl Default for Options {
         Self {
             replicas: 2,
             connections: 10,
+            pooled: None,
+            ahead: None,
             habits: Habits {
                 connections: 24,
                 window: Duration::from_millis(400),
@@ -60,6 +73,7 @@ pub(crate) struct World {
     /// Past the proxy.
     pub(crate) pool: PgPool,
     pub(crate) proxy: Proxy,
+    pub(crate) pooler: Pooler,
     pub(crate) workos: Workos,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) sender: Arc<Sender>,
@@ -85,21 +99,32 @@ impl World {
             .max_connections(4)
             .connect_lazy_with(direct.clone());
         let proxy = Proxy::start(direct.get_port()).await?;
+        // It reaches the database as the others do, by the same network.
+        let pooler = Pooler::start(("127.0.0.1".to_owned(), proxy.port), POOLED).await?;
         let (workos, events) = Workos::start(pool.clone()).await?;
 
         let folder = tempfile::tempdir()?;
-        let settings = Settings {
-            database_url: format!(
-                "postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable",
-                proxy.port
-            ),
-            workos_url: workos.url.clone(),
-            connections: options.connections,
-        };
         let mut tasks = JoinSet::new();
         let mut replicas = Vec::new();
         for index in 0..options.replicas {
-            let replica = Arc::new(Replica::new(index, folder.path(), settings.clone())?);
+            let port = if options.pooled == Some(index) {
+                pooler.port
+            } else {
+                proxy.port
+            };
+            let settings = Settings {
+                database_url: format!(
+                    "postgres://postgres@127.0.0.1:{port}/{database}?sslmode=disable"
+                ),
+                workos_url: workos.url.clone(),
+                connections: options.connections,
+                ahead: if options.ahead == Some(index) {
+                    AN_HOUR
+                } else {
+                    Duration::ZERO
+                },
+            };
+            let replica = Arc::new(Replica::new(index, folder.path(), settings)?);
             replica.start()?;
             replicas.push(replica);
         }
@@ -119,6 +144,7 @@ impl World {
             database,
             pool,
             proxy,
+            pooler,
             workos,
             replicas,
             sender,
@@ -131,13 +157,49 @@ impl World {
 
     /// The application has a rule of its own for names.
     pub(crate) async fn refuse_names(&self) -> Result<()> {
-        let statement = format!(
+        self.execute(&format!(
             "alter table organization_metadata add constraint {CONSTRAINT} check (name not like '{REFUSED}%')"
-        );
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+        ))
+        .await
+    }
+
+    /// Has the application execute a statement, as soon as it can.
+    pub(crate) async fn execute(&self, statement: &str) -> Result<()> {
+        retry(|| async {
+            // A session of its own, for what is set in it.
+            let mut session = self.cluster.options(&self.database).connect().await?;
+            session.execute(AssertSqlSafe(statement.to_owned())).await?;
+            session.close().await
+        })
+        .await
+    }
+
+    /// Asks another server from now on.
+    pub(crate) fn ask(&self, cluster: &Cluster) {
+        self.pool
+            .set_connect_options(cluster.options(&self.database));
+        while let Some(mut idle) = self.pool.try_acquire() {
+            idle.close_on_drop();
+        }
+    }
+
+    /// Holds a snapshot; a new one, should the server go down.
+    pub(crate) async fn hold_snapshot(&self) {
+        loop {
+            let held: Result<(), sqlx::Error> = async {
+                let mut session = self.cluster.options(&self.database).connect().await?;
+                session
+                    .execute("begin isolation level repeatable read")
+                    .await?;
+                loop {
+                    session.execute("select 1").await?;
+                    sleep(POLL * 4).await;
+                }
+            }
+            .await;
+            drop(held);
+            sleep(POLL).await;
+        }
     }
 
     /// Emits changes of organizations at random, evenly over a time. The more organizations, the more of them are

@@ -16,6 +16,7 @@ fn pure_modules_know_no_io() {
         "outbox/pace.rs",
         "outbox/verdict.rs",
         "sync/decide.rs",
+        "sync/host/check.rs",
         "sync/slug.rs",
         "sync/organization_id.rs",
     ] {

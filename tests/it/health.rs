@@ -15,17 +15,39 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::http::health::{Health, NotReady, healthz, readyz};
 use workos_sync::postgres;
+use workos_sync::sync::host::{Host, HostTable, Kind};
 
-use crate::support::TestDatabase;
+use crate::support::{TestApp, TestDatabase, created, release};
 
 /// How long a test waits for what should happen within a second or two.
 const SOON: Duration = Duration::from_secs(10);
 
 fn health(database: &PgConnectOptions) -> Health {
-    Health::new(CancellationToken::new(), database.clone())
+    Health::new(CancellationToken::new(), database.clone(), host())
+}
+
+/// A table that was good when it was last looked at.
+fn host() -> Host {
+    let table = HostTable {
+        name: "public.organization_metadata".to_owned(),
+        schema: "public".to_owned(),
+        kind: Kind::Table,
+        columns: Vec::new(),
+        unique: Vec::new(),
+        unfilled: Vec::new(),
+        findings: Vec::new(),
+    };
+    Host::new(table, None)
 }
 
 async fn get_path(health: Health, path: &str) -> (u16, String, Option<String>) {
+    let (status, body) = get_body(health, path).await;
+    let text = |key: &str| body[key].as_str().map(str::to_owned);
+    let code = text("code");
+    (status, text("status").unwrap_or_default(), code)
+}
+
+async fn get_body(health: Health, path: &str) -> (u16, serde_json::Value) {
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -42,10 +64,7 @@ async fn get_path(health: Health, path: &str) -> (u16, String, Option<String>) {
     };
     assert_eq!(headers[CONTENT_TYPE], type_expected);
     let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
-    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    let text = |key: &str| body[key].as_str().map(str::to_owned);
-    let code = text("code");
-    (status, text("status").unwrap_or_default(), code)
+    (status, serde_json::from_slice(&body).unwrap())
 }
 
 /// Ready, whatever the pool is busy with: the probe has a connection of its own.
@@ -70,12 +89,115 @@ async fn pending_migrations_are_not_ready() {
     assert_eq!((status, code.as_deref()), (503, Some("schema_outdated")));
 }
 
+const NO_SLUG: &str = "public.organization_metadata has no column slug: it has to have one, of type text, varchar, citext or char(n)";
+
+/// R33: a table that can't work, in a database where none ever has, is not ready, and says why. Once it is mended, it is
+/// ready, though nobody restarts it or tells it so.
+#[tokio::test]
+async fn a_table_that_never_worked_is_not_ready() {
+    let app = TestApp::new().await;
+    app.execute("alter table organization_metadata drop column slug")
+        .await;
+    app.host.refresh(&app.db.pool).await.unwrap();
+    let health = Health::new(
+        CancellationToken::new(),
+        app.db.options.clone(),
+        app.host.clone(),
+    );
+    let (status, body) = get_body(health.clone(), "/readyz").await;
+    assert_eq!(
+        (status, body["code"].as_str(), body["detail"].as_str()),
+        (503, Some("schema_unusable"), Some(NO_SLUG)),
+    );
+
+    app.execute("alter table organization_metadata add column slug text unique")
+        .await;
+    // It looks again every 15 seconds.
+    timeout(Duration::from_secs(60), async {
+        while health.check().await.is_err() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(app.host.findings(), []);
+}
+
+/// R33: where events have been applied, it is a condition: ready, because they are accepted, and named wherever somebody
+/// looks.
+#[tokio::test]
+async fn a_table_that_stopped_working_is_a_condition() {
+    let app = TestApp::new().await;
+    assert_eq!(app.apply(&created(1, "org_a", "Acme")).await, "created");
+    let get = async |path| {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        app.send(request).await.assert(200)
+    };
+    let ready = async || get("/readyz").await.json();
+    let gauge = async || {
+        let metrics = get("/metrics").await.text;
+        let lines = metrics.lines().filter(|line| !line.starts_with('#'));
+        let mut gauge = lines.filter_map(|line| line.strip_prefix("workos_sync_schema_usable "));
+        gauge.next().map(str::to_owned)
+    };
+    assert_eq!(ready().await, serde_json::json!({ "status": "ready" }));
+    assert_eq!(gauge().await.as_deref(), Some("1"));
+
+    app.execute("alter table organization_metadata drop column slug, add column plan text not null default ''").await;
+    app.execute("alter table organization_metadata alter column plan drop default")
+        .await;
+    app.host.refresh(&app.db.pool).await.unwrap();
+    let named = ready().await;
+    assert_eq!(named["conditions"], serde_json::json!([NO_SLUG]));
+    assert!(
+        named["warnings"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("column plan of "),
+        "{named}"
+    );
+    assert_eq!(gauge().await.as_deref(), Some("0"));
+}
+
+/// Somebody who alters the table, for however long, takes nothing out of service.
+#[tokio::test]
+async fn a_table_that_is_being_altered_is_what_it_was() {
+    let app = TestApp::new().await;
+    app.execute("create unique index lower_slugs on organization_metadata (lower(slug))")
+        .await;
+    let health = Health::new(
+        CancellationToken::new(),
+        app.db.options.clone(),
+        app.host.clone(),
+    );
+    let altering = app
+        .hold("lock table organization_metadata in access exclusive mode")
+        .await;
+    let probes = async {
+        loop {
+            assert_eq!(health.check().await, Ok(()));
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let until_it_looks = timeout(Duration::from_secs(60), async {
+        while app.db.blocked_sessions().await == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    tokio::select! {
+        () = probes => {}
+        looked = until_it_looks => looked.unwrap(),
+    }
+    assert_eq!(health.check().await, Ok(()));
+    release(altering).await;
+}
+
 /// R31: not ready from the moment of the signal, whatever was found just before.
 #[tokio::test]
 async fn a_service_that_shuts_down_is_not_ready() {
     let database = TestDatabase::new().await;
     let stop = CancellationToken::new();
-    let health = Health::new(stop.clone(), database.options.clone());
+    let health = Health::new(stop.clone(), database.options.clone(), host());
     assert_eq!(health.check().await, Ok(()));
     stop.cancel();
     let (status, _, code) = get_path(health, "/readyz").await;

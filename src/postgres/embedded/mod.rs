@@ -246,7 +246,7 @@ impl Drop for Embedded {
 #[derive(Debug)]
 pub enum Joined {
     /// Nobody served: the server is ours, and ours to stop.
-    Owned(Embedded),
+    Owned(Box<Embedded>),
     /// Another process serves: its server is used and not stopped.
     Running {
         /// The address of the database, password included.
@@ -257,7 +257,7 @@ pub enum Joined {
 impl Joined {
     /// The address of the database, password included.
     #[must_use]
-    pub const fn url(&self) -> &SecretString {
+    pub fn url(&self) -> &SecretString {
         match self {
             Self::Owned(embedded) => embedded.url(),
             Self::Running { url } => url,
@@ -304,7 +304,7 @@ pub async fn open_existing(
         match dir.lock() {
             Ok(lock) => {
                 let owned = Embedded::start_locked(options, dir, lock, false, stop).await?;
-                return Ok(Joined::Owned(owned));
+                return Ok(Joined::Owned(Box::new(owned)));
             }
             Err(EmbeddedError::InUse { .. }) if Instant::now() < deadline => {}
             Err(error) => return Err(error),

@@ -14,6 +14,7 @@ use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::cluster::{Cluster, RELOCATED};
 use super::data_dir::make_directory;
@@ -107,7 +108,7 @@ fn never() -> CancellationToken {
 /// An owner that died: the lock is free, the server runs. It is still our child, so its end has to be asked for.
 fn abandon(mut owner: Embedded) {
     let left = owner.server.postmaster.take();
-    tokio::spawn(async move {
+    TaskTracker::new().spawn(async move {
         if let Some(Postmaster::Child(mut child)) = left {
             child.ended().await;
         }
@@ -299,7 +300,7 @@ async fn the_cluster_is_found_again_after_a_crash_a_drop_and_an_unexpected_end()
     // Dropped, by a panic: the server is stopped.
     let embedded = dir.start().await;
     let dropped = dir.pid();
-    let panicked = tokio::spawn(async move {
+    let panicked = TaskTracker::new().spawn(async move {
         let _owner = embedded;
         panic!("as this test wants");
     });

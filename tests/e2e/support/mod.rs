@@ -6,6 +6,7 @@ pub(crate) mod emulator;
 pub(crate) mod event;
 pub(crate) mod folder;
 pub(crate) mod late;
+pub(crate) mod pgbouncer;
 pub(crate) mod process;
 pub(crate) mod programs;
 #[path = "../../it/support/server.rs"]
@@ -18,6 +19,7 @@ pub(crate) use emulator::Emulator;
 pub(crate) use event::{Kind, event, event_id};
 pub(crate) use folder::Folder;
 pub(crate) use late::LateDatabase;
+pub(crate) use pgbouncer::PgBouncer;
 pub(crate) use process::{Finished, alive, run, run_with_input, signal};
 pub(crate) use service::{SECRET, Service};
 

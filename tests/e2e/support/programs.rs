@@ -35,10 +35,10 @@ impl Programs {
 
     /// Has the program do this instead; it still knows its version.
     pub(crate) fn replace(&self, name: &str, script: &str) {
-        let real = self.real.join(name);
+        let real = self.real.join(name).display().to_string();
         self.replace_all(
             name,
-            &format!("[ \"$1\" = --version ] && exec {real:?} \"$@\"\n{script}"),
+            &format!("[ \"$1\" = --version ] && exec '{real}' \"$@\"\n{script}"),
         );
     }
 
@@ -64,7 +64,10 @@ impl Programs {
 
     /// Makes the program the real one again.
     pub(crate) fn restore(&self, name: &str) {
-        self.replace_all(name, &format!("exec {:?} \"$@\"", self.real.join(name)));
+        self.replace_all(
+            name,
+            &format!("exec '{}' \"$@\"", self.real.join(name).display()),
+        );
     }
 }
 

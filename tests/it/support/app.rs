@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
-use sqlx::{Connection, Executor, PgConnection, PgExecutor};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
@@ -19,6 +20,7 @@ use workos_sync::http::{App, router};
 use workos_sync::inbox::{Capacity, Inbox, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
+use workos_sync::sync::host::{Host, HostTable};
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature, sync};
 
@@ -35,6 +37,7 @@ pub(crate) struct TestApp {
     pub(crate) db: Arc<TestDatabase>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
+    pub(crate) host: Host,
     pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
     pub(crate) http: App,
@@ -64,6 +67,24 @@ impl Default for Options {
             lock_places: 6_400,
         }
     }
+}
+
+/// The application's table, as a replica finds it that starts now. On a thread and a runtime of its own, because that is
+/// nothing to await for the tests, and past a proxy that the service may have.
+fn look_at(db: &TestDatabase) -> Host {
+    let options: PgConnectOptions = db.url.parse().unwrap();
+    let look = async move {
+        let mut connection = options.connect().await.unwrap();
+        let table = HostTable::read(&mut connection, None).await.unwrap();
+        Host::new(table, None)
+    };
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    };
+    let looking = std::thread::spawn(move || runtime().unwrap().block_on(look));
+    looking.join().unwrap()
 }
 
 /// Ends a transaction that was held.
@@ -160,6 +181,7 @@ impl TestApp {
         let clock = Arc::new(ManualClock::new(NOW));
         let metrics = Metrics::default();
         let shutdown = CancellationToken::new();
+        let host = look_at(&db);
         let pool = postgres::pool(db.options.clone(), options.max_connections);
         let client = options.client;
         let client = client.map(|client| client.counted_by(metrics.clone()));
@@ -178,7 +200,7 @@ impl TestApp {
         );
         let http = App::new(
             inbox.clone(),
-            Health::new(shutdown.clone(), db.options.clone()),
+            Health::new(shutdown.clone(), db.options.clone(), host.clone()),
             clock.clone(),
             metrics.clone(),
             options.secrets,
@@ -190,6 +212,7 @@ impl TestApp {
             db,
             clock,
             inbox,
+            host,
             outbox,
             metrics,
             http,

@@ -2,7 +2,7 @@
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
-use workos_sync::postgres::migrate;
+use workos_sync::sync::schema;
 
 use super::server::server;
 
@@ -23,19 +23,30 @@ impl TestDatabase {
     /// One with our schema.
     pub(crate) async fn new() -> Self {
         let database = Self::empty().await;
-        migrate::run(&database.options).await.unwrap();
+        database.migrate().await;
         database
+    }
+
+    /// Makes our schema, beside whatever table the test has made.
+    pub(crate) async fn migrate(&self) {
+        let schema = schema::bring_up_to_date(&self.options, None).await.unwrap();
+        assert!(schema.table.is_usable(), "{:?}", schema.table.findings);
     }
 
     /// One with nothing in it.
     pub(crate) async fn empty() -> Self {
+        Self::made("").await
+    }
+
+    /// The same, made in some way, as CREATE DATABASE takes it.
+    pub(crate) async fn made(how: &str) -> Self {
         let server = server().await;
         let admin: PgConnectOptions = server.url.parse().unwrap();
         let name = format!("workos_sync_test_{}", uuid::Uuid::new_v4().simple());
         let mut connection = admin.connect().await.unwrap();
         // The name is ours.
         connection
-            .execute(AssertSqlSafe(format!("create database {name}")))
+            .execute(AssertSqlSafe(format!("create database {name} {how}")))
             .await
             .unwrap();
         connection.close().await.unwrap();

@@ -4,7 +4,9 @@ pub(crate) mod app;
 pub(crate) mod database;
 pub(crate) mod event;
 pub(crate) mod logs;
+pub(crate) mod pooler;
 pub(crate) mod proxy;
+pub(crate) mod role;
 pub(crate) mod server;
 pub(crate) mod torn;
 pub(crate) mod workos;
@@ -12,6 +14,7 @@ pub(crate) mod workos;
 pub(crate) use app::{NOW, TestApp, insert, put, release};
 pub(crate) use database::TestDatabase;
 pub(crate) use event::{EventBuilder, created, deleted, updated};
+pub(crate) use role::Role;
 
 use std::time::Duration;
 

@@ -1,0 +1,143 @@
+//! The application's table, `organization_metadata`: where it is, what it is, and whether it can work (R32 to R34).
+//!
+//! It is looked at, not believed in: what the catalog says of it is read once, said in sentences, and read again when
+//! a statement fails for what the table is.
+
+mod catalog;
+mod check;
+mod make;
+mod table;
+
+pub use catalog::LookupError;
+pub(super) use make::make;
+pub use table::{Column, Finding, HostTable, Key, Kind, NAME, Rows, Severity, UniqueIndex, Value};
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use crate::postgres;
+
+/// The application's table as it is known now. Cloning is cheap; clones share what is known.
+#[derive(Debug, Clone)]
+pub struct Host(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// `?schema=` of the connection string.
+    schema: Option<String>,
+    known: RwLock<Known>,
+    /// Held while the catalog is read: those who wait for it share what is found.
+    reading: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Known {
+    table: Arc<HostTable>,
+    /// When the reading began.
+    at: Instant,
+}
+
+impl Host {
+    /// Begins with a description that has just been read. `schema` is that of `?schema=`.
+    #[must_use]
+    pub fn new(table: HostTable, schema: Option<String>) -> Self {
+        Self(Arc::new(Inner {
+            schema,
+            known: RwLock::new(Known {
+                table: Arc::new(table),
+                at: Instant::now(),
+            }),
+            reading: Mutex::default(),
+        }))
+    }
+
+    /// The description: statements are built from it.
+    #[must_use]
+    pub fn current(&self) -> Arc<HostTable> {
+        let known = self.0.known.read();
+        Arc::clone(&known.unwrap_or_else(PoisonError::into_inner).table)
+    }
+
+    /// What there is to be said of the table.
+    #[must_use]
+    pub fn findings(&self) -> Vec<Finding> {
+        self.current().findings.clone()
+    }
+
+    /// Says whether events can be applied, as far as is known.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.current().is_usable()
+    }
+
+    /// How long ago the table was looked at.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        let known = self.0.known.read();
+        known.unwrap_or_else(PoisonError::into_inner).at.elapsed()
+    }
+
+    /// Looks at the table again: to be called when a statement failed for what the table is (0A000, 22001, 26000,
+    /// class 42), before it is built anew from [`Host::current`]. Calls that come at once share one look.
+    ///
+    /// # Errors
+    /// The database can't be asked; what was known stays.
+    pub async fn refresh(&self, pool: &PgPool) -> Result<(), sqlx::Error> {
+        let Some(_reading) = self.reading().await else {
+            return Ok(());
+        };
+        let at = Instant::now();
+        let read = async |connection: &mut PgConnection| {
+            HostTable::read(connection, self.0.schema.as_deref()).await
+        };
+        let found = postgres::transaction(pool, postgres::PATIENCE, read).await;
+        self.learn(found, at)
+    }
+
+    /// The same, on a connection that the caller has.
+    ///
+    /// # Errors
+    /// The database can't be asked; what was known stays.
+    pub async fn refresh_on(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let Some(_reading) = self.reading().await else {
+            return Ok(());
+        };
+        let at = Instant::now();
+        let found = HostTable::read(connection, self.0.schema.as_deref()).await;
+        self.learn(found, at)
+    }
+
+    /// The turn to read; none if somebody has begun to while it was waited for.
+    async fn reading(&self) -> Option<MutexGuard<'_, ()>> {
+        let asked = Instant::now();
+        let reading = self.0.reading.lock().await;
+        (self.age() >= asked.elapsed()).then_some(reading)
+    }
+
+    /// Says what is new, once.
+    fn learn(&self, found: Result<HostTable, LookupError>, at: Instant) -> Result<(), sqlx::Error> {
+        let before = self.current();
+        let table = match found {
+            Ok(table) => table,
+            Err(LookupError::Database(error)) => return Err(error),
+            Err(error) => before.lost(&error),
+        };
+        for finding in table.errors() {
+            if !before.findings.contains(finding) {
+                error!("{finding}: events wait in the inbox until it is mended");
+            }
+        }
+        if table.is_usable() && !before.is_usable() {
+            info!("{} can be used again", table.name);
+        }
+        let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.table = Arc::new(table);
+        known.at = at;
+        Ok(())
+    }
+}

@@ -1,0 +1,33 @@
+//! A role that may do less than the tests' own.
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Executor};
+use uuid::Uuid;
+
+use super::TestDatabase;
+
+/// A role with a login; it belongs to the server, so the test has to drop it.
+pub(crate) struct Role {
+    pub(crate) name: String,
+    /// To connect to the test's database as it.
+    pub(crate) options: PgConnectOptions,
+}
+
+impl Role {
+    /// With these rights, each as GRANT takes it.
+    pub(crate) async fn create(db: &TestDatabase, rights: &[&str]) -> Self {
+        let name = format!("role_{}", Uuid::new_v4().simple());
+        let mut statements = format!("create role {name} login password 'of_a_test';");
+        for right in rights {
+            statements += &format!("grant {right} to {name};");
+        }
+        db.pool.execute(AssertSqlSafe(statements)).await.unwrap();
+        let options = db.options.clone().username(&name).password("of_a_test");
+        Self { name, options }
+    }
+
+    pub(crate) async fn drop(self, db: &TestDatabase) {
+        let statements = format!("drop owned by {0}; drop role {0}", self.name);
+        db.pool.execute(AssertSqlSafe(statements)).await.unwrap();
+    }
+}
