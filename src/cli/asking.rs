@@ -12,7 +12,7 @@ use crate::clock::DatabaseClock;
 use crate::config::{Config, ConfigError};
 use crate::event::parse_timestamp;
 use crate::heal::{Means, Progress};
-use crate::inbox::Inbox;
+use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
@@ -44,6 +44,11 @@ pub(super) async fn with<T>(
         let pool = postgres::pool(options.clone(), config.database_max_connections);
         let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
         let clock = Arc::new(clock);
+        let capacity = Capacity {
+            apply_connections: usize::try_from(config.database_max_connections / 2)?,
+            lock_places: postgres::transaction(&pool, postgres::PATIENCE, postgres::lock_places)
+                .await?,
+        };
         let shutdown = database.stop.child_token();
         let inbox = Inbox::new(
             pool.clone(),
@@ -52,7 +57,7 @@ pub(super) async fn with<T>(
             Outbox::new(pool.clone(), None, clock.clone()),
             config.org_id_namespace,
             Metrics::default(),
-            usize::try_from(config.database_max_connections / 2)?,
+            capacity,
             shutdown.clone(),
         );
         let means = Means {

@@ -31,7 +31,7 @@ use crate::heal::key::KeyGuard;
 use crate::heal::poll::{self, Poll};
 use crate::heal::trust;
 use crate::http::{App, health::Health, listener, router};
-use crate::inbox::Inbox;
+use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
@@ -147,14 +147,18 @@ async fn serve(
     let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone());
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
-    let lanes = usize::try_from(config.database_max_connections / 2)?;
+    let capacity = Capacity {
+        apply_connections: usize::try_from(config.database_max_connections / 2)?,
+        lock_places: postgres::transaction(&pool, postgres::PATIENCE, postgres::lock_places)
+            .await?,
+    };
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
         outbox.clone(),
         config.org_id_namespace,
         metrics.clone(),
-        lanes,
+        capacity,
         shutdown.soft().clone(),
     );
 

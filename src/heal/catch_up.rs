@@ -73,7 +73,7 @@ async fn read(
         let stored = store_page(&means.inbox, &page.elements, Source::CatchUp, &Nothing).await?;
         total.new += i64::try_from(stored.new.len()).unwrap_or(i64::MAX);
         total.known += i64::try_from(stored.known).unwrap_or(i64::MAX);
-        for (result, count) in means.inbox.settle_events(stored.new).await? {
+        for (result, count) in means.inbox.drain_events(stored.new).await? {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             total.tally.add(&result, count);
         }

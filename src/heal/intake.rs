@@ -87,7 +87,7 @@ pub(super) async fn take_in(
             Err(RecordError::Unavailable { reason }) => return Err(HealError::NotStored(reason)),
         }
     }
-    for (result, count) in inbox.settle_events(stored).await? {
+    for (result, count) in inbox.drain_events(stored).await? {
         tally.add(&result, i64::try_from(count).unwrap_or(i64::MAX));
     }
     Ok(tally)

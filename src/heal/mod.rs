@@ -25,6 +25,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::backoff::backoff;
+use crate::inbox::DrainError;
 use crate::postgres::error::{DatabaseCause, describe};
 use crate::sync::ApplyError;
 use crate::workos::WorkosError;
@@ -52,6 +53,9 @@ pub enum HealError {
     /// It has taken over.
     #[error("another replica polls meanwhile")]
     LeaseLost,
+    /// Nothing can be applied to the host's table.
+    #[error("organization_metadata can't be used, so what was read waits in the inbox: {0}")]
+    Unusable(String),
     /// One run of a kind at a time.
     #[error("another {kind} is under way on this database")]
     Busy {
@@ -105,6 +109,15 @@ impl DatabaseCause for HealError {
         match self {
             Self::Database(error) | Self::Compare(ApplyError::Database(error)) => Some(error),
             _ => None,
+        }
+    }
+}
+
+impl From<DrainError> for HealError {
+    fn from(error: DrainError) -> Self {
+        match error {
+            DrainError::Database(error) => Self::Database(error),
+            DrainError::Unusable(reason) => Self::Unusable(reason),
         }
     }
 }

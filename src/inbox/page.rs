@@ -1,11 +1,13 @@
 //! Stores a page of events together with what is written beside them: the position of the poll (R36).
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 
+use super::lanes::Lanes;
+use super::outcomes::Outcomes;
 use super::store::{self, NewEvent};
-use super::{Inbox, counts};
 use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause};
 
@@ -32,13 +34,17 @@ pub trait Beside: Sync {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-impl Inbox {
-    /// Makes a page of events durable, and what is written beside them, in one transaction; then has them processed. An
-    /// event that can't be stored costs its neighbours nothing.
-    ///
-    /// # Errors
-    /// Nothing is stored: the database doesn't answer, or `beside` failed.
-    pub async fn record_page<B: Beside>(
+/// Stores pages.
+#[derive(Debug, Clone)]
+pub(super) struct Pages {
+    pub(super) pool: PgPool,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) outcomes: Arc<Outcomes>,
+}
+
+impl Pages {
+    /// Stores a page, and what is written beside it, in one transaction; then has its events processed.
+    pub(super) async fn record<B: Beside>(
         &self,
         mut events: Vec<NewEvent>,
         beside: &B,
@@ -46,7 +52,7 @@ impl Inbox {
         // Whoever else inserts does it in this order too.
         events.sort_by(|a, b| a.event_id.as_str().cmp(b.event_id.as_str()));
         events.dedup_by(|a, b| a.event_id == b.event_id);
-        let pool = &self.inner.pool;
+        let pool = &self.pool;
         let together = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
             let all: Vec<_> = events.iter().collect();
             let new = store::insert(connection, &all).await?;
@@ -76,10 +82,9 @@ impl Inbox {
                 continue;
             }
             if event.ignored {
-                counts::ignored(&self.inner.metrics, event.source);
+                self.outcomes.ignored(event.source);
             } else {
-                let lane = event.organization_id;
-                self.wake(lane.unwrap_or_else(|| event.event_id.to_string()));
+                self.lanes.wake(event.lane().to_owned());
             }
         }
         Ok(StoredPage {

@@ -789,13 +789,25 @@ async fn too_many_deletions_write_nothing() {
     assert!(report.is_in_step(), "{report:?}");
     let active = "select count(*) from organization_metadata where disabled_at is null";
     assert_eq!(pair.count(active).await, 8);
+}
 
-    // R44: it was there after all.
-    let (report, found) = pair.reconcile(Options::default()).await;
-    assert_eq!(
-        report.unwrap().drift,
-        found.iter().filter(|found| found.drift).count() as i64
-    );
+/// R44: an organization that was found to be gone, and is there after all, is enabled again by the next one.
+#[tokio::test]
+async fn what_was_found_gone_wrongly_comes_back() {
+    let pair = Pair::new().await;
+    pair.workos.create_with("Acme", Some("acme"));
+    pair.backfill().await.unwrap();
+    pair.later(TimeDelta::minutes(10));
+    // WorkOS has a bad day.
+    let empty = r#"{"data":[],"list_metadata":{"after":null}}"#;
+    pair.workos.answer_next(Answer::status(200).body(empty));
+    pair.workos.answer_next(Answer::status(404));
+    assert!(pair.mend().await.is_in_step());
+    assert!(pair.app.organization().await.disabled_at.is_some());
+
+    pair.later(TimeDelta::minutes(10));
+    assert!(pair.mend().await.is_in_step());
+    assert_eq!(pair.app.organization().await.disabled_at, None);
 }
 
 /// R45: when the mirror may be trusted, and what is missing when not.
