@@ -96,6 +96,7 @@ create index webhook_events_unapplied_idx on workos_sync.webhook_events (organiz
 
 select workos_sync.keep_private('table', 'workos_sync.event_poll');
 select workos_sync.keep_private('table', 'workos_sync.runs');
+select workos_sync.keep_private('sequence', 'workos_sync.runs_run_id_seq');
 select workos_sync.keep_private('table', 'workos_sync.run_organizations');
 select workos_sync.keep_private('table', 'workos_sync.last_webhook');
 

@@ -119,7 +119,10 @@ async fn serve(
     let start = async {
         let host = prepare(config, database).await?;
         let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-        poll::note_interval(&pool, poll_interval).await?;
+        if let Err(error) = poll::note_interval(&pool, poll_interval).await {
+            let reason = postgres::error::describe(&error);
+            warn!(reason, "`workos-sync status` won't know how often this polls: {reason}");
+        }
         anyhow::Ok((host, Arc::new(clock)))
     };
     let (host, clock) = tokio::select! {

@@ -215,7 +215,10 @@ impl Poll {
                     place = Place::default();
                     continue;
                 }
-                Err(WorkosError::Rejected { message, .. }) if place.until.is_some() => {
+                Err(WorkosError::Rejected {
+                    status: 400,
+                    message,
+                }) if place.until.is_some() => {
                     let until = place.until.unwrap_or(now);
                     warn!(
                         "WorkOS refuses to show events from {} to {}, which are skipped: {message}",
@@ -223,7 +226,7 @@ impl Poll {
                         at(until),
                     );
                     self.turn(Turn {
-                        position: Some(until),
+                        position: until,
                         is_drained: false,
                         after: None,
                         until: None,
@@ -239,7 +242,7 @@ impl Poll {
                 let date = page.answered.date.ok_or(HealError::NoDate)?;
                 place.leaves = Some(date - OVERLAP);
             }
-            new += self.store(&page, &place).await?;
+            new += self.store(&page, &place, position).await?;
             place.after = page.after;
             if place.after.is_some() {
                 continue;
@@ -270,11 +273,17 @@ impl Poll {
         Ok(())
     }
 
-    /// Stores a page and the position after it; says how many events were new.
-    async fn store(&self, page: &Page, place: &Place) -> Result<usize, HealError> {
+    /// Stores a page and the position after it; says how many events were new. `position` is that of the round, which
+    /// the first page of the first round is to leave.
+    async fn store(
+        &self,
+        page: &Page,
+        place: &Place,
+        position: DateTime<Utc>,
+    ) -> Result<usize, HealError> {
         let is_last = page.after.is_none();
         let turn = Turn {
-            position: place.leaves.filter(|_| is_last),
+            position: place.leaves.filter(|_| is_last).unwrap_or(position),
             is_drained: is_last && place.until.is_none(),
             after: page.after.as_deref(),
             until: place.until.filter(|_| !is_last),

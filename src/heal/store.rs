@@ -69,8 +69,8 @@ pub(super) async fn give_back(
 /// What a page leaves of the poll's position.
 #[derive(Debug, Clone)]
 pub(super) struct Turn<'a> {
-    /// Where the position is then, if the page was the last one.
-    pub(super) position: Option<DateTime<Utc>>,
+    /// Where the position is then.
+    pub(super) position: DateTime<Utc>,
     /// Everything is read.
     pub(super) is_drained: bool,
     /// Where the round goes on.
@@ -90,7 +90,7 @@ pub(super) async fn turn(
     let written = query!(
         r#"
         update workos_sync.event_poll
-        set position        = coalesce($2, position),
+        set position        = $2,
             round_after     = $3,
             round_until     = $4,
             round_leaves    = $5,

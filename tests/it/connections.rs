@@ -149,7 +149,7 @@ async fn old_plans_are_met_once() {
     let database = TestDatabase::new().await;
     let pool = postgres::pool(database.options.clone(), 5);
     let look = async |connection: &mut PgConnection| {
-        sqlx::query("select event_type from workos_sync.webhook_events")
+        sqlx::query("select cause from workos_sync.webhook_events")
             .fetch_all(connection)
             .await
     };
@@ -163,7 +163,7 @@ async fn old_plans_are_met_once() {
         }
     };
     look_on_all().await;
-    let change = "alter table webhook_events alter column event_type type varchar(100)";
+    let change = "alter table webhook_events alter column cause type varchar(100)";
     sqlx::query(change).execute(&database.pool).await.unwrap();
 
     let error = postgres::transaction(&pool, postgres::PATIENCE, look).await;

@@ -275,6 +275,9 @@ async fn busy_app() -> TestApp {
     app.outbox.deliver_due().await.unwrap();
     app.metrics.secret_used(1);
     app.inbox.measure_backlog().await.unwrap();
+    app.metrics.expect_poll();
+    app.metrics.poll_succeeded(NOW);
+    app.metrics.mirror_trusted(true);
     app
 }
 
