@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRef, State};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, Postgres, Transaction, query_scalar};
@@ -57,14 +57,31 @@ pub async fn healthz() -> Json<Answer> {
     })
 }
 
+/// What events have met that the catalog doesn't show: why nothing can be applied now.
+#[derive(Debug, Clone)]
+pub struct Met(pub(super) Option<String>);
+
+/// A probe without an inbox behind it.
+impl FromRef<Health> for Met {
+    fn from_ref(_: &Health) -> Self {
+        Self(None)
+    }
+}
+
 /// `GET /readyz`: see [`Health::check`].
 ///
 /// # Errors
 /// 503: not ready.
-pub async fn readyz(State(health): State<Health>) -> Result<Json<Answer>, Problem> {
+pub async fn readyz(
+    State(health): State<Health>,
+    State(Met(met)): State<Met>,
+) -> Result<Json<Answer>, Problem> {
     let verdict = health.check().await;
     let table = health.host().current();
-    let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
+    let mut errors: Vec<_> = table.errors().map(ToString::to_string).collect();
+    if errors.is_empty() {
+        errors.extend(met);
+    }
     match verdict {
         Ok(()) => Ok(Json(Answer {
             status: "ready",

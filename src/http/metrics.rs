@@ -32,11 +32,14 @@ pub(super) async fn metrics(
 ) -> Result<Response, Problem> {
     let format = negotiate(&headers);
     let super::Inner {
-        health, metrics, ..
+        inbox,
+        health,
+        metrics,
+        ..
     } = &*app.inner;
     // A scrape looks at the application's table as a probe does, if that is due.
     let _ = health.check().await;
-    metrics.schema_usable(health.host().is_usable());
+    metrics.schema_usable(health.host().is_usable() && inbox.unusable().is_none());
     let exposition = match format {
         Format::OpenMetrics => metrics.render(),
         Format::Text => metrics.render_text(),
