@@ -36,6 +36,7 @@ pub(crate) enum Scenario {
     Failover,
     FailoverOfStanding,
     FailoverWithLoss,
+    PrivatePostgres,
 }
 
 /// Longer than every timeout of the service, the lease of the outbox included.
@@ -43,13 +44,14 @@ const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
 
 impl Scenario {
     /// The long ones first: they run beside the others.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::PausedReplica,
         Self::StalledNetwork,
         Self::VanishedPeer,
         Self::FailoverOfStanding,
         Self::Failover,
         Self::FailoverWithLoss,
+        Self::PrivatePostgres,
         Self::Crashes,
         Self::PooledCrashes,
         Self::TwoReplicas,
@@ -78,6 +80,7 @@ impl Scenario {
             Self::Failover => "failover",
             Self::FailoverOfStanding => "failover_of_standing_connections",
             Self::FailoverWithLoss => "failover_with_loss",
+            Self::PrivatePostgres => "private_postgres",
         }
     }
 
@@ -129,9 +132,11 @@ impl Scenario {
                 | Self::LockedOrganization
                 | Self::HotKey
                 | Self::Crashes
-                | Self::PooledCrashes => 1,
+                | Self::PooledCrashes
+                | Self::PrivatePostgres => 1,
                 _ => 2,
             },
+            private: self == Self::PrivatePostgres,
             pooled: (self == Self::PooledCrashes).then_some(0),
             habits: match self {
                 // As fast as it goes.
@@ -163,6 +168,7 @@ impl Scenario {
             Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
             Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
             Self::Crashes | Self::PooledCrashes => crashes(&world).await,
+            Self::PrivatePostgres => private_postgres(&world).await,
             Self::Failover | Self::FailoverOfStanding | Self::FailoverWithLoss => match standby {
                 None => bail!("there is no standby"),
                 Some(standby) if self == Self::FailoverWithLoss => {
@@ -461,6 +467,31 @@ async fn crashes(world: &World) -> Result<()> {
         anyhow::Ok(())
     };
     let load = world.load(&mut rng, 40, 1_500, each * CRASHES, &[]);
+    let (faults, ()) = tokio::join!(faults, load);
+    faults?;
+    world.settle().await
+}
+
+/// R23, section 11: the private Postgres is killed under load, then the service, then Postgres again, which the next service
+/// had adopted. Nobody but a supervisor of the service starts anything.
+async fn private_postgres(world: &World) -> Result<()> {
+    let mut rng = Rng::with_seed(8);
+    let faults = async {
+        for _ in 0..2 {
+            sleep(Duration::from_secs(2)).await;
+            world.report.fault("kill -9 of the private Postgres");
+            world.kill_private().await?;
+            eventually("it is started again", async || {
+                sqlx::query("select 1").execute(&world.pool).await.is_ok()
+            })
+            .await?;
+            sleep(Duration::from_millis(500)).await;
+            world.replicas[0].kill(Duration::from_millis(200)).await?;
+            world.replicas[0].answers().await?;
+        }
+        anyhow::Ok(())
+    };
+    let load = world.load(&mut rng, 40, 1_500, Duration::from_secs(10), &[]);
     let (faults, ()) = tokio::join!(faults, load);
     faults?;
     world.settle().await
