@@ -36,6 +36,7 @@ pub(crate) enum Scenario {
     Failover,
     FailoverOfStanding,
     FailoverWithLoss,
+    PrivatePostgres,
 }
 
 /// Longer than every timeout of the service, the lease of the outbox included.
@@ -43,13 +44,14 @@ const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
 
 impl Scenario {
     /// The long ones first: they run beside the others.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::PausedReplica,
         Self::StalledNetwork,
         Self::VanishedPeer,
         Self::FailoverOfStanding,
         Self::Failover,
         Self::FailoverWithLoss,
+        Self::PrivatePostgres,
         Self::Crashes,
         Self::PooledCrashes,
         Self::TwoReplicas,
@@ -78,6 +80,7 @@ impl Scenario {
             Self::Failover => "failover",
             Self::FailoverOfStanding => "failover_of_standing_connections",
             Self::FailoverWithLoss => "failover_with_loss",
+            Self::PrivatePostgres => "private_postgres",
         }
     }
 
@@ -129,9 +132,11 @@ impl Scenario {
                 | Self::LockedOrganization
                 | Self::HotKey
                 | Self::Crashes
-                | Self::PooledCrashes => 1,
+                | Self::PooledCrashes
+                | Self::PrivatePostgres => 1,
                 _ => 2,
             },
+            private: self == Self::PrivatePostgres,
             pooled: (self == Self::PooledCrashes).then_some(0),
             habits: match self {
                 // As fast as it goes.
@@ -163,6 +168,7 @@ impl Scenario {
             Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
             Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
             Self::Crashes | Self::PooledCrashes => crashes(&world).await,
+            Self::PrivatePostgres => private_postgres(&world).await,
             Self::Failover | Self::FailoverOfStanding | Self::FailoverWithLoss => match standby {
                 None => bail!("there is no standby"),
                 Some(standby) if self == Self::FailoverWithLoss => {
@@ -466,6 +472,31 @@ async fn crashes(world: &World) -> Result<()> {
     world.settle().await
 }
 
+/// R23, section 11: the private Postgres is killed under load, then the service, then Postgres again, which the next service
+/// had adopted. Nobody but a supervisor of the service starts anything.
+async fn private_postgres(world: &World) -> Result<()> {
+    let mut rng = Rng::with_seed(8);
+    let faults = async {
+        for _ in 0..2 {
+            sleep(Duration::from_secs(2)).await;
+            world.report.fault("kill -9 of the private Postgres");
+            world.kill_private().await?;
+            eventually("it is started again", async || {
+                sqlx::query("select 1").execute(&world.pool).await.is_ok()
+            })
+            .await?;
+            sleep(Duration::from_millis(500)).await;
+            world.replicas[0].kill(Duration::from_millis(200)).await?;
+            world.replicas[0].answers().await?;
+        }
+        anyhow::Ok(())
+    };
+    let load = world.load(&mut rng, 40, 1_500, Duration::from_secs(10), &[]);
+    let (faults, ()) = tokio::join!(faults, load);
+    faults?;
+    world.settle().await
+}
+
 /// A server that streams from the primary of a run.
 struct Standby {
     cluster: Cluster,
@@ -538,8 +569,8 @@ async fn failover(world: &mut World, standby: Standby, lives_on: bool) -> Result
     world.settle().await
 }
 
-/// The same where commits don't wait for the standby, which is a tenth of a second behind. What the old primary alone had
-/// is lost, whoever had acknowledged it; delivered again, it is applied like the rest.
+/// The same where commits don't wait for the standby, which is behind a slow link. What the old primary alone had is lost,
+/// though it was acknowledged; delivered again, it is applied like the rest.
 async fn failover_with_loss(world: &mut World, standby: Standby) -> Result<()> {
     standby.link.set(Network::Slow(Duration::from_millis(100)));
     fail_over(world, &standby.cluster, false).await?;
@@ -552,8 +583,9 @@ async fn failover_with_loss(world: &mut World, standby: Standby) -> Result<()> {
     let mut lost = world.workos.history();
     lost.retain(|event| !stored.contains(&event.id));
     println!(
-        "        {} acknowledged events were lost with a primary that waited for no standby",
-        lost.len()
+        "        {} of {} acknowledged events were lost with a primary that waited for no standby",
+        lost.len(),
+        stored.len() + lost.len()
     );
     world.report.add(
         "acknowledged events lost with a primary that waited for no standby",
