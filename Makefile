@@ -30,7 +30,7 @@ fuzz: ## Fuzz a target for a minute: make fuzz TARGET=signature (or envelope, sl
 
 e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
 	@scripts/require-node
-	@scripts/install-packages pgbouncer
+	@scripts/install-packages faketime pgbouncer
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
 	cargo test --locked --test e2e
 

@@ -30,19 +30,10 @@ create table workos_sync.webhook_events
     -- sender would repeat it for three days; so it is a dead letter that an operator can read.
     payload         json        not null,
     -- Events of one lane are processed one after the other. An event without an organization has a lane of
-    -- its own.
-    lane            text collate "C" generated always as
-        (coalesce(nullif(organization_id, ''), event_id)) stored,
-    -- Sorts as event ids are compared: by the ULID behind the last underscore, else by the whole id. Without a
-    -- regular expression, which would be a quarter of what an insert costs.
-    event_order     text collate "C" generated always as (
-        case
-            when (length(event_id) = 26 or substr(event_id, length(event_id) - 26, 1) = '_')
-                and right(event_id, 26) collate "C" < '8'
-                and ltrim(upper(right(event_id, 26) collate "C"), '0123456789ABCDEFGHJKMNPQRSTVWXYZ') = ''
-                then upper(right(event_id, 26) collate "C")
-            else event_id
-            end) stored,
+    -- its own. Plain, so that another kind of lane rewrites no rows.
+    lane            text collate "C" not null,
+    -- Sorts as event ids are compared: by the ULID behind the last underscore, else by the whole id.
+    event_order     text collate "C" not null,
     constraint webhook_events_pkey primary key (event_id),
     constraint webhook_events_status_check
         check (status in ('pending', 'processed', 'ignored', 'failed', 'dead', 'discarded')),
@@ -53,6 +44,36 @@ create table workos_sync.webhook_events
     constraint webhook_events_failed_check
         check (status <> 'failed' or next_attempt_at is not null)
 );
+
+-- The service fills lane and event_order itself; a row that somebody inserts by hand needs neither.
+create function workos_sync.fill_by_hand() returns trigger
+    language plpgsql
+    set search_path = pg_catalog
+as
+$$
+declare
+    ulid text collate "C" := upper(right(new.event_id, 26));
+begin
+    new.lane := coalesce(new.lane, nullif(new.organization_id, ''), new.event_id);
+    new.event_order := coalesce(new.event_order, case
+        when (length(new.event_id) = 26 or substr(new.event_id, length(new.event_id) - 26, 1) = '_')
+            and ulid < '8'
+            and ltrim(ulid, '0123456789ABCDEFGHJKMNPQRSTVWXYZ') = ''
+            then ulid
+        else new.event_id
+        end);
+    return new;
+end
+$$;
+
+revoke all on function workos_sync.fill_by_hand from public;
+
+create trigger fill_by_hand
+    before insert
+    on workos_sync.webhook_events
+    for each row
+    when (new.lane is null or new.event_order is null)
+execute function workos_sync.fill_by_hand();
 
 -- The next event of a lane, and the lanes that have one: only what is due is in it.
 create index webhook_events_lane_idx on workos_sync.webhook_events (lane, event_order)

@@ -1,8 +1,8 @@
 //! `workos-sync` keeps a Postgres table of organizations in step with `WorkOS`.
 //!
 //! The modules, in the order of an event's way: a request comes in ([`http`]), its signature is verified
-//! ([`signature`]), its envelope read ([`event`]); the event is made durable and acknowledged ([`inbox`]), waits
-//! for its turn in its organization's lane ([`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
+//! ([`signature`]), its envelope read ([`event`]); the event is made durable and acknowledged, and waits
+//! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
 //! ([`metrics`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
@@ -20,6 +20,7 @@ pub mod inbox;
 pub mod keyed_mutex;
 pub mod metrics;
 pub mod outbox;
+mod panics;
 pub mod postgres;
 pub mod shutdown;
 pub mod signature;

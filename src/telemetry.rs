@@ -4,7 +4,6 @@
 //! `organization_id` (ours), `source`, `attempts`, `outcome`, `error`. A message can be read without its
 //! fields, and found by them. Bodies, secrets and signatures are never logged, at no level.
 
-use std::any::Any;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -37,12 +36,4 @@ pub fn init(format: Option<LogFormat>, level: EnvFilter) {
             .with_span_list(false)
             .init(),
     }
-}
-
-/// What a panic said, if it said anything.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }

@@ -17,7 +17,7 @@ use super::values::{Value, Values};
 use super::{Database, bring_schema_up_to_date, open, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
-use crate::inbox::{Inbox, RecordError, Recorded};
+use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
@@ -57,6 +57,10 @@ async fn replay(
     }
     let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
     let clock = Arc::new(clock);
+    let capacity = Capacity {
+        apply_connections: usize::try_from(config.database_max_connections / 2)?,
+        lock_places: postgres::transaction(pool, postgres::PATIENCE, postgres::lock_places).await?,
+    };
     let shutdown = database.stop.child_token();
     let inbox = Inbox::new(
         pool.clone(),
@@ -65,7 +69,7 @@ async fn replay(
         Outbox::new(pool.clone(), None, clock),
         config.org_id_namespace,
         Metrics::default(),
-        usize::try_from(config.database_max_connections / 2)?,
+        capacity,
         shutdown.clone(),
     );
     let mut replay = Replay {
@@ -237,7 +241,7 @@ impl Replay<'_> {
     /// Has those applied that wait.
     async fn settle(&mut self) -> anyhow::Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        for (result, count) in self.inbox.settle_events(waiting).await? {
+        for (result, count) in self.inbox.drain_events(waiting).await? {
             self.report.count(result, count);
         }
         Ok(())

@@ -27,7 +27,7 @@ use super::{bring_schema_up_to_date, embedded_options, private_url, unusable, wa
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::{App, health::Health, listener, router};
-use crate::inbox::Inbox;
+use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
@@ -136,14 +136,18 @@ async fn serve(
     let outbox = Outbox::new(pool.clone(), client, clock.clone());
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
-    let lanes = usize::try_from(config.database_max_connections / 2)?;
+    let capacity = Capacity {
+        apply_connections: usize::try_from(config.database_max_connections / 2)?,
+        lock_places: postgres::transaction(&pool, postgres::PATIENCE, postgres::lock_places)
+            .await?,
+    };
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
         outbox.clone(),
         config.org_id_namespace,
         metrics.clone(),
-        lanes,
+        capacity,
         shutdown.soft().clone(),
     );
 

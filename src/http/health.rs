@@ -131,7 +131,8 @@ struct Inner {
     stop: CancellationToken,
     database: PgConnectOptions,
     host: Host,
-    /// Held while the database is asked, for [`TIMEOUT`] at most: probes that wait for it find a fresh verdict.
+    /// Held while the database is asked, for [`TIMEOUT`] and [`TABLE_TIMEOUT`] at most: probes that wait for it find a
+    /// fresh verdict.
     probe: Mutex<Probe>,
 }
 
@@ -217,7 +218,7 @@ impl Probe {
                 } else if self.is_usable(host).await {
                     (Ok(()), String::new())
                 } else {
-                    (Err(NotReady::Unusable), "see there".to_owned())
+                    (Err(NotReady::Unusable), "it has never worked".to_owned())
                 }
             }
             Ok(Err(error)) => (Err(NotReady::Database), postgres::error::describe(&error)),

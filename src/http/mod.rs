@@ -32,8 +32,8 @@ use uuid::{Builder, Uuid};
 use crate::clock::Clock;
 use crate::inbox::{Inbox, Recorded};
 use crate::metrics::Metrics;
+use crate::panics;
 use crate::signature;
-use crate::telemetry::panic_message;
 use body::Bodies;
 use health::Health;
 use problem::Problem;
@@ -182,7 +182,7 @@ fn answered<B>(response: &Response<B>, latency: Duration, _: &Span) {
 /// A panic is a bug: it is logged, and the sender is told nothing about it.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let message = panic_message(&*panic).unwrap_or("no message");
+    let message = panics::message(&*panic).unwrap_or("no message");
     error!(panic = message, "a request panicked: {message}");
     Problem::internal().into_response()
 }

@@ -116,7 +116,7 @@ async fn accept(
         warn!(event.id = %id, "a delivery is taken for a duplicate: {detail}");
     }
 
-    let settled = match watch {
+    let ended = match watch {
         Some((watch, wait)) if recorded == Recorded::Accepted => {
             watch.outcome(Instant::now() + wait).await
         }
@@ -129,10 +129,10 @@ async fn accept(
         error: None,
         detail,
     };
-    if let Some(settled) = settled {
-        answer.status = settled.status.as_str();
-        answer.outcome = settled.outcome.map(crate::sync::Outcome::as_str);
-        answer.error = settled.error;
+    if let Some(ended) = ended {
+        answer.status = ended.status.as_str();
+        answer.outcome = ended.outcome.map(crate::sync::Outcome::as_str);
+        answer.error = ended.error;
     }
     let mut response = Json(answer).into_response();
     if let Some(wait) = wait {

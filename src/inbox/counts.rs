@@ -3,8 +3,8 @@
 
 use chrono::TimeDelta;
 
-use super::process::AttemptError;
-use super::{Source, Status};
+use super::failure::AttemptError;
+use super::status::{Source, Status};
 use crate::event::OrganizationEventType;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
@@ -62,7 +62,7 @@ pub(super) fn ignored(metrics: &Metrics, source: Source) {
 }
 
 /// An event was applied, or ignored after all, `lag` after it was received.
-pub(super) fn settled(
+pub(super) fn applied(
     metrics: &Metrics,
     from: &str,
     of_type: &str,

@@ -1,45 +1,46 @@
 //! Lanes: the events of one organization are processed one after the other, those of different organizations
 //! side by side (R18, R24), and many lanes in one transaction.
 //!
-//! A lane that is woken *waits*, until a worker takes it, with others that wait, and holds its key's mutex; from
-//! then on it finds every event that was recorded before. A lane whose mutex is held goes on waiting, aside, and
-//! is put back when the mutex is released. So a wake-up is never lost, and none is wasted on a lane that waits.
+//! A woken lane is queued. A worker takes queued lanes in batches and locks each one; from then on the batch sees every
+//! event recorded so far.
 //!
 //! A batch never waits for anybody. Lanes that somebody else is in the way of (another replica's lock, a row that
 //! the application holds), and all lanes of a batch that failed, are processed alone, an event a transaction: what
-//! one event or one organization meets costs its neighbours nothing.
+//! one event or one organization meets costs its neighbours nothing. A lane that meets a lock alone gives its permit
+//! back after a moment, and comes again after a pause, through a door of its own: those that wait take nothing from
+//! those that could go on.
 //!
-//! What waits in memory is the names of lanes, and a bounded number of them. A flood waits in the inbox: a
-//! wake-up that finds no room is dropped, and the sweeper finds the lane when few wait again.
+//! A flood waits in the inbox: a wake-up that finds no room is dropped, and the sweeper finds the lane when few wait.
 
-use std::collections::{HashSet, VecDeque};
-use std::fmt;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::TimeDelta;
-use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinHandle;
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::error;
+use tracing::{debug, error, warn};
 
-use super::process::{Done, Step, caught};
-use super::{HELD_UP, Inbox, MAX_HELD_UP};
+use super::attempts::{Attempts, Step};
+use super::conditions::Conditions;
+use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
+use super::failure::AttemptError;
+use super::queue::{Queue, Wake};
+use super::store::Wait;
+use super::transaction::{Fate, Transactions};
+use crate::backoff::backoff;
 use crate::keyed_mutex::{KeyedMutex, KeyedMutexGuard};
-
-/// How many lanes may wait; some hundred bytes each.
-const MAX_WAITING: usize = 50_000;
-
-/// When so few wait, the sweeper is to look for more, if there are more.
-const FEW_WAITING: usize = 2_000;
+use crate::panics;
+use crate::postgres::error::{FailureClass, is_an_outage};
 
 /// The most lanes of a batch.
 const BATCH_LANES: usize = 256;
 
-/// How many batches there may be beside the first, where whole batches wait and no delivery does: while one waits for
-/// its commit, the others keep the processors busy.
+/// How many extra batches may run while full batches are queued and no delivery is pending: while one waits for its
+/// commit, the others use the CPU.
 const MAX_BESIDE: usize = 2;
 
 /// The longest time that deliveries go first between two batches. They do for as long as the batch took: an
@@ -50,7 +51,7 @@ const DELIVERIES_FIRST: Duration = Duration::from_millis(100);
 /// Fewer deliveries during a batch don't ask for a rest.
 const FEW_DELIVERIES: u64 = 8;
 
-/// Events that waited longer wait for no delivery.
+/// Once an event has waited this long, batches no longer yield to deliveries.
 const LONGEST_LAG: TimeDelta = TimeDelta::milliseconds(1_000);
 
 /// How many events a lane that is processed alone may have processed before it queues up again.
@@ -59,98 +60,170 @@ const SLICE: usize = 64;
 /// How many lanes may be processed alone, or wait for it. The sweeper finds the others.
 const MAX_ALONE: usize = 1_000;
 
-/// A lane that somebody works on.
-#[derive(Debug)]
-pub(super) struct HeldLane {
-    pub(super) name: String,
-    guard: KeyedMutexGuard<String>,
-}
+/// How many lanes that met a lock are tried at the same time.
+const MAX_RETURNING: usize = 2;
 
-/// What became of a wake-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wake {
-    /// The lane waits now.
-    Woken,
-    /// It did before.
-    Awake,
-    /// Too many lanes wait; the sweeper will find it.
-    NoRoom,
-}
+/// The longest pause of a lane that met a lock, or can't be applied. The first is a quarter of a second at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-#[derive(Default)]
-struct Queue {
-    /// Next in line.
-    ready: VecDeque<String>,
-    /// Woken while somebody else holds them.
-    aside: HashSet<String>,
-    /// `ready` and `aside`.
-    waiting: HashSet<String>,
-    workers: usize,
-    /// How many batches are held up.
-    held_up: usize,
-    /// How many lanes are processed alone, or wait for a permit.
+/// While the host's table can't be used, a batch is one lane, and comes this often: to see whether it can.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The connections that process events, and how many are for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hands {
+    /// Slow batches, beside the one that is worked on.
+    slow: usize,
+    /// Lanes that are processed alone.
     alone: usize,
-    /// There are lanes in the inbox that don't wait here: a wake-up was dropped, or a look wasn't the last.
-    more: bool,
+    /// Of lanes that met a lock and come again.
+    returning: usize,
 }
 
-impl Queue {
-    fn wake(&mut self, lane: String) -> Wake {
-        if self.waiting.contains(&lane) {
-            return Wake::Awake;
+impl Hands {
+    pub(super) fn new(connections: usize) -> Self {
+        let slow = std::cmp::min(MAX_SLOW, connections / 2);
+        let returning = (connections / 4).clamp(1, MAX_RETURNING);
+        let alone = std::cmp::max(connections.saturating_sub(1 + slow + returning), 1);
+        Self {
+            slow,
+            alone,
+            returning,
         }
-        if self.waiting.len() >= MAX_WAITING {
-            self.more = true;
-            return Wake::NoRoom;
-        }
-        self.waiting.insert(lane.clone());
-        self.ready.push_back(lane);
-        Wake::Woken
+    }
+
+    /// How many transactions of a single lane there may be.
+    pub(super) const fn single(self) -> usize {
+        self.alone + self.returning
     }
 }
 
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    crew: Crew,
+    /// How many lanes are processed alone, or wait for it.
+    alone: usize,
+    /// How many of them met a lock, or can't be applied, and come again.
+    paused: usize,
+}
+
+impl State {
+    /// Counts a lane that is to be processed alone, if there is room for it.
+    const fn enter_alone(&mut self) -> bool {
+        let enters = self.alone < MAX_ALONE;
+        if enters {
+            self.alone += 1;
+        }
+        enters
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Lanes {
     mutex: KeyedMutex<String>,
     /// A `std` mutex: never held across an `.await`.
-    queue: Mutex<Queue>,
-    /// [`MAX_HELD_UP`], if there are connections.
-    max_held_up: usize,
-    /// One a lane that is processed alone.
+    state: Mutex<State>,
+    hands: Hands,
+    /// For lanes that are processed alone.
     permits: Semaphore,
-    /// Everything that the lanes and the recorder do. Closed from the start, which only means that it can be
-    /// waited for.
-    tracker: TaskTracker,
+    /// For those of them that met a lock.
+    returning: Semaphore,
+    /// The last batch failed for want of a right, a table or a column.
+    table_failed: AtomicBool,
     /// Told when few lanes wait here and more do in the inbox.
-    pub(super) wanted: Notify,
+    wanted: Notify,
+    transactions: Arc<Transactions>,
+    attempts: Attempts,
+    conditions: Arc<Conditions>,
+    pulse: Arc<Pulse>,
+    tracker: TaskTracker,
+    /// Nothing is begun after this.
+    shutdown: CancellationToken,
 }
 
-impl fmt::Debug for Lanes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lanes")
-            .field("lanes_waiting", &self.queue().waiting.len())
-            .field("in_use", &self.mutex.keys_in_use())
-            .field("permits", &self.permits.available_permits())
-            .finish_non_exhaustive()
+/// A lane that somebody works on, until it is dropped: then it looks again if it was woken meanwhile, or has more.
+#[derive(Debug)]
+pub(super) struct TakenLane {
+    guard: Option<KeyedMutexGuard<String>>,
+    has_more: bool,
+    lanes: Arc<Lanes>,
+}
+
+impl TakenLane {
+    pub(super) fn name(&self) -> &str {
+        let guard = self.guard.as_ref();
+        guard.expect("it is there until the drop").key()
+    }
+
+    /// Has the lane look again when it is released, if it has more.
+    const fn look_again(&mut self, has_more: bool) {
+        self.has_more = has_more;
+    }
+}
+
+impl Drop for TakenLane {
+    fn drop(&mut self) {
+        let mut state = self.lanes.state();
+        if let Some(guard) = self.guard.take() {
+            let name = guard.key().clone();
+            drop(guard);
+            state.queue.released(&name, self.has_more);
+        }
+        self.lanes.start_worker(state);
     }
 }
 
 impl Lanes {
-    /// Lanes that take so many connections at once.
-    pub(super) fn new(connections: usize) -> Self {
-        let tracker = TaskTracker::new();
-        tracker.close();
-        let max_held_up = std::cmp::min(MAX_HELD_UP, connections / 2);
+    pub(super) fn new(
+        hands: Hands,
+        transactions: Arc<Transactions>,
+        attempts: Attempts,
+        conditions: Arc<Conditions>,
+        pulse: Arc<Pulse>,
+        tracker: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
             mutex: KeyedMutex::default(),
-            queue: Mutex::default(),
-            max_held_up,
-            permits: Semaphore::new(std::cmp::max(
-                connections.saturating_sub(1 + max_held_up),
-                1,
-            )),
-            tracker,
+            state: Mutex::new(State {
+                queue: Queue::default(),
+                crew: Crew::new(hands.slow),
+                alone: 0,
+                paused: 0,
+            }),
+            hands,
+            permits: Semaphore::new(hands.alone),
+            returning: Semaphore::new(hands.returning),
+            table_failed: AtomicBool::new(false),
             wanted: Notify::new(),
+            transactions,
+            attempts,
+            conditions,
+            pulse,
+            tracker,
+            shutdown,
         }
+    }
+
+    /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many lanes wait for a worker.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().queue.waiting()
+    }
+
+    /// How many lanes somebody works on.
+    pub(super) fn taken(&self) -> usize {
+        self.mutex.keys_in_use()
+    }
+
+    /// How many lanes met a lock, or can't be applied, and come again.
+    pub(super) fn paused(&self) -> usize {
+        self.state().paused
     }
 
     /// Returns when nothing is worked on.
@@ -158,261 +231,319 @@ impl Lanes {
         self.tracker.wait().await;
     }
 
-    pub(super) fn spawn<T: Send + 'static>(
-        &self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<T> {
-        self.tracker.spawn(task)
-    }
-
-    /// A panic can't leave the queue half changed, so a poisoned lock is as good as any.
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes those of the lanes that nobody holds, in the order given.
-    pub(super) fn hold<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<HeldLane> {
-        let held = names.into_iter().filter_map(|name| {
-            let name = name.to_owned();
-            let guard = self.mutex.try_lock(name.clone())?;
-            Some(HeldLane { name, guard })
-        });
-        held.collect()
+    /// Returns when few lanes wait here and more do in the inbox.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 
     /// There are more lanes in the inbox: has the sweeper look for them, at once if few wait here, else when few do.
-    /// Until then it would find those that wait.
     pub(super) fn expect_more(&self) {
-        let mut queue = self.queue();
-        queue.more = true;
-        self.ask_for_more(&mut queue);
+        let mut state = self.state();
+        state.queue.expect_more();
+        self.ask_for_more(&mut state);
     }
 
-    fn ask_for_more(&self, queue: &mut Queue) {
-        if queue.more && queue.waiting.len() <= FEW_WAITING {
-            queue.more = false;
+    fn ask_for_more(&self, state: &mut State) {
+        if state.queue.wants_more() {
             self.wanted.notify_one();
         }
     }
 
-    /// Takes the next lanes; nothing, and the worker ends, if none is ready. Both under one lock, so that no lane
-    /// is woken between the look and the end.
-    fn take(&self) -> Option<Vec<HeldLane>> {
-        let mut queue = self.queue();
-        let mut batch = Vec::new();
-        while batch.len() < BATCH_LANES
-            && let Some(name) = queue.ready.pop_front()
-        {
-            if let Some(guard) = self.mutex.try_lock(name.clone()) {
-                queue.waiting.remove(&name);
-                batch.push(HeldLane { name, guard });
-            } else {
-                queue.aside.insert(name);
-            }
-        }
-        self.ask_for_more(&mut queue);
-        if batch.is_empty() {
-            queue.workers -= 1;
-            return None;
-        }
-        // The order of every lock that a batch takes.
-        batch.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Some(batch)
-    }
-}
-
-impl Inbox {
     /// Has a lane look for due events.
-    pub(super) fn wake(&self, lane: String) -> Wake {
-        let lanes = &self.inner.lanes;
-        let mut queue = lanes.queue();
-        let wake = queue.wake(lane);
+    pub(super) fn wake(self: &Arc<Self>, lane: String) -> Wake {
+        let mut state = self.state();
+        let wake = state.queue.wake(lane);
         if wake == Wake::Woken {
-            self.start_worker(queue);
+            self.start_worker(state);
         }
         wake
     }
 
-    /// Has a lane that was found in the inbox look for due events, unless it is in hand: its events may be just those.
-    pub(super) fn wake_found(&self, lane: String) -> Wake {
-        if self.inner.lanes.mutex.is_locked(&lane) {
+    /// Has a lane that was found in the inbox look for due events, unless somebody works on it: its events may be just
+    /// those.
+    pub(super) fn wake_found(self: &Arc<Self>, lane: String) -> Wake {
+        if self.mutex.is_locked(&lane) {
             return Wake::Awake;
         }
         self.wake(lane)
     }
 
-    /// Releases lanes, and has those look again that were woken meanwhile, or have more.
-    pub(super) fn release(&self, held: Vec<HeldLane>, again: bool) {
-        let mut queue = self.inner.lanes.queue();
-        for HeldLane { name, guard } in held {
-            drop(guard);
-            if queue.aside.remove(&name) || (again && queue.waiting.insert(name.clone())) {
-                queue.ready.push_back(name);
-            }
+    /// Takes those of the lanes that nobody works on, in the order given.
+    pub(super) fn take_all<'a>(
+        self: &Arc<Self>,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<TakenLane> {
+        let guards = names
+            .into_iter()
+            .filter_map(|name| self.mutex.try_lock(&name.to_owned()));
+        guards.map(|guard| self.taken_by(guard)).collect()
+    }
+
+    fn taken_by(self: &Arc<Self>, guard: KeyedMutexGuard<String>) -> TakenLane {
+        TakenLane {
+            guard: Some(guard),
+            has_more: false,
+            lanes: Arc::clone(self),
         }
-        self.start_worker(queue);
+    }
+
+    /// Takes the next lanes; nothing, and the worker ends, if none is ready. Both under one lock, so that no lane
+    /// is woken between the look and the end.
+    fn take(self: &Arc<Self>) -> Option<Vec<TakenLane>> {
+        let limit = if self.is_probing() {
+            1
+        } else {
+            std::cmp::min(BATCH_LANES, self.transactions.most_lanes())
+        };
+        let mut state = self.state();
+        let guards = state.queue.take(limit, |lane| self.mutex.try_lock(lane));
+        self.ask_for_more(&mut state);
+        if guards.is_empty() {
+            state.crew.leave();
+            return None;
+        }
+        drop(state);
+        let mut batch: Vec<_> = guards
+            .into_iter()
+            .map(|guard| self.taken_by(guard))
+            .collect();
+        // The order of every lock that a batch takes.
+        batch.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+        Some(batch)
+    }
+
+    /// The host's table can't be used, as far as is known: batches only look whether it can.
+    fn is_probing(&self) -> bool {
+        self.table_failed.load(Ordering::Relaxed) && self.conditions.is_unusable()
     }
 
     /// Starts a worker if there is something for it to do.
-    fn start_worker(&self, mut queue: MutexGuard<'_, Queue>) {
-        let max_held_up = self.inner.lanes.max_held_up;
-        let beside = if self.inner.recorder.is_idle() {
-            let batches = queue.ready.len() / BATCH_LANES;
-            let connections = max_held_up.saturating_sub(queue.held_up);
-            std::cmp::min(batches, std::cmp::min(connections, MAX_BESIDE))
+    fn start_worker(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let ready = state.queue.ready();
+        let beside = if self.pulse.is_idle() && !self.is_probing() {
+            let batches = ready / BATCH_LANES;
+            std::cmp::min(batches, std::cmp::min(state.crew.spare(), MAX_BESIDE))
         } else {
             0
         };
-        let wanted = usize::from(!queue.ready.is_empty()) + beside;
-        if queue.workers < wanted && queue.held_up <= max_held_up {
-            queue.workers += 1;
-            drop(queue);
-            self.inner.lanes.spawn(self.clone().work());
+        if state.crew.hire(usize::from(ready > 0) + beside) {
+            drop(state);
+            self.tracker.spawn(Arc::clone(self).work());
         }
     }
 
     /// Processes what waits, batch by batch.
-    async fn work(self) {
-        while let Some(batch) = self.inner.lanes.take() {
-            if self.inner.shutdown.is_cancelled() {
+    async fn work(self: Arc<Self>) {
+        while let Some(batch) = self.take() {
+            if self.shutdown.is_cancelled() {
                 // What isn't begun stays in the inbox.
-                self.release(batch, false);
                 continue;
             }
             let started = Instant::now();
-            let entered = self.inner.recorder.entered();
-            let mut processing = pin!(self.process(batch));
-            let Ok(done) = timeout(HELD_UP, &mut processing).await else {
+            let entered = self.pulse.entered();
+            let mut processing = pin!(self.process_caught(batch));
+            let Ok(is_late) = timeout(SLOW, &mut processing).await else {
                 self.step_aside();
-                let done = processing.await;
-                self.inner.lanes.queue().held_up -= 1;
-                self.finish(done);
-                return;
+                processing.await;
+                return self.end_slow();
             };
-            // A lane that has more than a batch takes is behind already, and its batches come one after the other.
-            let late = done.lag > LONGEST_LAG || !done.unfinished.is_empty();
-            self.finish(done);
-            if !late && self.inner.recorder.entered() - entered >= FEW_DELIVERIES {
-                sleep(std::cmp::min(started.elapsed(), DELIVERIES_FIRST)).await;
+            let rest = if self.is_probing() {
+                PROBE_INTERVAL
+            } else if !is_late && self.pulse.entered() - entered >= FEW_DELIVERIES {
+                std::cmp::min(started.elapsed(), DELIVERIES_FIRST)
+            } else {
+                continue;
+            };
+            // Both arms only wait.
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                () = sleep(rest) => {}
             }
         }
     }
 
-    /// Leaves the queue to another worker, for as long as a batch is held up and for good.
-    fn step_aside(&self) {
-        let mut queue = self.inner.lanes.queue();
-        queue.workers -= 1;
-        queue.held_up += 1;
-        self.start_worker(queue);
+    /// Leaves the queue to another worker, for as long as a batch is slow and for good.
+    fn step_aside(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.crew.step_aside();
+        self.start_worker(state);
     }
 
-    fn finish(&self, done: Done) {
-        self.release(done.finished, false);
-        self.release(done.unfinished, true);
-        for lane in done.alone {
-            self.process_alone(lane);
+    /// A slow batch has ended.
+    fn end_slow(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.crew.end_slow();
+        self.start_worker(state);
+    }
+
+    /// A panic costs the batch its turn: the sweeper finds the lanes.
+    async fn process_caught(self: &Arc<Self>, batch: Vec<TakenLane>) -> bool {
+        let lanes = batch.len();
+        panics::caught(Box::pin(self.process(batch))).await.unwrap_or_else(|panic| {
+            error!(
+                panic,
+                lanes,
+                "bug in workos-sync (please report it): {panic}; events of {lanes} lanes stay queued until the next sweep",
+            );
+            false
+        })
+    }
+
+    /// Processes what is due in a batch of lanes; says whether it is late: the next batch is not to wait then.
+    async fn process(self: &Arc<Self>, mut batch: Vec<TakenLane>) -> bool {
+        let names: Vec<_> = batch.iter().map(TakenLane::name).collect();
+        let round = match self.transactions.batch(&names).await {
+            Ok(round) => round,
+            Err(failure) => {
+                match failure.error {
+                    AttemptError::Database(error) if is_an_outage(&error) => {
+                        self.conditions.database_failed(&error);
+                    }
+                    // One of the events, or somebody else's lock: each lane for itself finds out.
+                    error => {
+                        let table_failed = error.class() == FailureClass::Unusable;
+                        self.table_failed.store(table_failed, Ordering::Relaxed);
+                        let lanes = batch.len();
+                        debug!(%error, lanes, "a batch is split: {error}");
+                        for lane in batch {
+                            self.process_alone(lane);
+                        }
+                    }
+                }
+                return false;
+            }
+        };
+        self.conditions.database_answered();
+        self.table_failed.store(false, Ordering::Relaxed);
+        // A lane that has more than a batch takes is behind already, and its batches come one after the other.
+        let is_late = round.lag > LONGEST_LAG || round.fates.contains(&Fate::Unfinished);
+        for (mut lane, fate) in batch.drain(..).zip(round.fates) {
+            match fate {
+                Fate::Finished => {}
+                Fate::Unfinished => lane.look_again(true),
+                Fate::Alone => self.process_alone(lane),
+            }
         }
-        match done.error {
-            None => self.database_answered(),
-            Some(error) => self.database_failed(&error),
-        }
+        is_late
     }
 
     /// Processes a lane by itself, where it can wait for as long as it takes.
-    fn process_alone(&self, lane: HeldLane) {
-        {
-            let mut queue = self.inner.lanes.queue();
-            if queue.alone >= MAX_ALONE {
-                drop(queue);
-                return self.release(vec![lane], false);
-            }
-            queue.alone += 1;
+    fn process_alone(self: &Arc<Self>, mut lane: TakenLane) {
+        if !self.state().enter_alone() {
+            return;
         }
-        let inbox = self.clone();
-        self.inner.lanes.spawn(async move {
-            let done = caught(Box::pin(inbox.run_alone(&lane.name))).await;
-            let more = done.unwrap_or_else(|panic| {
-                let name = &lane.name;
-                error!(
-                    lane = name,
-                    panic,
-                    "a bug in workos-sync, please report it: {panic}: the events of {name} wait",
-                );
-                false
-            });
-            inbox.inner.lanes.queue().alone -= 1;
-            inbox.release(vec![lane], more);
+        let lanes = Arc::clone(self);
+        self.tracker.spawn(async move {
+            let done = panics::caught(Box::pin(lanes.run_alone(lane.name()))).await;
+            match done {
+                Ok(has_more) => lane.look_again(has_more),
+                Err(panic) => {
+                    let name = lane.name();
+                    error!(
+                        workos.organization_id = name,
+                        panic,
+                        "bug in workos-sync (please report it): {panic}; events of {name} stay queued until the next sweep",
+                    );
+                }
+            }
+            lanes.state().alone -= 1;
         });
     }
 
     /// Says whether there is more to do.
     async fn run_alone(&self, lane: &str) -> bool {
-        let shutdown = &self.inner.shutdown;
-        // Cancel-safe: a place in the line is given up when dropped. What isn't begun stays in the inbox.
-        let permit = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return false,
-            permit = self.inner.lanes.permits.acquire() => permit,
+        let mut failing_since = None;
+        let Some(permit) = self.turn(&self.permits).await else {
+            return false;
         };
-        for _ in 0..SLICE {
-            if shutdown.is_cancelled() {
-                return false;
-            }
-            match self.process_next(lane).await {
-                Ok(Step::Processed) => self.database_answered(),
-                Ok(Step::Idle) => {
-                    self.database_answered();
-                    return false;
-                }
-                // The event is in the inbox; the sweeper wakes the lane when the database answers.
-                Err(error) => {
-                    self.database_failed(&error);
-                    return false;
-                }
-            }
+        if let Some(more) = self.slice(lane, Wait::Briefly, &mut failing_since).await {
+            return more;
         }
         drop(permit);
-        true
+        if failing_since.is_none() {
+            warn!(
+                workos.organization_id = lane,
+                "another session holds a lock that events of {lane} need: they wait",
+            );
+        }
+        let _paused = Paused::new(self);
+        for pauses in 1.. {
+            let pause = backoff(pauses, LONGEST_PAUSE * 4, fastrand::f64()) / 4;
+            // Both arms only wait.
+            tokio::select! {
+                () = self.shutdown.cancelled() => return false,
+                () = sleep(pause) => {}
+            }
+            let Some(_permit) = self.turn(&self.returning).await else {
+                return false;
+            };
+            // Where few come again, there is time to stand in the line for a row that is never free for long.
+            let wait = if self.paused() <= self.hands.returning {
+                Wait::Long
+            } else {
+                Wait::Briefly
+            };
+            if let Some(more) = self.slice(lane, wait, &mut failing_since).await {
+                return more;
+            }
+        }
+        false
+    }
+
+    /// Waits for a turn; none comes after shutdown. What isn't begun stays in the inbox.
+    async fn turn<'s>(&self, turns: &'s Semaphore) -> Option<SemaphorePermit<'s>> {
+        // Cancel-safe: a place in the line is given up when dropped.
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => None,
+            permit = turns.acquire() => permit.ok(),
+        }
+    }
+
+    /// Processes events of a lane one by one, and says whether there is more to do; `None` if it is to come again after a
+    /// pause.
+    async fn slice(
+        &self,
+        lane: &str,
+        wait: Wait,
+        failing_since: &mut Option<DateTime<Utc>>,
+    ) -> Option<bool> {
+        for _ in 0..SLICE {
+            if self.shutdown.is_cancelled() {
+                return Some(false);
+            }
+            let step = self.attempts.next(lane, wait, *failing_since).await;
+            match &step {
+                Ok(_) => self.conditions.database_answered(),
+                Err(error) => self.conditions.database_failed(error),
+            }
+            match step {
+                Ok(Step::Processed) => *failing_since = None,
+                Ok(Step::InTheWay) => return None,
+                Ok(Step::FailingSince(since)) => {
+                    *failing_since = Some(since);
+                    return None;
+                }
+                // After an outage, the sweeper wakes the lane when the database answers.
+                Ok(Step::Idle) | Err(_) => return Some(false),
+            }
+        }
+        Some(true)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Counts a lane that comes again, until it is dropped.
+struct Paused<'l>(&'l Lanes);
 
-    /// R24: the sweeper is asked for more lanes when few wait, and not before: it would find those that do.
-    #[tokio::test]
-    async fn more_lanes_are_asked_for_when_few_wait() {
-        let lanes = Lanes::new(4);
-        let asked = async || {
-            timeout(Duration::ZERO, lanes.wanted.notified())
-                .await
-                .is_ok()
-        };
-        let waiting = || lanes.queue().waiting.len();
+impl<'l> Paused<'l> {
+    fn new(lanes: &'l Lanes) -> Self {
+        lanes.state().paused += 1;
+        Self(lanes)
+    }
+}
 
-        // A look that wasn't the last.
-        for n in 0..=FEW_WAITING {
-            assert_eq!(lanes.queue().wake(n.to_string()), Wake::Woken);
-        }
-        lanes.expect_more();
-        assert!(!asked().await);
-        assert_eq!(lanes.take().map(|batch| batch.len()), Some(BATCH_LANES));
-        assert!(asked().await);
-        lanes.take();
-        assert!(!asked().await, "there are no more");
-        lanes.expect_more();
-        assert!(asked().await);
-
-        // A wake-up that found no room.
-        let mut names = (0..).map(|n: u32| format!("another {n}"));
-        let no_room = names.find(|name| lanes.queue().wake(name.clone()) == Wake::NoRoom);
-        assert!(no_room.is_some());
-        assert_eq!(waiting(), MAX_WAITING);
-        while waiting() > FEW_WAITING {
-            assert!(!asked().await);
-            lanes.take();
-        }
-        assert!(asked().await);
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.state().paused -= 1;
     }
 }

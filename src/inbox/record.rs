@@ -1,5 +1,4 @@
-//! Durable before 200, at the price of few commits (R23): deliveries that arrive while an insert is on its way
-//! share the next one.
+//! Durable before 200, with few commits (R23): deliveries that arrive while an insert is on its way share the next one.
 //!
 //! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
 //! takes, and all that came meanwhile go together.
@@ -7,23 +6,27 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use super::process::caught;
+use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
+use super::lanes::Lanes;
+use super::outcomes::Outcomes;
+use super::status::{RecordError, Source};
 use super::store::{self, Known, NewEvent};
-use super::{HELD_UP, Inbox, MAX_HELD_UP, RecordError, Source, counts};
 use crate::event::Event;
+use crate::panics;
 use crate::postgres::{self, error};
 
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;
 
-/// Where so many events wait, a second insert is begun beside the one that is on its way.
+/// Where this many events wait, a second insert is begun beside the one that is on its way.
 const SECOND_WRITER: usize = 64;
 
 /// The most bytes of an insert's bodies.
@@ -57,112 +60,31 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
-#[derive(Default)]
 struct State {
     /// By ticket: in the order in which they came.
     queue: BTreeMap<u64, Waiting>,
     /// How many events came, ever: the next ticket.
     entered: u64,
-    /// How many take from the queue, until it is empty.
-    writers: usize,
-    held_up: usize,
+    crew: Crew,
 }
 
-/// The queue before the inbox. A `std` mutex: it is held for a look, never across an `.await`.
-#[derive(Default)]
+/// The queue before the inbox.
 pub(super) struct Recorder {
+    pool: PgPool,
+    /// A `std` mutex: it is held for a look, never across an `.await`.
     state: Mutex<State>,
+    pulse: Arc<Pulse>,
+    lanes: Arc<Lanes>,
+    outcomes: Arc<Outcomes>,
+    /// The lanes' tracker too: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
+    tracker: TaskTracker,
 }
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state();
         f.debug_struct("Recorder")
-            .field("waiting", &state.queue.len())
-            .field("writers", &state.writers)
-            .field("held_up", &state.held_up)
-            .field("entered", &state.entered)
-            .finish()
-    }
-}
-
-impl State {
-    /// Whether a writer is to be started; it counts from now on. A second one is where many wait.
-    fn begin(&mut self) -> bool {
-        let wanted = match self.queue.len() {
-            0 => 0,
-            1..SECOND_WRITER => 1,
-            _ => 2,
-        };
-        let start = self.writers < wanted && self.held_up <= MAX_HELD_UP;
-        self.writers += usize::from(start);
-        start
-    }
-}
-
-impl Recorder {
-    /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nothing is being stored.
-    pub(super) fn is_idle(&self) -> bool {
-        self.state().writers == 0
-    }
-
-    /// How many events came, ever: what two looks differ by came in between.
-    pub(super) fn entered(&self) -> u64 {
-        self.state().entered
-    }
-
-    /// Enters an event; says under which ticket, and whether a writer is to be started for it.
-    fn enter(&self, waiting: Waiting) -> Result<(u64, bool), RecordError> {
-        let mut state = self.state();
-        if state.queue.len() >= MAX_WAITING {
-            let reason = format!("{MAX_WAITING} events wait to be stored already");
-            return Err(RecordError::Unavailable { reason });
-        }
-        let ticket = state.entered;
-        state.entered += 1;
-        state.queue.insert(ticket, waiting);
-        Ok((ticket, state.begin()))
-    }
-
-    /// Leaves the queue to another writer, for as long as an insert is held up and for good; says whether to
-    /// start one.
-    fn step_aside(&self) -> bool {
-        let mut state = self.state();
-        state.writers -= 1;
-        state.held_up += 1;
-        state.begin()
-    }
-
-    /// The insert that was held up has ended; says whether to start a writer.
-    fn recovered(&self) -> bool {
-        let mut state = self.state();
-        state.held_up -= 1;
-        state.begin()
-    }
-
-    /// What the next insert takes; nothing, and the writer ends, if nobody waits. Both under one lock, so that
-    /// nobody enters between the look and the end.
-    fn take(&self) -> Option<Vec<Waiting>> {
-        let mut state = self.state();
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while let Some(next) = state.queue.first_entry() {
-            bytes += next.get().event.body.len();
-            if batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty()) {
-                break;
-            }
-            batch.push(next.remove());
-        }
-        if batch.is_empty() {
-            state.writers -= 1;
-            return None;
-        }
-        Some(batch)
+            .field("waiting", &self.waiting())
+            .finish_non_exhaustive()
     }
 }
 
@@ -193,14 +115,50 @@ impl Drop for Pending<'_> {
     }
 }
 
-impl Inbox {
+impl Recorder {
+    pub(super) const fn new(
+        pool: PgPool,
+        pulse: Arc<Pulse>,
+        lanes: Arc<Lanes>,
+        outcomes: Arc<Outcomes>,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self {
+            pool,
+            state: Mutex::new(State {
+                queue: BTreeMap::new(),
+                entered: 0,
+                crew: Crew::new(MAX_SLOW),
+            }),
+            pulse,
+            lanes,
+            outcomes,
+            tracker,
+        }
+    }
+
+    /// A panic can't leave the state half changed, so a poisoned lock is as good as any.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many events wait to be stored.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().queue.len()
+    }
+
+    /// How many inserts are slow.
+    pub(super) fn slow(&self) -> usize {
+        self.state().crew.slow()
+    }
+
     /// Stores an event, with whichever others wait.
-    pub(super) async fn store(&self, event: NewEvent) -> Answer {
+    pub(super) async fn store(self: &Arc<Self>, event: NewEvent) -> Answer {
         self.submit(event)?.answer().await
     }
 
     /// Stores events together, as many as may wait.
-    pub(super) async fn store_all(&self, events: Vec<NewEvent>) -> Vec<Answer> {
+    pub(super) async fn store_all(self: &Arc<Self>, events: Vec<NewEvent>) -> Vec<Answer> {
         let submitted: Vec<_> = events.into_iter().map(|event| self.submit(event)).collect();
         let mut answers = Vec::with_capacity(submitted.len());
         for answer in submitted {
@@ -213,72 +171,115 @@ impl Inbox {
     }
 
     /// Has an event stored.
-    fn submit(&self, event: NewEvent) -> Result<Pending<'_>, RecordError> {
-        let recorder = &self.inner.recorder;
+    fn submit(self: &Arc<Self>, event: NewEvent) -> Result<Pending<'_>, RecordError> {
         let (answer, answered) = oneshot::channel();
-        let (ticket, start) = recorder.enter(Waiting { event, answer })?;
-        if start {
-            self.start_writer();
+        let mut state = self.state();
+        if state.queue.len() >= MAX_WAITING {
+            let reason = format!("{MAX_WAITING} events wait to be stored already");
+            return Err(RecordError::Unavailable { reason });
         }
+        let ticket = state.entered;
+        state.entered += 1;
+        state.queue.insert(ticket, Waiting { event, answer });
+        self.pulse.enter();
+        self.start_writer(state);
         Ok(Pending {
-            recorder,
+            recorder: self,
             ticket,
             answered,
         })
     }
 
-    fn start_writer(&self) {
-        // On the lanes' tracker: a shutdown waits for it, and nobody's hang-up cancels what others wait for.
-        self.inner.lanes.spawn(self.clone().write());
+    /// Starts a writer if there is something for it to do; a second one where many wait.
+    fn start_writer(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let wanted = match state.queue.len() {
+            0 => 0,
+            1..SECOND_WRITER => 1,
+            _ => 2,
+        };
+        if state.crew.hire(wanted) {
+            self.pulse.begin();
+            drop(state);
+            self.tracker.spawn(Arc::clone(self).write());
+        }
+    }
+
+    /// What the next insert takes; nothing, and the writer ends, if nobody waits. Both under one lock, so that
+    /// nobody enters between the look and the end.
+    fn take(&self) -> Option<Vec<Waiting>> {
+        let mut state = self.state();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = state.queue.first_entry() {
+            bytes += next.get().event.body.len();
+            if batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty()) {
+                break;
+            }
+            batch.push(next.remove());
+        }
+        if batch.is_empty() {
+            state.crew.leave();
+            self.pulse.end();
+            return None;
+        }
+        Some(batch)
     }
 
     /// Stores what waits, batch by batch.
-    async fn write(self) {
-        let recorder = &self.inner.recorder;
-        while let Some(batch) = recorder.take() {
+    async fn write(self: Arc<Self>) {
+        while let Some(batch) = self.take() {
             let mut storing = pin!(self.store_caught(batch));
-            if timeout(HELD_UP, &mut storing).await.is_err() {
-                if recorder.step_aside() {
-                    self.start_writer();
-                }
+            if timeout(SLOW, &mut storing).await.is_err() {
+                self.step_aside();
                 storing.await;
-                if recorder.recovered() {
-                    self.start_writer();
-                }
-                return;
+                return self.end_slow();
             }
         }
+    }
+
+    /// Leaves the queue to another writer, for as long as an insert is slow and for good.
+    fn step_aside(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.crew.step_aside();
+        self.pulse.end();
+        self.start_writer(state);
+    }
+
+    /// A slow insert has ended.
+    fn end_slow(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.crew.end_slow();
+        self.start_writer(state);
     }
 
     /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
     /// event was stored.
     async fn store_caught(&self, batch: Vec<Waiting>) {
         let events = batch.len();
-        if let Err(panic) = caught(self.store_batch(batch)).await {
+        if let Err(panic) = panics::caught(self.store_batch(batch)).await {
             error!(
                 panic,
                 events,
-                "a bug in workos-sync, please report it: {panic}: {events} events are to be delivered again",
+                "bug in workos-sync (please report it): {panic}; {events} events are to be delivered again",
             );
         }
     }
 
     async fn store_batch(&self, mut batch: Vec<Waiting>) {
-        batch.sort_by(|a, b| a.event.event_id.as_str().cmp(b.event.event_id.as_str()));
+        batch.sort_by(|a, b| a.event.id().as_str().cmp(b.event.id().as_str()));
         let events: Vec<_> = batch.iter().map(|waiting| &waiting.event).collect();
         match self.insert(&events).await {
             Ok(stored) => {
                 for (Waiting { event, answer }, stored) in batch.into_iter().zip(stored) {
-                    let is_new = matches!(stored, Stored::New);
-                    // A replay is settled when all of it is stored: then a lane's events share a batch.
-                    if is_new && event.ignored {
-                        counts::ignored(&self.inner.metrics, event.source);
+                    if matches!(stored, Stored::New) {
+                        if event.ignored {
+                            self.outcomes.ignored(event.source);
+                        } else if event.source != Source::Replay {
+                            // A replay is drained when all of it is stored: then a lane's events share a batch.
+                            self.lanes.wake(event.lane().to_owned());
+                        }
                     }
-                    if is_new && !event.ignored && event.source != Source::Replay {
-                        let lane = event.organization_id;
-                        self.wake(lane.unwrap_or_else(|| event.event_id.to_string()));
-                    }
-                    // Who has gone will find a duplicate.
+                    // A sender that hung up gets `duplicate` when it retries.
                     let _ = answer.send(Ok(stored));
                 }
             }
@@ -311,13 +312,13 @@ impl Inbox {
             // The first of an id that came twice is the new one.
             let are_new: Vec<_> = events
                 .iter()
-                .map(|event| new.remove(event.event_id.as_str()))
+                .map(|event| new.remove(event.id().as_str()))
                 .collect();
             let duplicates: Vec<_> = events
                 .iter()
                 .zip(&are_new)
                 .filter(|(_, is_new)| !**is_new)
-                .map(|(event, _)| event.event_id.as_str())
+                .map(|(event, _)| event.id().as_str())
                 .collect();
             let mut known = Vec::new();
             if !duplicates.is_empty() {
@@ -329,7 +330,7 @@ impl Inbox {
             Ok::<_, sqlx::Error>((are_new, known))
         };
         let (are_new, known) =
-            postgres::transaction(&self.inner.pool, postgres::PATIENCE, insert).await?;
+            postgres::transaction(&self.pool, postgres::PATIENCE, insert).await?;
         let known: HashMap<_, _> = known
             .iter()
             .map(|known| (known.event_id.as_str(), known))
@@ -338,7 +339,7 @@ impl Inbox {
             if is_new {
                 return Stored::New;
             }
-            let known = known.get(event.event_id.as_str());
+            let known = known.get(event.id().as_str());
             Stored::Duplicate(known.and_then(|known| difference(event, known)))
         });
         Ok(stored.collect())

@@ -1,15 +1,90 @@
-//! The SQL of `webhook_events`.
+//! The SQL of `webhook_events` and `event_attempts`, and the locks of lanes.
+//!
+//! **Order of locks.** The lanes' locks come first, in the order of their names, then slugs', then rows. They are advisory
+//! locks of the transaction, so that they survive a connection pooler and go with a lost connection; in the key space of
+//! two integers, so that none is mistaken for a slug's (R18).
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Source, Status};
-use crate::event::EventId;
+use super::status::{Source, Status};
+use crate::event::{EnvelopeError, Event, EventId};
 use crate::metrics::Backlog;
 use crate::sync::Outcome;
 
-/// An event to be stored.
+/// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
+const LANE_LOCKS: i32 = 1_061_423_321;
+
+/// How long a transaction waits for locks: its lanes', and those of slugs and rows after them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Takes the lanes that are free at once, and waits for slugs and rows only a moment: many lanes wait for it.
+    Never,
+    /// A moment: others wait for its turn.
+    Briefly,
+    /// As long as any transaction: where a row is never free for long, that takes a place in the line for it.
+    Long,
+}
+
+impl Wait {
+    const fn lock_timeout(self) -> &'static str {
+        match self {
+            Self::Never => "200ms",
+            Self::Briefly => "50ms",
+            Self::Long => "5s",
+        }
+    }
+}
+
+/// One writer at a time for each lane, across processes (R18). Takes the locks in the order given, which must be sorted,
+/// and says which lanes it has.
+pub(super) async fn lock_lanes(
+    connection: &mut PgConnection,
+    lanes: &[&str],
+    wait: Wait,
+) -> Result<Vec<String>, sqlx::Error> {
+    if wait == Wait::Never {
+        return query_scalar!(
+            r#"
+            with patience as materialized (select set_config('lock_timeout', $3, true))
+            select lane as "lane!"
+            from patience,
+                 unnest($2::text[]) as lanes (lane)
+            where pg_try_advisory_xact_lock($1, hashtext(lane))
+            "#,
+            LANE_LOCKS,
+            lanes as _,
+            wait.lock_timeout(),
+        )
+        .fetch_all(connection)
+        .await;
+    }
+    query!(
+        r#"
+        with patience as materialized (select set_config('lock_timeout', $3, true))
+        select pg_advisory_xact_lock($1, hashtext(lane))
+        from patience,
+             unnest($2::text[]) as lanes (lane)
+        "#,
+        LANE_LOCKS,
+        lanes as _,
+        wait.lock_timeout(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(lanes.iter().map(ToString::to_string).collect())
+}
+
+/// Checks now what would be checked at the end of the transaction.
+pub(super) async fn check_constraints(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    query!("set constraints all immediate")
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// An event to be stored, and where it came from.
 #[derive(Debug)]
 pub struct NewEvent {
     pub(super) event_id: EventId,
@@ -21,14 +96,47 @@ pub struct NewEvent {
     pub(super) source: Source,
     pub(super) body: String,
     /// What the body takes of the memory: free when the body is gone (R30).
-    pub(super) _place: Option<OwnedSemaphorePermit>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl NewEvent {
+    /// Reads an event, and takes from it what is needed beside.
+    pub(super) fn read<T>(
+        body: Vec<u8>,
+        place: Option<OwnedSemaphorePermit>,
+        source: Source,
+        received_at: DateTime<Utc>,
+        take: impl FnOnce(&Event<'_>) -> T,
+    ) -> Result<(Self, T), EnvelopeError> {
+        let mut body = String::from_utf8(body).map_err(|_| EnvelopeError::NotUtf8)?;
+        let event = Event::parse(body.as_bytes())?;
+        let taken = take(&event);
+        let mark = body.len() - event.body.len();
+        let mut event = Self {
+            event_type: event.event_type.clone(),
+            organization_id: event.workos_id.as_ref().map(ToString::to_string),
+            ignored: event.organization_event_type().is_none(),
+            received_at,
+            source,
+            event_id: event.id,
+            body: String::new(),
+            _place: place,
+        };
+        body.drain(..mark);
+        event.body = body;
+        Ok((event, taken))
+    }
+
     /// The id of the event.
     #[must_use]
     pub const fn id(&self) -> &EventId {
         &self.event_id
+    }
+
+    /// The lane that it is in.
+    pub(super) fn lane(&self) -> &str {
+        let organization = self.organization_id.as_deref();
+        organization.unwrap_or(self.event_id.as_str())
     }
 }
 
@@ -37,7 +145,7 @@ pub(super) async fn insert(
     connection: &mut PgConnection,
     events: &[&NewEvent],
 ) -> Result<Vec<String>, sqlx::Error> {
-    insert_settled(connection, events, &vec![None; events.len()], None).await
+    insert_marked(connection, events, &vec![None; events.len()], None).await
 }
 
 /// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
@@ -46,7 +154,7 @@ pub(super) async fn insert(
 ///
 /// What was there before the statement is looked up first, by a read that waits for nobody: `on conflict` waits for
 /// whoever updates the row. It costs an index probe an event, of pages that the insert reads anyway.
-pub(super) async fn insert_settled(
+pub(super) async fn insert_marked(
     connection: &mut PgConnection,
     events: &[&NewEvent],
     outcomes: &[Option<Outcome>],
@@ -58,26 +166,33 @@ pub(super) async fn insert_settled(
         .iter()
         .map(|event| event.organization_id.as_deref())
         .collect();
+    let orders: Vec<_> = events
+        .iter()
+        .map(|event| event.event_id.order_key())
+        .collect();
     let ignored: Vec<_> = events.iter().map(|event| event.ignored).collect();
     let received_at: Vec<_> = events.iter().map(|event| event.received_at).collect();
     query_scalar!(
         r#"
         insert into workos_sync.webhook_events
-            (event_id, status, outcome, event_type, organization_id, attempts, received_at, processed_at, source,
-             payload)
+            (event_id, status, outcome, event_type, organization_id, lane, event_order, attempts, received_at,
+             processed_at, source, payload)
         select event_id,
                case when ignored then 'ignored' when outcome is null then 'pending' else 'processed' end,
                outcome,
                event_type,
                organization_id,
+               coalesce(organization_id, event_id),
+               event_order,
                (outcome is not null)::integer,
                received_at,
                case when ignored then received_at when outcome is not null then $9 end,
                source,
                body::json
         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
-                    $8::text[])
-                 as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome)
+                    $8::text[], $10::text[])
+                 as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome,
+                            event_order)
         where not exists (select
                           from workos_sync.webhook_events as stored
                           where stored.event_id = events.event_id)
@@ -93,6 +208,7 @@ pub(super) async fn insert_settled(
         &column(|event| &event.body) as _,
         &texts(outcomes) as _,
         processed_at,
+        &orders as _,
     )
     .fetch_all(connection)
     .await
@@ -143,7 +259,7 @@ pub(super) enum InTheWay {
 pub(super) async fn in_the_way(
     connection: &mut PgConnection,
     event_ids: &[&str],
-    lanes: &[String],
+    lanes: &[&str],
 ) -> Result<Vec<InTheWay>, sqlx::Error> {
     // By webhook_events_pkey and webhook_events_lane_idx.
     let records = query!(
@@ -160,7 +276,7 @@ pub(super) async fn in_the_way(
                         and webhook_events.lane = lanes.lane)
         "#,
         event_ids as _,
-        lanes,
+        lanes as _,
     )
     .fetch_all(connection)
     .await?;
@@ -173,7 +289,7 @@ pub(super) async fn in_the_way(
         .collect())
 }
 
-/// An event that a transaction holds, to be settled by it.
+/// An event that a transaction holds, to be marked by it.
 #[derive(Debug, Clone)]
 pub(super) struct Claimed {
     pub(super) lane: String,
@@ -237,8 +353,8 @@ pub(super) async fn claim(
     .await
 }
 
-/// Settles claimed events.
-pub(super) async fn settle(
+/// Marks claimed events with how they ended.
+pub(super) async fn mark(
     connection: &mut PgConnection,
     event_ids: &[&str],
     outcomes: &[Option<Outcome>],
@@ -247,14 +363,15 @@ pub(super) async fn settle(
     query!(
         r#"
         update workos_sync.webhook_events as event
-        set status          = case when settled.outcome is null then 'ignored' else 'processed' end,
-            outcome         = settled.outcome,
+        set status          = case when marked.outcome is null then 'ignored' else 'processed' end,
+            outcome         = marked.outcome,
             attempts        = attempts + 1,
             last_error      = null,
+            cause           = null,
             processed_at    = $3,
             next_attempt_at = null
-        from unnest($1::text[], $2::text[]) as settled (event_id, outcome)
-        where event.event_id = settled.event_id
+        from unnest($1::text[], $2::text[]) as marked (event_id, outcome)
+        where event.event_id = marked.event_id
         "#,
         event_ids as _,
         &texts(outcomes) as _,
@@ -272,40 +389,87 @@ fn texts(outcomes: &[Option<Outcome>]) -> Vec<Option<&'static str>> {
         .collect()
 }
 
-/// Records that an attempt failed: `failed` with a time to try again, else `dead`. An event that was settled
-/// meanwhile stays so: the answer to a COMMIT can get lost, and another replica may have been quicker.
+/// How an attempt failed.
+#[derive(Debug)]
+pub(super) struct Failed<'a> {
+    pub(super) event_id: &'a str,
+    pub(super) at: DateTime<Utc>,
+    /// None: it is a dead letter.
+    pub(super) retry_at: Option<DateTime<Utc>>,
+    pub(super) refusals: i32,
+    pub(super) cause: &'a str,
+    pub(super) error: &'a str,
+}
+
+/// Records that an attempt failed: `failed` with a time to try again, else `dead`. An event that ended meanwhile is left
+/// as it is, and `false` the answer: the answer to a COMMIT can get lost, and another replica may have been quicker. Of
+/// its attempts, the first ten and the last ten are kept (R27).
 pub(super) async fn fail(
     executor: impl PgExecutor<'_>,
-    event_id: &str,
-    retry_at: Option<DateTime<Utc>>,
-    refusals: i32,
-    error: &str,
+    failed: &Failed<'_>,
 ) -> Result<bool, sqlx::Error> {
-    let status = if retry_at.is_some() {
+    let status = if failed.retry_at.is_some() {
         Status::Failed
     } else {
         Status::Dead
     };
-    let result = query!(
+    query_scalar!(
         r#"
-        update workos_sync.webhook_events
-        set status          = $2,
-            attempts        = attempts + 1,
-            refusals        = $5,
-            last_error      = $3,
-            next_attempt_at = $4
-        where event_id = $1
-          and status in ('pending', 'failed')
+        with failed as (
+            update workos_sync.webhook_events
+            set status          = $2,
+                attempts        = attempts + 1,
+                refusals        = $3,
+                last_error      = $4,
+                cause           = $5,
+                next_attempt_at = $6
+            where event_id = $1
+              and status in ('pending', 'failed')
+            returning event_id, attempts
+        ), kept as (
+            insert into workos_sync.event_attempts (event_id, attempt, at, cause, error)
+            select event_id, attempts, $7, $5, $4
+            from failed
+            on conflict (event_id, attempt) do update
+                set at    = excluded.at,
+                    cause = excluded.cause,
+                    error = excluded.error
+        ), forgotten as (
+            delete
+            from workos_sync.event_attempts as attempt
+            using failed
+            where attempt.event_id = failed.event_id
+              and attempt.attempt > 10
+              and attempt.attempt <= failed.attempts - 10
+        )
+        select exists (select from failed) as "failed!"
         "#,
-        event_id,
+        failed.event_id,
         status.as_str(),
-        error,
-        retry_at,
-        refusals,
+        failed.refusals,
+        failed.error,
+        failed.cause,
+        failed.retry_at,
+        failed.at,
     )
-    .execute(executor)
-    .await?;
-    Ok(result.rows_affected() == 1)
+    .fetch_one(executor)
+    .await
+}
+
+/// When an attempt of an event last failed of this cause.
+pub(super) async fn last_attempt(
+    executor: impl PgExecutor<'_>,
+    event_id: &str,
+    cause: &str,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    // By event_attempts_pkey.
+    query_scalar!(
+        "select max(at) from workos_sync.event_attempts where event_id = $1 and cause = $2",
+        event_id,
+        cause,
+    )
+    .fetch_one(executor)
+    .await
 }
 
 /// Whether there is a failed event whose next attempt is due.
@@ -355,15 +519,16 @@ pub(super) async fn take_up_failed(
     Ok(result.rows_affected())
 }
 
-/// The lanes behind `after`, in order, that have a pending event; at most `limit`.
+/// The lanes behind `after`, in order, that have a pending event, up to `limit`; and how long the server took to find
+/// them, in seconds.
 pub(super) async fn due_lanes(
     executor: impl PgExecutor<'_>,
     after: &str,
     limit: i64,
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<(Vec<String>, f64), sqlx::Error> {
     // A loose index scan of webhook_events_lane_idx: from lane to lane, however many events wait in each. A
     // plain `distinct` would read all the events of a flood to name a handful of lanes.
-    query_scalar!(
+    let due = query!(
         r#"
         with recursive due as (
             (select lane
@@ -382,16 +547,16 @@ pub(super) async fn due_lanes(
             from due
             where due.lane is not null
         )
-        select lane as "lane!"
-        from due
-        where lane is not null
-        limit $2
+        select array_agg(lane)                                                          as lanes,
+               extract(epoch from clock_timestamp() - statement_timestamp())::float8 as "took!"
+        from (select lane from due where lane is not null limit $2) as page
         "#,
         after,
         limit,
     )
-    .fetch_all(executor)
-    .await
+    .fetch_one(executor)
+    .await?;
+    Ok((due.lanes.unwrap_or_default(), due.took))
 }
 
 /// Where an event stands.
@@ -416,8 +581,8 @@ pub(super) async fn standing(
     .await
 }
 
-/// Removes settled events from before `cutoff`, at most `limit`; says how many (R28). Dead letters stay.
-pub(super) async fn remove_settled(
+/// Removes events that ended before `cutoff`, at most `limit`; says how many (R28). Dead letters stay.
+pub(super) async fn remove_ended(
     executor: impl PgExecutor<'_>,
     cutoff: DateTime<Utc>,
     limit: i64,
@@ -429,7 +594,7 @@ pub(super) async fn remove_settled(
         from workos_sync.webhook_events
         where event_id = any (array(select event_id
                                     from workos_sync.webhook_events
-                                    where status in ('processed', 'ignored')
+                                    where status in ('processed', 'ignored', 'discarded')
                                       and processed_at < $1
                                     order by processed_at
                                     limit $2

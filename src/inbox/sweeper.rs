@@ -1,19 +1,32 @@
 //! Finds what nobody has in hand: events that a crashed process left, retries that are due, wake-ups that
-//! found no room, and settled events that are old enough to go.
+//! found no room, and events that ended long enough ago to go.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::lanes::Wake;
-use super::{Inbox, store};
+use super::conditions::Conditions;
+use super::lanes::Lanes;
+use super::queue::Wake;
+use super::store;
+use crate::clock::Clock;
+use crate::metrics::Metrics;
 use crate::postgres;
 
-/// How often the inbox is looked through. A look costs an index probe when nothing is due.
+/// How often the inbox is looked through, where a look is cheap.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest time between two looks.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A pause is at least this many times as long as the server took for the look: while a transaction anywhere keeps old
+/// rows from being vacuumed, a look reads an index entry for each event since, and is to take no more than a hundredth
+/// of the server's time.
+const PAUSE_PER_LOOK: f64 = 100.0;
 
 /// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
@@ -27,137 +40,162 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
 /// How many rows retention removes at once, so that no transaction is long.
 const RETENTION_BATCH: i64 = 1_000;
 
-/// Where the last look ended: the next goes on behind it, so that no lane is passed over for ever.
-#[derive(Debug, Default)]
-pub(super) struct Position(Mutex<String>);
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    pub(super) pool: PgPool,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Metrics,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) conditions: Arc<Conditions>,
+    pub(super) shutdown: CancellationToken,
+    /// Where the last look ended: the next goes on behind it, so that no lane is passed over for ever.
+    pub(super) position: Mutex<String>,
+}
 
-impl Inbox {
+/// What a look came to.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// How many lanes have something to do, at most a page.
+    pub(super) found: usize,
+    /// How long to wait before the next.
+    pause: Duration,
+}
+
+/// How long to wait after a look that took the server this many seconds.
+fn pause_after(look: f64) -> Duration {
+    let pause = Duration::try_from_secs_f64(look * PAUSE_PER_LOOK).unwrap_or(LONGEST_INTERVAL);
+    pause.clamp(SWEEP_INTERVAL, LONGEST_INTERVAL)
+}
+
+impl Sweeper {
     /// Sweeps until shutdown. Ends then, when the events in hand are done.
-    pub async fn run_sweeper(self) {
-        let shutdown = &self.inner.shutdown;
-        while !shutdown.is_cancelled() {
-            match self.sweep().await {
-                Ok(_) => self.database_answered(),
-                Err(error) => self.database_failed(&error),
-            }
+    pub(super) async fn run(&self) {
+        while !self.shutdown.is_cancelled() {
+            let pause = match self.sweep().await {
+                Ok(look) => {
+                    self.conditions.database_answered();
+                    look.pause
+                }
+                Err(error) => {
+                    self.conditions.database_failed(&error);
+                    SWEEP_INTERVAL
+                }
+            };
             // Each arm may be dropped at any time: a wake-up that is lost is one sweep later.
             tokio::select! {
-                () = shutdown.cancelled() => break,
-                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
-                () = self.inner.lanes.wanted.notified() => {}
+                () = self.shutdown.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
+                () = self.lanes.wanted() => {}
             }
         }
-        self.inner.lanes.idle().await;
+        self.lanes.idle().await;
     }
 
-    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process; says how many
-    /// lanes those are, at most a page.
-    ///
-    /// # Errors
-    /// The database doesn't answer.
-    pub async fn sweep(&self) -> Result<usize, sqlx::Error> {
-        let inner = &self.inner;
-        let now = inner.clock.now();
-        let after = inner.position.take();
-        let (taken_up, lanes) =
-            postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
+    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process.
+    pub(super) async fn sweep(&self) -> Result<Look, sqlx::Error> {
+        let now = self.clock.now();
+        let after = self.take_position();
+        let (taken_up, lanes, took) =
+            postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
                 // Asked first: a look that finds nothing writes nothing.
                 let taken_up = if store::has_failed_due(&mut *connection, now).await? {
                     store::take_up_failed(&mut *connection, PAGE, now).await?
                 } else {
                     0
                 };
-                let mut lanes = store::due_lanes(&mut *connection, &after, PAGE).await?;
+                let (mut lanes, mut took) =
+                    store::due_lanes(&mut *connection, &after, PAGE).await?;
                 if lanes.is_empty() && !after.is_empty() {
-                    lanes = store::due_lanes(connection, "", PAGE).await?;
+                    (lanes, took) = store::due_lanes(connection, "", PAGE).await?;
                 }
-                Ok::<_, sqlx::Error>((taken_up, lanes))
+                Ok::<_, sqlx::Error>((taken_up, lanes, took))
             })
             .await?;
         let found = lanes.len();
+        let look = Look {
+            found,
+            pause: pause_after(took),
+        };
         let is_full = |found: u64| found == PAGE.unsigned_abs();
         let page_is_full = u64::try_from(found).is_ok_and(is_full);
         let mut position = after;
         let mut woken = false;
         for lane in lanes {
-            match self.wake_found(lane.clone()) {
+            match self.lanes.wake_found(lane.clone()) {
                 Wake::Woken => woken = true,
                 Wake::Awake => {}
                 Wake::NoRoom => {
                     // The lanes tell when they want more, and the next look goes on here.
-                    inner.position.set(position);
-                    return Ok(found);
+                    self.set_position(position);
+                    return Ok(look);
                 }
             }
             position = lane;
         }
         if page_is_full {
-            inner.position.set(position);
+            self.set_position(position);
         }
         if (page_is_full && woken) || is_full(taken_up) {
             // There may be more that nobody has in hand.
-            inner.lanes.expect_more();
+            self.lanes.expect_more();
         }
-        Ok(found)
+        Ok(look)
+    }
+
+    fn take_position(&self) -> String {
+        std::mem::take(&mut self.position.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_position(&self, lane: String) {
+        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = lane;
     }
 
     /// Measures what waits, now and then, until shutdown.
-    pub async fn run_backlog_gauges(self) {
-        let shutdown = &self.inner.shutdown;
+    pub(super) async fn run_backlog_gauges(&self) {
         loop {
             // An outage is logged by the sweeper; until it ends, the gauges keep their values.
             let _ = self.measure_backlog().await;
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return,
                 () = tokio::time::sleep(BACKLOG_INTERVAL) => {}
             }
         }
     }
 
     /// Measures what waits: in the inbox, and to be written to WorkOS.
-    ///
-    /// # Errors
-    /// The database doesn't answer; the gauges keep their values.
-    pub async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
-        let inner = &self.inner;
-        let backlog = postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
+    pub(super) async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
+        let backlog = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::backlog(connection).await
         })
         .await?;
-        inner.metrics.backlog(&backlog, inner.clock.now());
+        self.metrics.backlog(&backlog, self.clock.now());
         Ok(())
     }
 
-    /// Removes settled events that are older than `age`, until shutdown (R28).
-    pub async fn run_retention(self, age: TimeDelta) {
-        let shutdown = &self.inner.shutdown;
+    /// Removes events that ended before `age`, until shutdown (R28).
+    pub(super) async fn run_retention(&self, age: TimeDelta) {
         loop {
-            match self.remove_settled(age).await {
+            match self.remove_ended(age).await {
                 Ok(0) => {}
-                Ok(removed) => info!(removed, "retention removed {removed} settled events"),
-                Err(error) => self.database_failed(&error),
+                Ok(removed) => info!(removed, "retention removed {removed} events"),
+                Err(error) => self.conditions.database_failed(&error),
             }
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return,
                 () = tokio::time::sleep(RETENTION_INTERVAL) => {}
             }
         }
     }
 
-    /// Removes settled events that are older than `age`, batch by batch; says how many.
-    ///
-    /// # Errors
-    /// The database doesn't answer; what was removed stays removed.
-    pub async fn remove_settled(&self, age: TimeDelta) -> Result<u64, sqlx::Error> {
-        let inner = &self.inner;
-        let cutoff = inner.clock.now() - age;
+    /// Removes events that ended before `age`, batch by batch; says how many.
+    pub(super) async fn remove_ended(&self, age: TimeDelta) -> Result<u64, sqlx::Error> {
+        let cutoff = self.clock.now() - age;
         let mut removed = 0;
-        while !inner.shutdown.is_cancelled() {
-            let batch =
-                postgres::transaction(&inner.pool, postgres::PATIENCE, async |connection| {
-                    store::remove_settled(connection, cutoff, RETENTION_BATCH).await
-                })
-                .await?;
+        while !self.shutdown.is_cancelled() {
+            let batch = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+                store::remove_ended(connection, cutoff, RETENTION_BATCH).await
+            })
+            .await?;
             removed += batch;
             if batch < RETENTION_BATCH.unsigned_abs() {
                 break;
@@ -167,12 +205,22 @@ impl Inbox {
     }
 }
 
-impl Position {
-    fn take(&self) -> String {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn set(&self, lane: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lane;
+    /// R24: looks take a hundredth of the time at most, however many dead entries an index has; and one comes a minute.
+    #[test]
+    fn an_expensive_look_is_followed_by_a_longer_pause() {
+        for (look, pause) in [
+            (0.0, 1),
+            (0.01, 1),
+            (0.05, 5),
+            (0.5, 50),
+            (0.9, 60),
+            (1e30, 60),
+        ] {
+            assert_eq!(pause_after(look), Duration::from_secs(pause), "{look}");
+        }
     }
 }

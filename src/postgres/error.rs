@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// What to do about an event that could not be applied.
@@ -38,6 +39,11 @@ impl FailureClass {
 pub trait DatabaseCause {
     /// What the database, or the connection to it, said.
     fn database_cause(&self) -> Option<&sqlx::Error>;
+
+    /// Whether the connection that met it is of no use any more.
+    fn ends_the_connection(&self) -> bool {
+        self.database_cause().is_some_and(ends_the_connection)
+    }
 }
 
 impl DatabaseCause for sqlx::Error {
@@ -57,7 +63,19 @@ pub fn classify(error: &sqlx::Error) -> FailureClass {
         return FailureClass::Conflict;
     }
     // Without a SQLSTATE it is a value that can't be decoded, or a bug of a driver: no wait mends that.
-    class_of(&code(error).unwrap_or_default())
+    let code = code(error).unwrap_or_default();
+    match class_of(&code) {
+        // Whatever code a trigger raises is the host's word; but what says that waiting helps is believed.
+        _ if is_raised(error) && !code.starts_with("40") && !code.starts_with("57") => {
+            FailureClass::Refused
+        }
+        class => class,
+    }
+}
+
+/// Says whether it is a RAISE of a trigger or a function of the host.
+fn is_raised(error: &sqlx::Error) -> bool {
+    server_error(error).is_some_and(|error| error.routine() == Some("exec_stmt_raise"))
 }
 
 /// The class of an error that trying again at once didn't help.
@@ -81,6 +99,8 @@ fn class_of(code: &str) -> FailureClass {
         "23505" => FailureClass::Conflict,
         // program_limit_exceeded, statement_too_complex: what the event contains is too large for an index.
         "54000" | "54001" => FailureClass::Permanent,
+        // string_data_right_truncation: the host says how long a column is.
+        "22001" => FailureClass::Refused,
         // read_only_sql_transaction, lock_not_available
         "25006" | "55P03" => FailureClass::Transient,
         _ => match code.get(..2) {
@@ -123,6 +143,7 @@ pub fn is_an_outage(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(_) if is_raised(error) => false,
         sqlx::Error::Database(_) => {
             is_fatal(error)
                 || code(error).is_some_and(|code| code.starts_with("57P") || code == "25006")
@@ -178,7 +199,7 @@ fn has_old_plans(error: &sqlx::Error) -> bool {
 /// Says whether a lock was waited for in vain (`lock_not_available`).
 #[must_use]
 pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| code == "55P03"))
+    code(error).is_some_and(|code| code == "55P03") && !is_raised(error)
 }
 
 /// Says whether Postgres broke the transaction off to let another one pass (class 40): a deadlock, a serialization
@@ -219,21 +240,40 @@ fn tls_error(error: &sqlx::Error) -> Option<&rustls::Error> {
     }
 }
 
-/// The error as an operator wants to read it in `last_error`: SQLSTATE, message, and the constraint's name.
+/// A short and stable key of the error, equal for equal failures (R27).
+#[must_use]
+pub fn cause(error: &sqlx::Error) -> String {
+    let Some(error) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::ColumnDecode { index, .. } => format!("decode:column.{index}"),
+            sqlx::Error::Io(_) => "database:io".to_owned(),
+            _ => "database:driver".to_owned(),
+        };
+    };
+    let code = error.code().unwrap_or_default();
+    let column = error
+        .try_downcast_ref::<PgDatabaseError>()
+        .and_then(PgDatabaseError::column);
+    let (kind, name) = match &*code {
+        "23502" => ("not_null", column),
+        "23503" => ("foreign_key", error.constraint()),
+        "23505" => ("unique", error.constraint()),
+        "23514" => ("check", error.constraint()),
+        "23P01" => ("exclusion", error.constraint()),
+        _ => ("sqlstate", None),
+    };
+    match name {
+        Some(name) => format!("{kind}:{name}"),
+        None => format!("sqlstate:{code}"),
+    }
+}
+
+/// The error as an operator wants to read it in `last_error`: message, SQLSTATE, and the names of constraint and column.
+/// Never the values: these may be long, or secret.
 #[must_use]
 pub fn describe(error: &sqlx::Error) -> String {
     match error {
-        sqlx::Error::Database(error) => {
-            let mut text = error.message().to_owned();
-            if let Some(code) = error.code() {
-                text = format!("{text} (SQLSTATE {code}");
-                if let Some(constraint) = error.constraint() {
-                    text = format!("{text}, constraint {constraint}");
-                }
-                text.push(')');
-            }
-            text
-        }
+        sqlx::Error::Database(error) => describe_answer(&**error),
         // sqlx would name the file; a setting's value isn't repeated (R35).
         sqlx::Error::Tls(error) if error.to_string().starts_with("Invalid certificate ") => {
             "TLS: sslrootcert holds something that is no certificate".to_owned()
@@ -243,6 +283,26 @@ pub fn describe(error: &sqlx::Error) -> String {
             None => other.to_string(),
         },
     }
+}
+
+fn describe_answer(error: &dyn DatabaseError) -> String {
+    let mut text = error.message().to_owned();
+    let Some(code) = error.code() else {
+        return text;
+    };
+    if code == "22001" {
+        text.push_str(": a value is longer than its column");
+    }
+    text = format!("{text} (SQLSTATE {code}");
+    if let Some(constraint) = error.constraint() {
+        text = format!("{text}, constraint {constraint}");
+    }
+    let column = error.try_downcast_ref::<PgDatabaseError>();
+    if let Some(column) = column.and_then(PgDatabaseError::column) {
+        text = format!("{text}, column {column}");
+    }
+    text.push(')');
+    text
 }
 
 fn describe_tls(error: &rustls::Error) -> String {
@@ -311,9 +371,9 @@ mod tests {
             ("23505 40001 40P01 40003", Conflict),
             ("53000 53100 53200 57014 58030 58P01 55P03 25006", Transient),
             ("42501 42P01 42703 42804 42883 428C9 3F000", Unusable),
-            ("22001 22003 22008 22P05 54000 54001", Permanent),
+            ("22003 22008 22P05 54000 54001", Permanent),
             (
-                "23502 23503 23514 23P01 44000 P0001 P0002 P0004 09000 27000",
+                "22001 23502 23503 23514 23P01 44000 P0001 P0002 P0004 09000 27000",
                 Refused,
             ),
             ("ORG01 ZZ999 99999 T0000 U1234", Refused),

@@ -60,6 +60,23 @@ pub async fn begin(
     connection.begin_with(BEGIN).await
 }
 
+/// How many places for locks the server has, for all its sessions together.
+///
+/// # Errors
+/// The database doesn't answer.
+pub async fn lock_places(connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
+    let places = sqlx::query_scalar!(
+        r#"
+        select current_setting('max_locks_per_transaction')::bigint
+                   * (current_setting('max_connections')::bigint
+                      + current_setting('max_prepared_transactions')::bigint) as "places!"
+        "#,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(usize::try_from(places).unwrap_or_default())
+}
+
 /// Does some work in a transaction on a connection of the pool, within a time; commits it, or rolls it back where the
 /// work fails.
 ///
@@ -86,7 +103,7 @@ where
         };
         let result = commit(&mut lent.connection, work).await;
         let cause = result.as_ref().err().and_then(E::database_cause);
-        lent.is_sound = !cause.is_some_and(error::ends_the_connection);
+        lent.is_sound = !result.as_ref().is_err_and(E::ends_the_connection);
         if cause.is_some_and(error::ages_the_pool) {
             while let Some(mut idle) = pool.try_acquire() {
                 idle.close_on_drop();

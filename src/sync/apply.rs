@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::decide::candidate_id;
 use super::ledger::Ledger;
 use super::store::{self, NewRow};
-use super::{ApplyError, Outcome, slug};
+use super::{ApplyError, Outcome, Write, slug};
 use crate::event::{OrganizationEvent, OrganizationId};
 use crate::outbox;
 
@@ -34,7 +34,7 @@ pub struct Applied {
 /// order, and commits.
 ///
 /// # Errors
-/// [`ApplyError::Conflict`] when another writer was in the way, [`ApplyError::TwoRows`] when an organization has two
+/// [`ApplyError::Unwritten`] when another writer was in the way, [`ApplyError::TwoRows`] when an organization has two
 /// rows; database errors as they are. In any case the transaction is to be rolled back.
 pub async fn apply(
     connection: &mut PgConnection,
@@ -107,21 +107,25 @@ async fn write(
 ) -> Result<(), ApplyError> {
     let updated = ledger.updated();
     if !updated.is_empty() {
-        all_written(&updated, store::update(connection, &updated, now).await?)?;
+        let written = store::update(connection, &updated, now).await?;
+        all_written(Write::Update, updated.iter().map(|row| row.id), written)?;
     }
     let enabled = ledger.enabled();
     if !enabled.is_empty() {
-        all_written(&enabled, store::enable(connection, &enabled, now).await?)?;
+        let written = store::enable(connection, &enabled, now).await?;
+        all_written(Write::Enable, enabled.iter().map(|row| row.id), written)?;
     }
     let disabled = ledger.disabled();
     if !disabled.is_empty() {
-        all_written(&disabled, store::disable(connection, &disabled, now).await?)?;
+        let written = store::disable(connection, &disabled, now).await?;
+        all_written(Write::Disable, disabled.iter().map(|row| row.id), written)?;
     }
     let created = ledger.created();
     if !created.is_empty() {
         let slugs = take_slugs(connection, &created, slug::MAX_LENGTH).await?;
         let inserted = store::insert(connection, &created, &slugs, now).await?;
-        all_written(&created, inserted.len())?;
+        let ids = created.iter().map(|row| row.id.as_str());
+        all_written(Write::Insert, ids, inserted.len())?;
         for (workos_id, id) in inserted {
             ledger.rename(&workos_id, id);
         }
@@ -133,11 +137,19 @@ async fn write(
     Ok(())
 }
 
-fn all_written<R>(rows: &[R], written: usize) -> Result<(), ApplyError> {
-    if written == rows.len() {
-        Ok(())
-    } else {
-        Err(ApplyError::Conflict)
+fn all_written<'a>(
+    write: Write,
+    mut ids: impl ExactSizeIterator<Item = &'a str>,
+    written: usize,
+) -> Result<(), ApplyError> {
+    let all = ids.len() == written;
+    match ids.next() {
+        // Of several, which it is shows when each event has a transaction of its own.
+        Some(id) if !all => Err(ApplyError::Unwritten {
+            write,
+            id: id.to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 

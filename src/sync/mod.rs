@@ -15,8 +15,9 @@ pub mod schema;
 pub mod slug;
 mod store;
 
+use std::fmt;
+
 pub use apply::{Applied, apply};
-pub(crate) use store::{Patience, lock_organizations};
 
 use crate::event::{OrganizationId, WorkosId};
 
@@ -70,12 +71,56 @@ impl Outcome {
     }
 }
 
+/// What is written of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// R4
+    Insert,
+    /// R5
+    Update,
+    /// R10
+    Disable,
+    /// R6
+    Enable,
+}
+
+impl Write {
+    /// The verb.
+    #[must_use]
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Disable => "disable",
+            Self::Enable => "enable",
+        }
+    }
+}
+
+/// What is done to the row.
+impl fmt::Display for Write {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Insert => "inserted",
+            Self::Update => "updated",
+            Self::Disable => "disabled",
+            Self::Enable => "enabled",
+        })
+    }
+}
+
 /// Why an event could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// A row changed hands, or went, between the fetch and the write: start over.
-    #[error("the row was changed by another writer between fetch and write")]
-    Conflict,
+    /// A row was not written. It changed hands, or went, between the fetch and the write: start over. Or, if that doesn't
+    /// help, the host keeps it from being written.
+    #[error("row {id} was not {write}: another writer changed it between fetch and write")]
+    Unwritten {
+        /// What was to be done.
+        write: Write,
+        /// The organization id, of one of them.
+        id: String,
+    },
     /// It can't be told which row is the organization's.
     #[error(transparent)]
     TwoRows(#[from] TwoRows),

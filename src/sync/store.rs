@@ -1,8 +1,5 @@
-//! The SQL of `organization_metadata` and `workos_organization_syncs`, and the advisory locks.
-//!
-//! **Order of locks.** The organization's lock comes first, then a slug's, then rows. Both advisory locks are
-//! of the transaction, so that they survive a connection pooler and go with a lost connection. They live in
-//! the two key spaces that Postgres has for them, and so can never be mistaken for each other (R18).
+//! The SQL of `organization_metadata` and `workos_organization_syncs`, and the locks of slugs: the caller holds those of
+//! the organizations, which are in the other of the two key spaces that Postgres has (R18).
 //!
 //! Statements name their columns, always: the table may have columns of the host application too (R5). What they read of
 //! it they cast, so that a column of another type changes no result: behind a pooler, a server connection keeps a prepared
@@ -14,61 +11,6 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::decide::{OrganizationRow, SyncCursor};
 use crate::event::{EventId, OrganizationId, WorkosId};
-
-/// The first of the two integers of an organization's lock: `hashtext('workos-sync organization')`.
-const ORGANIZATION_LOCKS: i32 = 1_061_423_321;
-
-/// Which locks a transaction got: see [`lock_organizations`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// Waits for each lock, as long as the session's `lock_timeout` says.
-    Wait,
-    /// Takes what is free at once, and waits for rows only a moment: others are waiting for this transaction.
-    Try,
-}
-
-/// How long a transaction that doesn't wait for organizations waits for rows and slugs.
-const A_MOMENT: &str = "200ms";
-
-/// One writer at a time for each WorkOS organization, across processes (R18). Takes the locks in the order
-/// given, which must be sorted, and says whose were free.
-pub(crate) async fn lock_organizations(
-    connection: &mut PgConnection,
-    lanes: &[String],
-    patience: Patience,
-) -> Result<Vec<String>, sqlx::Error> {
-    match patience {
-        Patience::Wait => {
-            query!(
-                r#"
-                select pg_advisory_xact_lock($1, hashtext(lane))
-                from unnest($2::text[]) as lanes (lane)
-                "#,
-                ORGANIZATION_LOCKS,
-                lanes,
-            )
-            .execute(connection)
-            .await?;
-            Ok(lanes.to_vec())
-        }
-        Patience::Try => {
-            query_scalar!(
-                r#"
-                with patience as materialized (select set_config('lock_timeout', $3, true))
-                select lane as "lane!"
-                from patience,
-                     unnest($2::text[]) as lanes (lane)
-                where pg_try_advisory_xact_lock($1, hashtext(lane))
-                "#,
-                ORGANIZATION_LOCKS,
-                lanes,
-                A_MOMENT,
-            )
-            .fetch_all(connection)
-            .await
-        }
-    }
-}
 
 /// One creator at a time for each base slug (R4, R20), taken in the order given, which must be sorted. The keys
 /// are the ones that a signup flow would take too.

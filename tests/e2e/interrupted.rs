@@ -132,7 +132,7 @@ async fn a_server_that_was_left_and_hangs() {
         starting
             .stderr
             .so_far()
-            .contains("left the private postgres running")
+            .contains("of a killed process still runs")
     })
     .await;
     signal(starting.id(), "TERM");

@@ -19,5 +19,6 @@ mod pgbouncer;
 mod private_database;
 mod replay;
 mod signing;
+mod skew;
 mod start;
 mod support;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use sqlx::PgExecutor;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -15,30 +14,9 @@ use workos_sync::sync::{Outcome, apply, organization_id};
 
 use crate::support::app::Answer;
 use crate::support::event::{at, event_id};
-use crate::support::{EventBuilder, NOW, TestApp, created, deleted, eventually, release, updated};
-
-/// Puts events into the inbox as another replica would have, so that they are found together.
-async fn put(app: &TestApp, events: &[EventBuilder]) {
-    for event in events {
-        insert(&app.db.pool, event).await;
-    }
-}
-
-async fn insert(executor: impl PgExecutor<'_>, event: &EventBuilder) {
-    let body = event.body();
-    let parsed = Event::parse(body.as_bytes()).unwrap();
-    sqlx::query(
-        "insert into webhook_events (event_id, event_type, organization_id, payload)
-         values ($1, $2, $3, $4::text::json)",
-    )
-    .bind(parsed.id.as_str())
-    .bind(&parsed.event_type)
-    .bind(parsed.workos_id.as_ref().map(ToString::to_string))
-    .bind(&body)
-    .execute(executor)
-    .await
-    .unwrap();
-}
+use crate::support::{
+    EventBuilder, NOW, TestApp, created, deleted, eventually, insert, put, release, updated,
+};
 
 /// Delivers bodies in two inserts: the first body alone, the others together. Answers in the order of the bodies.
 ///
@@ -46,7 +24,7 @@ async fn insert(executor: impl PgExecutor<'_>, event: &EventBuilder) {
 async fn deliver_together(app: &Arc<TestApp>, bodies: Vec<String>) -> Vec<Answer> {
     // Keeps everybody from writing into the inbox.
     let lock = app.hold("lock table webhook_events in share mode").await;
-    let all = bodies.len();
+    let all = u64::try_from(bodies.len()).unwrap();
     let mut deliveries = JoinSet::new();
     for (place, body) in bodies.into_iter().enumerate() {
         let app_of_delivery = Arc::clone(app);
@@ -63,12 +41,11 @@ async fn deliver_together(app: &Arc<TestApp>, bodies: Vec<String>) -> Vec<Answer
 }
 
 /// Waits until so many inserts wait, with all of so many deliveries in them.
-async fn inserts_wait(app: &TestApp, inserts: i64, deliveries: usize) {
+async fn inserts_wait(app: &TestApp, inserts: i64, deliveries: u64) {
     eventually("all are in inserts, and these wait", async || {
-        let inbox = format!("{:?}", app.inbox);
+        let load = app.inbox.load();
         app.db.blocked_sessions().await == inserts
-            && inbox.contains("Recorder { waiting: 0,")
-            && inbox.contains(&format!("entered: {deliveries} }}"))
+            && (load.recording, load.entered) == (0, deliveries)
     })
     .await;
 }

@@ -2,6 +2,7 @@
 //! seen to wait where the race is, then the other lets go (R18–R22, R24).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::{Postgres, Transaction};
 use workos_sync::inbox::Recorded;
@@ -75,11 +76,16 @@ async fn waiting_for_organizations(db: &TestDatabase) -> i64 {
     .unwrap()
 }
 
+/// Each with a place for two organizations that wait for longer than a moment.
 async fn two_replicas() -> (TestApp, TestApp) {
     let db = Arc::new(TestDatabase::new().await);
+    let options = || Options {
+        max_connections: 20,
+        ..Options::default()
+    };
     (
-        TestApp::on(Arc::clone(&db), Options::default()),
-        TestApp::on(db, Options::default()),
+        TestApp::on(Arc::clone(&db), options()),
+        TestApp::on(db, options()),
     )
 }
 
@@ -117,7 +123,10 @@ async fn an_organization_waits_for_its_own_lock_alone() {
     })
     .await;
     assert_eq!(app.inbox_row(&event_id(1)).await.status, "pending");
-    assert_eq!(waiting_for_organizations(&app.db).await, 1);
+    eventually("the organization comes again", async || {
+        waiting_for_organizations(&app.db).await == 1
+    })
+    .await;
     lock.commit().await.unwrap();
     app.settle().await;
     assert_applied(&app, &event_id(1), "created").await;
@@ -267,6 +276,10 @@ async fn an_event_in_the_hands_of_a_dying_process_is_applied_by_another() {
     let doomed = process
         .spawn(async move {
             app.record(&event).await;
+            // Until it comes again, to wait for longer: the pause of a poll.
+            while app.inbox.load().paused == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             app
         })
         .await

@@ -10,13 +10,14 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
+use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
-use workos_sync::inbox::{Inbox, Recorded, Source};
+use workos_sync::inbox::{Capacity, Inbox, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
 use workos_sync::sync::host::{Host, HostTable};
@@ -51,6 +52,7 @@ pub(crate) struct Options {
     pub(crate) tolerance: Duration,
     pub(crate) max_body_bytes: usize,
     pub(crate) max_connections: u32,
+    pub(crate) lock_places: usize,
 }
 
 impl Default for Options {
@@ -61,6 +63,8 @@ impl Default for Options {
             tolerance: Duration::from_secs(180),
             max_body_bytes: 1_048_576,
             max_connections: 10,
+            // As Postgres has by default.
+            lock_places: 6_400,
         }
     }
 }
@@ -87,6 +91,31 @@ fn look_at(db: &TestDatabase) -> Host {
 pub(crate) async fn release(mut connection: PgConnection) {
     connection.execute("commit").await.unwrap();
     connection.close().await.unwrap();
+}
+
+/// Puts events into the inbox as another replica would have, with as few columns as there can be, so that they are found
+/// together.
+pub(crate) async fn put(app: &TestApp, events: &[EventBuilder]) {
+    for event in events {
+        insert(&app.db.pool, event).await;
+    }
+}
+
+/// Puts an event into the inbox by hand.
+pub(crate) async fn insert(executor: impl PgExecutor<'_>, event: &EventBuilder) {
+    let body = event.body();
+    let parsed = Event::parse(body.as_bytes()).unwrap();
+    sqlx::query(
+        "insert into webhook_events (event_id, event_type, organization_id, payload)
+         values ($1, $2, $3, $4::text::json)",
+    )
+    .bind(parsed.id.as_str())
+    .bind(&parsed.event_type)
+    .bind(parsed.workos_id.as_ref().map(ToString::to_string))
+    .bind(&body)
+    .execute(executor)
+    .await
+    .unwrap();
 }
 
 /// An answer.
@@ -163,7 +192,10 @@ impl TestApp {
             outbox.clone(),
             sync::organization_id::default_namespace(),
             metrics.clone(),
-            usize::try_from(options.max_connections / 2).unwrap(),
+            Capacity {
+                apply_connections: usize::try_from(options.max_connections / 2).unwrap(),
+                lock_places: options.lock_places,
+            },
             shutdown.clone(),
         );
         let http = App::new(
@@ -241,8 +273,8 @@ impl TestApp {
 
     /// Processes everything that is due.
     pub(crate) async fn settle(&self) {
-        let settled = tokio::time::timeout(Duration::from_secs(120), self.inbox.settle());
-        settled.await.expect("the inbox settles").unwrap();
+        let settled = tokio::time::timeout(Duration::from_secs(120), self.inbox.drain());
+        settled.await.expect("the inbox is drained").unwrap();
     }
 
     /// Every organization, by id.
