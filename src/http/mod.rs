@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::panics;
 use crate::signature;
 use body::Bodies;
-use health::{Health, Met};
+use health::Health;
 use problem::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -70,12 +70,6 @@ impl std::fmt::Debug for App {
 impl FromRef<App> for Health {
     fn from_ref(app: &App) -> Self {
         app.inner.health.clone()
-    }
-}
-
-impl FromRef<App> for Met {
-    fn from_ref(app: &App) -> Self {
-        Self(app.inner.inbox.unusable())
     }
 }
 

@@ -364,6 +364,7 @@ async fn a_table_that_can_not_be_used_is_a_condition_of_the_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_condition_that_events_have_met_is_named() {
     let app = TestApp::new().await;
+    app.apply(&created(1, "org_first", "First")).await;
     app.execute(
         "create function gate() returns trigger language plpgsql as
              $$ begin perform from a_table_that_is_missing; return new; end $$;
@@ -381,7 +382,7 @@ async fn a_condition_that_events_have_met_is_named() {
     };
     assert!(get("/readyz").await.json().get("conditions").is_none());
     assert!(usable(1).await);
-    app.record(&created(1, "org_a", "Acme")).await;
+    app.record(&created(2, "org_a", "Acme")).await;
     eventually("the condition is known", async || usable(0).await).await;
     let conditions = get("/readyz").await.json()["conditions"].to_string();
     assert!(
@@ -393,7 +394,7 @@ async fn a_condition_that_events_have_met_is_named() {
         .await;
     eventually("it is mended", async || usable(1).await).await;
     assert!(get("/readyz").await.json().get("conditions").is_none());
-    assert_eq!(app.organization().await.name, "Acme");
+    assert_eq!(result(&app, 2).await, "created");
 }
 
 /// R26: of an event that fails with such an error while others are applied, it is a refusal like the rest.
