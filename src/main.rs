@@ -33,7 +33,7 @@ fn run() -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     let code = runtime.block_on(cli.run());
-    // A thread may still wait for a name server; the process doesn't.
+    // A thread may still wait for standard input, or for a name server; the process doesn't.
     runtime.shutdown_background();
     code
 }

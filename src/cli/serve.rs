@@ -202,9 +202,15 @@ async fn serve(
         shutdown.spawn("WorkOS", asking);
     }
 
+    let health = Health::new(
+        shutdown.ending().clone(),
+        database.options.clone(),
+        host,
+        Some(inbox.clone()),
+    );
     let app = App::new(
         inbox,
-        Health::new(shutdown.ending().clone(), database.options.clone(), host),
+        health,
         Arc::new(SystemClock),
         metrics,
         config.webhook_secrets.clone(),

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
+use crate::inbox::Inbox;
 use crate::postgres::{self, migrate};
 use crate::sync::host::Host;
 use crate::sync::schema;
@@ -62,17 +63,15 @@ pub async fn healthz() -> Json<Answer> {
 /// # Errors
 /// 503: not ready.
 pub async fn readyz(State(health): State<Health>) -> Result<Json<Answer>, Problem> {
-    let verdict = health.check().await;
-    let table = health.host().current();
-    let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
-    match verdict {
+    match health.check().await {
         Ok(()) => Ok(Json(Answer {
             status: "ready",
-            conditions: errors,
-            warnings: table.warnings().map(ToString::to_string).collect(),
+            conditions: health.conditions(),
+            warnings: health.warnings(),
         })),
         Err(NotReady::Unusable) => {
-            Err(Problem::from(NotReady::Unusable).with_detail(errors.join("\n")))
+            let conditions = health.conditions().join("\n");
+            Err(Problem::from(NotReady::Unusable).with_detail(conditions))
         }
         Err(reason) => Err(reason.into()),
     }
@@ -131,7 +130,10 @@ struct Inner {
     stop: CancellationToken,
     database: PgConnectOptions,
     host: Host,
-    /// Held while the database is asked, for [`TIMEOUT`] at most: probes that wait for it find a fresh verdict.
+    /// What finds out by events whether the application's table can be used.
+    inbox: Option<Inbox>,
+    /// Held while the database is asked, for [`TIMEOUT`] and [`TABLE_TIMEOUT`] at most: probes that wait for it find a
+    /// fresh verdict.
     probe: Mutex<Probe>,
 }
 
@@ -150,21 +152,39 @@ struct Probe {
 
 impl Health {
     /// `stop` is cancelled when the service begins to end; `database` is where its pool connects to, `host` the
-    /// application's table there. Connects when first asked.
+    /// application's table there, as the catalog and as `inbox` knows it. Connects when first asked.
     #[must_use]
-    pub fn new(stop: CancellationToken, database: PgConnectOptions, host: Host) -> Self {
+    pub fn new(
+        stop: CancellationToken,
+        database: PgConnectOptions,
+        host: Host,
+        inbox: Option<Inbox>,
+    ) -> Self {
         Self(Arc::new(Inner {
             stop,
             database,
             host,
+            inbox,
             probe: Mutex::default(),
         }))
     }
 
-    /// The application's table.
+    /// What keeps events from being applied, as far as is known: nothing, mostly.
     #[must_use]
-    pub fn host(&self) -> &Host {
-        &self.0.host
+    pub fn conditions(&self) -> Vec<String> {
+        let table = self.0.host.current();
+        let mut conditions: Vec<_> = table.errors().map(ToString::to_string).collect();
+        // What the catalog doesn't tell: a right of a trigger's, say.
+        if conditions.is_empty() {
+            let inbox = self.0.inbox.as_ref();
+            conditions.extend(inbox.and_then(Inbox::unusable));
+        }
+        conditions
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let table = self.0.host.current();
+        table.warnings().map(ToString::to_string).collect()
     }
 
     /// Asks whether the service is going to stay, the database answers and takes writes, its schema is current, and the
@@ -174,32 +194,26 @@ impl Health {
     /// # Errors
     /// The first reason why not.
     pub async fn check(&self) -> Result<(), NotReady> {
-        let Inner {
-            stop,
-            database,
-            host,
-            probe,
-        } = &*self.0;
-        if stop.is_cancelled() {
+        if self.0.stop.is_cancelled() {
             return Err(NotReady::ShuttingDown);
         }
-        let mut probe = probe.lock().await;
+        let mut probe = self.0.probe.lock().await;
         if let Some((at, verdict)) = probe.verdict
             && at.elapsed() < FRESH
         {
             return verdict;
         }
-        let verdict = probe.ask(database, host).await;
+        let verdict = probe.ask(self).await;
         probe.verdict = Some((Instant::now(), verdict));
         verdict
     }
 }
 
 impl Probe {
-    async fn ask(&mut self, database: &PgConnectOptions, host: &Host) -> Result<(), NotReady> {
+    async fn ask(&mut self, health: &Health) -> Result<(), NotReady> {
         // Taken out: unless it may be kept, it is dropped, also when the prober hangs up half-way.
         let kept = self.connection.take();
-        let (verdict, reason) = match timeout(TIMEOUT, look(kept, database)).await {
+        let (verdict, reason) = match timeout(TIMEOUT, look(kept, &health.0.database)).await {
             // A new connection may lead to another server.
             Ok(Ok((
                 _,
@@ -214,10 +228,10 @@ impl Probe {
                 self.connection = Some(connection);
                 if !pending.is_empty() {
                     (Err(NotReady::Schema), format!("pending: {pending:?}"))
-                } else if self.is_usable(host).await {
+                } else if self.is_usable(health).await {
                     (Ok(()), String::new())
                 } else {
-                    (Err(NotReady::Unusable), "see there".to_owned())
+                    (Err(NotReady::Unusable), "it has never worked".to_owned())
                 }
             }
             Ok(Err(error)) => (Err(NotReady::Database), postgres::error::describe(&error)),
@@ -242,10 +256,11 @@ impl Probe {
 impl Probe {
     /// Says whether the application's table has worked or can work, as far as is known; looks at it if that is due. What
     /// can't be looked at is as it was: somebody may be altering it.
-    async fn is_usable(&mut self, host: &Host) -> bool {
+    async fn is_usable(&mut self, health: &Health) -> bool {
+        let host = &health.0.host;
         let looked = self.looked.map_or(Duration::MAX, |at| at.elapsed());
         let is_due = std::cmp::min(looked, host.age()) >= TABLE_FRESH;
-        if is_due || !(host.is_usable() || self.is_in_use) {
+        if is_due || !(self.is_in_use || health.conditions().is_empty()) {
             if is_due {
                 self.looked = Some(Instant::now());
             }
@@ -258,7 +273,7 @@ impl Probe {
                 self.is_in_use = is_in_use;
             }
         }
-        host.is_usable() || self.is_in_use
+        self.is_in_use || health.conditions().is_empty()
     }
 }
 

@@ -37,9 +37,9 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// How long to rest after an error that only time or an operator cures, such as too many open files.
 const ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How long a client that has just connected may take to begin its request, at the end. The kernel has told it that
-/// it is connected, so it hasn't failed yet.
-const FIRST_WORD: Duration = Duration::from_secs(1);
+/// How long, during the shutdown, a client that has just connected may take to begin its request: its connection was
+/// accepted, so it expects to be served.
+const FIRST_BYTE: Duration = Duration::from_secs(1);
 
 /// How many connections the kernel keeps until they are accepted; it takes `somaxconn` if that is less. With the 128
 /// of `TcpListener::bind`, a burst of deliveries on a busy machine loses its later ones for a second, until their
@@ -143,8 +143,8 @@ impl Limits {
     }
 }
 
-/// Serves `router` until `stop` is cancelled; then serves those who have connected by then, closes `listener` and
-/// returns.
+/// Serves `router` until `stop` is cancelled; then serves the connections that the kernel has accepted by then, closes
+/// `listener` and returns.
 ///
 /// Connections are tasks of `tracker`, and see `stop` themselves: idle ones close at once, requests in flight
 /// are answered first. Nothing that a client or the network does ends the loop.
@@ -169,18 +169,15 @@ pub async fn serve(
             () = door.stop.cancelled() => break,
             tcp = accept(&listener) => tcp,
         };
-        // The connection comes first, so that nobody is evicted for nobody; and it is served, whatever `stop` says by
-        // the time that there is a slot.
+        // The connection comes before the slot, so that no idle one is evicted in vain. Once accepted it is served, even
+        // if `stop` is cancelled while it waits for its slot.
         door.let_in(tcp).await;
     }
-    // To those whom the kernel has let in by now, we are connected: closing the listener would reset them. With
-    // the least backlog, new ones are turned away meanwhile; else there might be no end of them.
-    let listener = listener.into_std().and_then(|listener| {
-        rustix::net::listen(&listener, 0)?;
-        Ok(listener)
-    });
-    match listener {
+    // Clients in the accept queue are connected already: closing the listener would reset them.
+    match listener.into_std() {
         Ok(listener) => {
+            // The smallest backlog: the kernel turns new clients away meanwhile, so that the queue gets empty.
+            let _best_effort = rustix::net::listen(&listener, 0);
             door.http.keep_alive(false);
             while let Some(tcp) = accepted(&listener).await {
                 door.let_in(tcp).await;
@@ -188,7 +185,7 @@ pub async fn serve(
         }
         Err(error) => tracing::error!(
             error = &error as &dyn std::error::Error,
-            "connections that were not accepted yet are closed"
+            "the connections in the accept queue are reset"
         ),
     }
 }
@@ -205,7 +202,7 @@ fn http(limits: &Limits) -> http1::Builder {
     http
 }
 
-/// What a connection is served with.
+/// Everything a connection is served with.
 struct Door {
     http: http1::Builder,
     slots: Slots,
@@ -240,7 +237,8 @@ impl Door {
                     result = connection.as_mut() => return result,
                     () = stop.cancelled() => {}
                 }
-                if let Some(result) = spoken(connection.as_mut(), &slot, since + FIRST_WORD).await {
+                let first_byte = since + FIRST_BYTE;
+                if let Some(result) = arrived(connection.as_mut(), &slot, first_byte).await {
                     return result;
                 }
                 connection.as_mut().graceful_shutdown();
@@ -263,18 +261,19 @@ impl Door {
     }
 }
 
-/// Drives a connection until no request is on its way: hyper, told to end, would close it in the middle of a head.
-/// Until `deadline` one may still begin. Returns how the connection ended, if it did.
-async fn spoken<C: Future>(
+/// Drives a connection until the head of a request that has begun to arrive is complete: hyper's own shutdown would
+/// close it in the middle. If nothing has arrived, waits for it until `first_byte`. Returns the connection's result if it
+/// ended.
+async fn arrived<C: Future>(
     mut connection: Pin<&mut C>,
     slot: &Slot,
-    deadline: Instant,
+    first_byte: Instant,
 ) -> Option<C::Output> {
-    let mut silence = pin!(sleep_until(deadline));
+    let mut silence = pin!(sleep_until(first_byte));
     poll_fn(|cx| match connection.as_mut().poll(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
         Poll::Pending if slot.is_busy() => Poll::Ready(None),
-        // The time for a head ends it.
+        // hyper's timeout for the head ends this.
         Poll::Pending if slot.is_heard() => Poll::Pending,
         Poll::Pending => silence.as_mut().poll(cx).map(|()| None),
     })
@@ -294,7 +293,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 /// A connection that the kernel has accepted by now; `None` if there is no other.
 async fn accepted(listener: &std::net::TcpListener) -> Option<TcpStream> {
     loop {
-        // Not by the runtime: it hears of a connection a moment later.
+        // Not through tokio, which learns of a connection a moment later.
         let tcp = listener.accept().and_then(|(tcp, _)| {
             tcp.set_nonblocking(true)?;
             TcpStream::from_std(tcp)

@@ -36,7 +36,7 @@ pub(super) async fn metrics(
     } = &*app.inner;
     // A scrape looks at the application's table as a probe does, if that is due.
     let _ = health.check().await;
-    metrics.schema_usable(health.host().is_usable());
+    metrics.schema_usable(health.conditions().is_empty());
     let exposition = match format {
         Format::OpenMetrics => metrics.render(),
         Format::Text => metrics.render_text(),

@@ -111,7 +111,7 @@ pub(super) struct Slot {
     idle: Arc<Idle>,
     /// Its number in the queue of the idle, while it is there.
     number: Mutex<Option<u64>>,
-    /// Whether anything has come since the last answer.
+    /// Whether bytes have arrived since the last answer.
     heard: AtomicBool,
     evicted: CancellationToken,
     _permit: OwnedSemaphorePermit,
@@ -123,12 +123,12 @@ impl Slot {
         self.evicted.cancelled().await;
     }
 
-    /// Something has come from the client.
+    /// Notes that bytes have arrived.
     pub(super) fn hear(&self) {
         self.heard.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a request has begun to come that isn't in hand yet.
+    /// Whether a request has begun to arrive since the last answer.
     pub(super) fn is_heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)
     }

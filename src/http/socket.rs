@@ -1,6 +1,6 @@
 //! A client's socket, with the two patiences that hyper leaves to its caller: for a client that doesn't read its
-//! answers, and for one that is still sending when the connection ends. And with an ear, for hyper doesn't tell
-//! whether a request has begun.
+//! answers, and for one that is still sending when the connection ends. It also notes that bytes have arrived: hyper
+//! doesn't say whether a request has begun.
 
 use std::io;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A TCP stream that waits for its client only so long.
 pub(super) struct Socket {
     tcp: TcpStream,
-    /// Told what is heard.
+    /// Told that bytes have arrived.
     slot: Arc<Slot>,
     /// How long a write may make no progress: a client that pipelines requests and reads no answer would
     /// otherwise keep its permit for ever.

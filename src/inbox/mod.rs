@@ -145,7 +145,7 @@ impl Inbox {
         metrics.watch_connections(&pool);
         let hands = Hands::new(capacity.apply_connections);
         let outcomes = Arc::new(Outcomes::new(Arc::clone(&clock), metrics.clone()));
-        let conditions = Arc::new(Conditions::new(metrics.clone()));
+        let conditions = Arc::new(Conditions::default());
         let transactions = Arc::new(Transactions {
             pool: pool.clone(),
             clock: Arc::clone(&clock),

@@ -112,6 +112,7 @@ pub async fn bring_up_to_date(
     let is_current = migrate::pending(&mut connection).await?.is_empty();
     let is_refused = !found.is_in_use && found.table.has(Severity::Error);
     if is_refused || (is_current && !found.table.has(Severity::Unmade)) {
+        connection.close().await?;
         return Ok(found);
     }
 

@@ -104,6 +104,14 @@ create trigger watch after update or delete on workos_sync.webhook_events
     for each row execute function watch_event();
 "#;
 
+/// Makes the triggers of a run in a database that has our schema.
+pub(crate) async fn watch(database: &PgConnectOptions) -> Result<()> {
+    let mut connection = database.connect().await?;
+    sqlx::raw_sql(SLOW_TRIGGER).execute(&mut connection).await?;
+    sqlx::raw_sql(JOURNAL).execute(&mut connection).await?;
+    Ok(connection.close().await?)
+}
+
 /// A running cluster; dropped, it is stopped and its folder goes.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -139,10 +147,7 @@ impl Cluster {
             .await?;
         let template = this.options(TEMPLATE);
         schema::bring_up_to_date(&template, None).await?;
-        let mut connection = template.connect().await?;
-        sqlx::raw_sql(SLOW_TRIGGER).execute(&mut connection).await?;
-        sqlx::raw_sql(JOURNAL).execute(&mut connection).await?;
-        connection.close().await?;
+        watch(&template).await?;
         Ok(this)
     }
 
@@ -205,7 +210,7 @@ impl Cluster {
             port: free_port()?,
             as_postgres: output(Command::new("id").arg("-u")).await? == "0",
             restarting: Mutex::new(()),
-            _watchdog: watchdog(folder.path())?,
+            _watchdog: watchdog(&folder.path().join("data"), folder.path())?,
             folder,
             disk,
         };
@@ -402,16 +407,17 @@ impl Drop for Disk {
     }
 }
 
-/// A shell that waits for this process to end, then stops the server, if it is there, and removes its folder.
-fn watchdog(folder: &Path) -> Result<std::process::Child> {
+/// A shell that waits for this process to end, or for its own handle to be dropped, then stops the server of a data
+/// directory, if it is there, and removes a folder.
+pub(crate) fn watchdog(data: &Path, folder: &Path) -> Result<std::process::Child> {
     let script = r#"trap '' INT TERM HUP
         cat >/dev/null
-        kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")"
-        while [ -e "$1/data/postmaster.pid" ]; do sleep 0.1; done
-        rm -rf "$1""#;
+        kill -QUIT "$(head -n 1 "$1/postmaster.pid")"
+        while [ -e "$1/postmaster.pid" ]; do sleep 0.1; done
+        rm -rf "$2""#;
     Ok(Command::new("sh")
         .args(["-c", script, "sh"])
-        .arg(folder)
+        .args([data, folder])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -19,7 +19,8 @@ pub(crate) const SECRET: &str = "whsec_faults";
 /// What a replica is given.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    pub(crate) database_url: String,
+    /// None: it runs a private Postgres.
+    pub(crate) database_url: Option<String>,
     pub(crate) workos_url: String,
     pub(crate) connections: u32,
     /// How far its clock is ahead.
@@ -78,7 +79,6 @@ impl Replica {
             .arg("serve")
             .current_dir(&self.folder)
             .env_clear()
-            .env("DATABASE_URL", &self.settings.database_url)
             .env(
                 "DATABASE_MAX_CONNECTIONS",
                 self.settings.connections.to_string(),
@@ -98,6 +98,17 @@ impl Replica {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        match &self.settings.database_url {
+            Some(url) => drop(serve.env("DATABASE_URL", url)),
+            None => {
+                let where_programs_are = ["PATH", "PG_BIN_DIR"];
+                serve.envs(std::env::vars_os().filter(|(name, _)| {
+                    where_programs_are
+                        .iter()
+                        .any(|wanted| name == std::ffi::OsStr::new(wanted))
+                }));
+            }
+        }
         if self.settings.ahead > Duration::ZERO {
             serve
                 .env("LD_PRELOAD", faketime()?)

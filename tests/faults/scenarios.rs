@@ -36,6 +36,8 @@ pub(crate) enum Scenario {
     Failover,
     FailoverOfStanding,
     FailoverWithLoss,
+    PrivatePostgres,
+    HeldSnapshot,
 }
 
 /// Longer than every timeout of the service, the lease of the outbox included.
@@ -43,13 +45,15 @@ const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
 
 impl Scenario {
     /// The long ones first: they run beside the others.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::PausedReplica,
         Self::StalledNetwork,
         Self::VanishedPeer,
         Self::FailoverOfStanding,
         Self::Failover,
         Self::FailoverWithLoss,
+        Self::PrivatePostgres,
+        Self::HeldSnapshot,
         Self::Crashes,
         Self::PooledCrashes,
         Self::TwoReplicas,
@@ -78,6 +82,8 @@ impl Scenario {
             Self::Failover => "failover",
             Self::FailoverOfStanding => "failover_of_standing_connections",
             Self::FailoverWithLoss => "failover_with_loss",
+            Self::PrivatePostgres => "private_postgres",
+            Self::HeldSnapshot => "held_snapshot",
         }
     }
 
@@ -129,9 +135,11 @@ impl Scenario {
                 | Self::LockedOrganization
                 | Self::HotKey
                 | Self::Crashes
-                | Self::PooledCrashes => 1,
+                | Self::PooledCrashes
+                | Self::PrivatePostgres => 1,
                 _ => 2,
             },
+            private: self == Self::PrivatePostgres,
             pooled: (self == Self::PooledCrashes).then_some(0),
             habits: match self {
                 // As fast as it goes.
@@ -163,6 +171,11 @@ impl Scenario {
             Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
             Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
             Self::Crashes | Self::PooledCrashes => crashes(&world).await,
+            Self::PrivatePostgres => private_postgres(&world).await,
+            Self::HeldSnapshot => tokio::select! {
+                result = held_snapshot(&world) => result,
+                () = world.hold_snapshot() => Ok(()),
+            },
             Self::Failover | Self::FailoverOfStanding | Self::FailoverWithLoss => match standby {
                 None => bail!("there is no standby"),
                 Some(standby) if self == Self::FailoverWithLoss => {
@@ -466,6 +479,71 @@ async fn crashes(world: &World) -> Result<()> {
     world.settle().await
 }
 
+/// R23, section 11: the private Postgres is killed under load, then the service, then Postgres again, which the next service
+/// had adopted. Nobody but a supervisor of the service starts anything.
+async fn private_postgres(world: &World) -> Result<()> {
+    let mut rng = Rng::with_seed(8);
+    let faults = async {
+        for _ in 0..2 {
+            sleep(Duration::from_secs(2)).await;
+            world.report.fault("kill -9 of the private Postgres");
+            world.kill_private().await?;
+            eventually("it is started again", async || {
+                sqlx::query("select 1").execute(&world.pool).await.is_ok()
+            })
+            .await?;
+            sleep(Duration::from_millis(500)).await;
+            world.replicas[0].kill(Duration::from_millis(200)).await?;
+            world.replicas[0].answers().await?;
+        }
+        anyhow::Ok(())
+    };
+    let load = world.load(&mut rng, 40, 1_500, Duration::from_secs(10), &[]);
+    let (faults, ()) = tokio::join!(faults, load);
+    faults?;
+    world.settle().await
+}
+
+/// R24: somebody holds a snapshot, as a dump does, and half a million events are applied meanwhile: none of what is left of
+/// them in the index of pending ones can go. The looks for what waits don't read all of that every second.
+async fn held_snapshot(world: &World) -> Result<()> {
+    const EVENTS: i64 = 500_000;
+    const WATCHED: Duration = Duration::from_secs(30);
+
+    let mut rng = Rng::with_seed(9);
+    let few = Duration::from_secs(1);
+    world.load(&mut rng, 20, 100, few, &[]).await;
+    world.settle().await?;
+    // In one transaction, so that nobody finds them waiting.
+    world
+        .execute(&format!(
+            "insert into workos_sync.webhook_events (event_id, event_type, payload)
+             select 'event_' || n, 'organization.updated', '{{}}' from generate_series(1, {EVENTS}) as events (n);
+             update workos_sync.webhook_events set status = 'processed', outcome = 'stale', processed_at = now()
+             where payload::text = '{{}}'"
+        ))
+        .await?;
+    let entries_read = async || -> Result<i64> {
+        let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'webhook_events_lane_idx'";
+        Ok(sqlx::query_scalar(read).fetch_one(&world.pool).await?)
+    };
+    let before = entries_read().await?;
+    sleep(WATCHED).await;
+    let read = entries_read().await? - before;
+    let once_a_second = EVENTS * i64::try_from(WATCHED.as_secs() * world.replicas.len() as u64)?;
+    println!("        {read} index entries read in {WATCHED:?}, of {EVENTS} that can't go");
+    ensure!(read < once_a_second / 2, "{read} entries were read");
+    // They are in no history. The triggers don't look.
+    world
+        .execute(
+            "set session_replication_role = replica;
+             delete from workos_sync.webhook_events where payload::text = '{}'",
+        )
+        .await?;
+    world.load(&mut rng, 20, 100, few, &[]).await;
+    world.settle().await
+}
+
 /// A server that streams from the primary of a run.
 struct Standby {
     cluster: Cluster,
@@ -538,8 +616,8 @@ async fn failover(world: &mut World, standby: Standby, lives_on: bool) -> Result
     world.settle().await
 }
 
-/// The same where commits don't wait for the standby, which is a tenth of a second behind. What the old primary alone had
-/// is lost, whoever had acknowledged it; delivered again, it is applied like the rest.
+/// The same where commits don't wait for the standby, which is behind a slow link. What the old primary alone had is lost,
+/// though it was acknowledged; delivered again, it is applied like the rest.
 async fn failover_with_loss(world: &mut World, standby: Standby) -> Result<()> {
     standby.link.set(Network::Slow(Duration::from_millis(100)));
     fail_over(world, &standby.cluster, false).await?;
@@ -552,8 +630,9 @@ async fn failover_with_loss(world: &mut World, standby: Standby) -> Result<()> {
     let mut lost = world.workos.history();
     lost.retain(|event| !stored.contains(&event.id));
     println!(
-        "        {} acknowledged events were lost with a primary that waited for no standby",
-        lost.len()
+        "        {} of {} acknowledged events were lost with a primary that waited for no standby",
+        lost.len(),
+        stored.len() + lost.len()
     );
     world.report.add(
         "acknowledged events lost with a primary that waited for no standby",

@@ -379,6 +379,7 @@ impl Plan {
             seed,
             options: Options {
                 replicas,
+                private: false,
                 connections: [2, 3, 4, 8, 20][rng.usize(..5)],
                 pooled: one_in(&mut rng, 3),
                 ahead: one_in(&mut rng, 4),

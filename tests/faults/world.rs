@@ -2,25 +2,29 @@
 //! them.
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fastrand::Rng;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster, watchdog};
 use crate::pooler::Pooler;
 use crate::proxy::Proxy;
 use crate::replica::{Replica, Settings};
 use crate::report::Report;
 use crate::sender::{Habits, Sender};
 use crate::workos::{CONSTRAINT, Giver, Kind, REFUSED, Workos, customer};
-use crate::{POLL, oracle, retry};
+use crate::{POLL, oracle, retry, signal};
 
 /// How long events may take to be settled when nothing is in their way any more: an event that failed in each of
 /// the faults waits for its next attempt.
@@ -40,6 +44,8 @@ const AN_HOUR: Duration = Duration::from_secs(3_600);
 pub(crate) struct Options {
     pub(crate) replicas: usize,
     pub(crate) connections: u32,
+    /// The first one runs a private Postgres, and is the only one.
+    pub(crate) private: bool,
     /// The one that reaches the database through a pooler in transaction mode, if there is one.
     pub(crate) pooled: Option<usize>,
     /// The one whose clock is an hour ahead, if there is one.
@@ -53,6 +59,7 @@ impl Default for Options {
         Self {
             replicas: 2,
             connections: 10,
+            private: false,
             pooled: None,
             ahead: None,
             habits: Habits {
@@ -81,7 +88,31 @@ pub(crate) struct World {
     /// What the run is, for whoever reads of its failure.
     pub(crate) about: String,
     _tasks: JoinSet<()>,
+    private: Option<Private>,
     _folder: TempDir,
+}
+
+/// The private Postgres of a replica; stopped when dropped.
+#[derive(Debug)]
+struct Private {
+    /// Its data directory, which is another one after none of its ends.
+    data: PathBuf,
+    _watchdog: Child,
+}
+
+impl Private {
+    /// Finds that of a replica which runs in a folder; says how to connect to it.
+    fn find(folder: &Path) -> Result<(Self, PgConnectOptions)> {
+        let of_the_service = folder.join(".workos-sync");
+        let url = std::fs::read_to_string(of_the_service.join("database_url"))?;
+        // As root, it may be a link to where Postgres can go.
+        let data = of_the_service.join("postgres").canonicalize()?;
+        let this = Self {
+            _watchdog: watchdog(&data, &data)?,
+            data,
+        };
+        Ok((this, url.trim().parse()?))
+    }
 }
 
 impl World {
@@ -93,7 +124,9 @@ impl World {
     ) -> Result<Self> {
         let mut rng = Rng::with_seed(options.seed);
         let database = format!("faults_{}", uuid::Uuid::new_v4().simple());
-        cluster.create_database(&database).await?;
+        if !options.private {
+            cluster.create_database(&database).await?;
+        }
         let direct = cluster.options(&database);
         let pool = PgPoolOptions::new()
             .max_connections(4)
@@ -104,6 +137,8 @@ impl World {
         let (workos, events) = Workos::start(pool.clone()).await?;
 
         let folder = tempfile::tempdir()?;
+        // Whoever runs the private Postgres must be able to come in.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let mut tasks = JoinSet::new();
         let mut replicas = Vec::new();
         for index in 0..options.replicas {
@@ -113,9 +148,9 @@ impl World {
                 proxy.port
             };
             let settings = Settings {
-                database_url: format!(
-                    "postgres://postgres@127.0.0.1:{port}/{database}?sslmode=disable"
-                ),
+                database_url: (!options.private).then(|| {
+                    format!("postgres://postgres@127.0.0.1:{port}/{database}?sslmode=disable")
+                }),
                 workos_url: workos.url.clone(),
                 connections: options.connections,
                 ahead: if options.ahead == Some(index) {
@@ -132,6 +167,13 @@ impl World {
             replica.answers().await?;
             let replica = Arc::clone(replica);
             tasks.spawn(async move { replica.supervise().await });
+        }
+        let mut private = None;
+        if options.private {
+            let (found, options) = Private::find(folder.path())?;
+            cluster::watch(&options).await?;
+            pool.set_connect_options(options);
+            private = Some(found);
         }
         let sender = Arc::new(Sender::new(
             replicas.clone(),
@@ -151,6 +193,7 @@ impl World {
             report: Arc::clone(report),
             about,
             _tasks: tasks,
+            private,
             _folder: folder,
         })
     }
@@ -181,6 +224,17 @@ impl World {
         while let Some(mut idle) = self.pool.try_acquire() {
             idle.close_on_drop();
         }
+    }
+
+    /// Kills the private Postgres.
+    pub(crate) async fn kill_private(&self) -> Result<()> {
+        let private = self
+            .private
+            .as_ref()
+            .context("there is no private Postgres")?;
+        let file = std::fs::read_to_string(private.data.join("postmaster.pid"))?;
+        let pid = file.lines().next().unwrap_or_default().trim().parse()?;
+        signal(pid, "KILL").await
     }
 
     /// Holds a snapshot; a new one, should the server go down.

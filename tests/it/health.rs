@@ -17,13 +17,13 @@ use workos_sync::http::health::{Health, NotReady, healthz, readyz};
 use workos_sync::postgres;
 use workos_sync::sync::host::{Host, HostTable, Kind};
 
-use crate::support::{TestApp, TestDatabase, created, release};
+use crate::support::{TestApp, TestDatabase, created, eventually, release};
 
 /// How long a test waits for what should happen within a second or two.
 const SOON: Duration = Duration::from_secs(10);
 
 fn health(database: &PgConnectOptions) -> Health {
-    Health::new(CancellationToken::new(), database.clone(), host())
+    Health::new(CancellationToken::new(), database.clone(), host(), None)
 }
 
 /// A table that was good when it was last looked at.
@@ -103,6 +103,7 @@ async fn a_table_that_never_worked_is_not_ready() {
         CancellationToken::new(),
         app.db.options.clone(),
         app.host.clone(),
+        None,
     );
     let (status, body) = get_body(health.clone(), "/readyz").await;
     assert_eq!(
@@ -159,6 +160,47 @@ async fn a_table_that_stopped_working_is_a_condition() {
     assert_eq!(gauge().await.as_deref(), Some("0"));
 }
 
+/// R26: what only an event finds out is a condition too, and ends with the first that is applied.
+#[tokio::test]
+async fn what_only_events_find_out_is_a_condition() {
+    let app = TestApp::new().await;
+    assert_eq!(app.apply(&created(1, "org_a", "Acme")).await, "created");
+    app.execute(
+        "create function audit() returns trigger language plpgsql as $$ begin insert into nowhere values (1); return new; end $$;
+         create trigger audit after insert on organization_metadata for each row execute function audit()",
+    )
+    .await;
+    app.record(&created(2, "org_b", "Globex")).await;
+    eventually("it is found out", async || app.inbox.unusable().is_some()).await;
+    let get = async |path| {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        app.send(request).await.assert(200)
+    };
+    let named = get("/readyz").await.json();
+    assert!(
+        named["conditions"][0].as_str().unwrap().contains("nowhere"),
+        "{named}"
+    );
+    assert!(
+        get("/metrics")
+            .await
+            .text
+            .contains("workos_sync_schema_usable 0")
+    );
+
+    app.execute("create table nowhere (n integer)").await;
+    eventually("it is mended", async || {
+        get("/readyz").await.json()["conditions"].is_null()
+    })
+    .await;
+    assert!(
+        get("/metrics")
+            .await
+            .text
+            .contains("workos_sync_schema_usable 1")
+    );
+}
+
 /// Somebody who alters the table, for however long, takes nothing out of service.
 #[tokio::test]
 async fn a_table_that_is_being_altered_is_what_it_was() {
@@ -169,6 +211,7 @@ async fn a_table_that_is_being_altered_is_what_it_was() {
         CancellationToken::new(),
         app.db.options.clone(),
         app.host.clone(),
+        None,
     );
     let altering = app
         .hold("lock table organization_metadata in access exclusive mode")
@@ -197,7 +240,7 @@ async fn a_table_that_is_being_altered_is_what_it_was() {
 async fn a_service_that_shuts_down_is_not_ready() {
     let database = TestDatabase::new().await;
     let stop = CancellationToken::new();
-    let health = Health::new(stop.clone(), database.options.clone(), host());
+    let health = Health::new(stop.clone(), database.options.clone(), host(), None);
     assert_eq!(health.check().await, Ok(()));
     stop.cancel();
     let (status, _, code) = get_path(health, "/readyz").await;

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use workos_sync::sync::host::{HostTable, Key, Rows, Severity, Value};
 use workos_sync::sync::schema::{self, Schema};
 
+use crate::support::pooler::Pooler;
 use crate::support::{Role, TestApp, TestDatabase, eventually, release};
 
 /// All that an event needs; the cases say what is different.
@@ -64,9 +66,11 @@ async fn bring_up_to_date(db: &TestDatabase, schema: Option<&str>) -> Schema {
 }
 
 /// What `bring_up_to_date` does, while the test goes on.
-fn spawn_update(db: &TestDatabase) -> tokio::task::JoinHandle<Schema> {
+fn spawn_update(db: &TestDatabase) -> JoinSet<Schema> {
     let options = db.options.clone();
-    tokio::task::spawn(async move { schema::bring_up_to_date(&options, None).await.unwrap() })
+    let mut updating = JoinSet::new();
+    updating.spawn(async move { schema::bring_up_to_date(&options, None).await.unwrap() });
+    updating
 }
 
 fn errors(table: &HostTable) -> Vec<&str> {
@@ -93,27 +97,24 @@ async fn look_at(connection: &mut PgConnection, statements: &str) -> HostTable {
 
 /// R33: what can't work is said in a sentence that names the column, what it is, and what it has to be.
 #[tokio::test]
-async fn what_cannot_work_is_said_in_a_sentence() {
-    let db = TestDatabase::empty().await;
-    let mut connection = db.connect().await;
-    let table = |different: &[(&str, &str)]| create(different);
-    for (statements, sentences) in [
+async fn a_column_that_cannot_work_is_named() {
+    assert_errors(&[
         (
-            table(&[("slug", ""), ("name", "")]),
+            create(&[("slug", ""), ("name", "")]),
             &[
                 "s.organization_metadata has no column name: it has to have one, of type text, varchar, citext or char(n)",
                 "s.organization_metadata has no column slug: it has to have one, of type text, varchar, citext or char(n)",
             ][..],
         ),
         (
-            table(&[("id", "bigint primary key"), ("name", "jsonb")]),
+            create(&[("id", "bigint primary key"), ("name", "jsonb")]),
             &[
                 "column id of s.organization_metadata is bigint: it has to be text, varchar, citext, char(n) or uuid",
                 "column name of s.organization_metadata is jsonb: it has to be text, varchar, citext or char(n)",
             ],
         ),
         (
-            table(&[
+            create(&[
                 ("updated_at", "bigint not null default 0"),
                 ("disabled_at", "boolean"),
                 ("workos_updated_at", "text"),
@@ -125,13 +126,13 @@ async fn what_cannot_work_is_said_in_a_sentence() {
             ],
         ),
         (
-            table(&[("workos_id", "uuid unique")]),
+            create(&[("workos_id", "uuid unique")]),
             &[
                 "column workos_id of s.organization_metadata is uuid: it has to be text, varchar, citext or char(n)",
             ],
         ),
         (
-            table(&[(
+            create(&[(
                 "slug",
                 "text generated always as (lower(replace(name, ' ', '-'))) stored unique",
             )]),
@@ -140,13 +141,13 @@ async fn what_cannot_work_is_said_in_a_sentence() {
             ],
         ),
         (
-            table(&[("id", "bigint generated always as identity primary key")]),
+            create(&[("id", "bigint generated always as identity primary key")]),
             &[
                 "column id of s.organization_metadata is bigint: it has to be text, varchar, citext, char(n) or uuid",
             ],
         ),
         (
-            table(&[
+            create(&[
                 ("workos_id", "varchar(20) unique"),
                 ("workos_last_event_id", "char(32)"),
             ]),
@@ -155,24 +156,32 @@ async fn what_cannot_work_is_said_in_a_sentence() {
                 "column workos_last_event_id of s.organization_metadata is character(32): it has to hold 35 characters",
             ],
         ),
+    ])
+    .await;
+}
+
+/// R33: so it is of a key, and of a relation.
+#[tokio::test]
+async fn a_key_or_a_relation_that_cannot_work_is_named() {
+    assert_errors(&[
         (
-            table(&[
+            create(&[
                 ("id", "text not null"),
                 ("tenant", "text default '', unique (tenant, id)"),
             ]),
             &[
                 "column id of s.organization_metadata isn't unique: it has to be the primary key, or have a valid unique index of its own",
-            ],
+            ][..],
         ),
         (
-            table(&[("workos_id", "text"), ("deleted_at", "timestamptz")])
+            create(&[("workos_id", "text"), ("deleted_at", "timestamptz")])
                 + "; create unique index live on organization_metadata (workos_id) where deleted_at is null",
             &[
                 "column workos_id of s.organization_metadata is unique only where (deleted_at IS NULL) (index live): it has to be unique in all rows, so give the others no workos_id, and drop that index",
             ],
         ),
         (
-            table(&[
+            create(&[
                 ("id", "text"),
                 ("slug", "text"),
                 ("workos_id", "text"),
@@ -204,9 +213,17 @@ async fn what_cannot_work_is_said_in_a_sentence() {
                 "column slug of s.organization_metadata is generated: it has to be a plain column, for workos-sync writes it",
             ],
         ),
-    ] {
-        let table = look_at(&mut connection, &statements).await;
-        assert_eq!(errors(&table), sentences, "{statements}");
+    ])
+    .await;
+}
+
+/// Fails the test if what is said of a table is anything else.
+async fn assert_errors(cases: &[(String, &[&str])]) {
+    let db = TestDatabase::empty().await;
+    let mut connection = db.connect().await;
+    for (statements, sentences) in cases {
+        let table = look_at(&mut connection, statements).await;
+        assert_eq!(errors(&table), *sentences, "{statements}");
         assert!(!table.is_usable());
     }
 }
@@ -700,7 +717,7 @@ async fn the_application_reads_on_while_columns_are_added() {
     .await;
     execute(&mut report, "begin; select from organization_metadata").await;
 
-    let migrating = spawn_update(&db);
+    let mut migrating = spawn_update(&db);
     eventually("the migration waits for the report", async || {
         db.blocked_sessions().await == 1
     })
@@ -711,10 +728,10 @@ async fn the_application_reads_on_while_columns_are_added() {
     execute(&mut reader, "select from organization_metadata").await;
     let waited = began.elapsed();
     assert!(waited < Duration::from_secs(4), "{waited:?}");
-    assert!(!migrating.is_finished());
+    assert!(migrating.try_join_next().is_none());
 
     release(report).await;
-    let schema = migrating.await.unwrap();
+    let schema = migrating.join_next().await.unwrap().unwrap();
     assert_eq!(schema.table.findings, []);
     assert_eq!(
         schema.made[0],
@@ -733,7 +750,7 @@ async fn the_application_writes_on_while_the_index_is_built() {
     };
     execute(&mut writer, format!("begin; {}", insert("a"))).await;
 
-    let migrating = spawn_update(&db);
+    let mut migrating = spawn_update(&db);
     eventually("the build waits for the writer", async || {
         db.blocked_sessions().await == 1
     })
@@ -744,10 +761,10 @@ async fn the_application_writes_on_while_the_index_is_built() {
         format!("set lock_timeout = '1s'; {}", insert("b")),
     )
     .await;
-    assert!(!migrating.is_finished());
+    assert!(migrating.try_join_next().is_none());
 
     release(writer).await;
-    let schema = migrating.await.unwrap();
+    let schema = migrating.join_next().await.unwrap().unwrap();
     assert_eq!(schema.table.findings, []);
 }
 
@@ -762,7 +779,7 @@ async fn a_turn_is_held_by_a_transaction() {
         "begin; lock table organization_metadata in access exclusive mode",
     )
     .await;
-    let migrating = spawn_update(&db);
+    let mut migrating = spawn_update(&db);
     eventually("the migration waits", async || {
         db.blocked_sessions().await == 1
     })
@@ -776,7 +793,38 @@ async fn a_turn_is_held_by_a_transaction() {
     .unwrap();
     assert_eq!(states, ["idle in transaction"]);
     release(report).await;
-    migrating.await.unwrap();
+    migrating.join_next().await.unwrap().unwrap();
+}
+
+/// R35: through a pooler in transaction mode everything is made, each by a transaction, but for the index: the settings that
+/// its build needs would be somebody else's.
+#[tokio::test]
+async fn an_index_is_not_built_through_a_pooler() {
+    let db = TestDatabase::empty().await;
+    let mut connection = db.connect().await;
+    execute(&mut connection, create(&[("workos_id", "")])).await;
+    let server = (db.options.get_host().to_owned(), db.options.get_port());
+    // As many as a migration holds at once.
+    let pooler = Pooler::start(server, 2).await.unwrap();
+    let options = db.options.clone().host("127.0.0.1").port(pooler.port);
+    let schema = schema::bring_up_to_date(&options, None).await.unwrap();
+    assert_eq!(
+        errors(&schema.table),
+        [
+            "column workos_id of public.organization_metadata isn't unique, and an index can't be built through a connection pooler: run `workos-sync migrate` with a DATABASE_URL that leads to Postgres itself"
+        ]
+    );
+    assert_eq!(
+        schema.made,
+        ["added workos_id to public.organization_metadata"]
+    );
+    let held: i64 = scalar(&mut connection, "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())").await;
+    assert_eq!(held, 0, "a lock is left behind");
+
+    let schema = bring_up_to_date(&db, None).await;
+    assert_eq!(schema.table.findings, []);
+    let schema = schema::bring_up_to_date(&options, None).await.unwrap();
+    assert_eq!((schema.made, schema.table.findings), (vec![], vec![]));
 }
 
 /// R33: a role that may not add what is missing says so, and who may.

@@ -129,7 +129,7 @@ async fn settings_are_those_of_the_transaction_on_every_connection() {
         deliver_all(&app, events).await;
         // Its settings are others.
         let (stop, host) = (CancellationToken::new(), app.host.clone());
-        let health = Health::new(stop, app.db.options.clone(), host);
+        let health = Health::new(stop, app.db.options.clone(), host, None);
         assert!(health.check().await.is_ok());
     }
     assert_applied_at_once(&app).await;

@@ -1,8 +1,8 @@
 //! The data directory: whose it is, its lock and its files.
 //!
-//! Whoever can write to it knows or chooses its secrets, and chooses what is overwritten and which
-//! server is run. So a directory or a file is refused if it belongs to somebody else, if others can
-//! write to it, or if it is a link. A file is checked when it is open, and changed only after that.
+//! Another user who can write to it can choose its secrets, the files that are overwritten, and the
+//! server that is run. So a directory or a file is refused if it belongs to another user, if others
+//! can write to it, or if it is a link. A file is checked when it is open, and changed only then.
 //!
 //! The kernel drops the lock with the process that held it, however that ended, so a lock that is
 //! held means a living owner, and nobody has to judge whether a process id is stale.
@@ -112,7 +112,7 @@ impl DataDir {
         options: &mut OpenOptions,
     ) -> Result<File, EmbeddedError> {
         let path = self.file(name);
-        // Not even waited for: a pipe has no end until somebody writes to it.
+        // Opening a pipe would otherwise wait until another process writes to it.
         let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         options.custom_flags(careful.bits().cast_signed());
         let file = match options.open(&path) {
@@ -222,7 +222,7 @@ impl DataDir {
     }
 }
 
-/// Makes the directory, unless somebody else has just done so: then it has to be ours alone.
+/// Makes the directory. If another process has just made it, it is checked as any other.
 fn make(dir: &Path) -> Result<(), EmbeddedError> {
     // Others may pass, the server's user among them, and list nothing; each file in it is closed by
     // its own mode.
@@ -257,7 +257,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Refuses what somebody else may have made, or can change.
+/// Refuses what another user may have made, or can change.
 fn check(path: &Path, found: &Metadata, kind: Kind) -> Result<(), EmbeddedError> {
     let (owner, mode) = (found.uid(), found.mode() & 0o7777);
     if found.is_symlink() {
@@ -284,7 +284,7 @@ fn check(path: &Path, found: &Metadata, kind: Kind) -> Result<(), EmbeddedError>
         (
             format!("can be written to by others (mode {mode:04o})"),
             format!(
-                "if nobody else has touched it, run `chmod go-w {}`; else set DATA_DIR to a new directory",
+                "if no other user has changed it, run `chmod go-w {}`; otherwise set DATA_DIR to a new directory",
                 path.display()
             ),
         )
@@ -302,7 +302,7 @@ fn is_a_link(path: &Path, kind: Kind) -> EmbeddedError {
     EmbeddedError::unusable(path.display(), "is a symbolic link", cure)
 }
 
-/// As root we share the directory with the user whom the server runs as.
+/// As root we share the directory with the user that the server runs as.
 fn is_ours(owner: u32) -> bool {
     let runs_as = || ServerUser::for_root().map(|user| user.uid);
     owner == our_uid() || (is_root() && runs_as() == Some(owner))

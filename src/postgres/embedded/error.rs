@@ -56,8 +56,8 @@ pub enum EmbeddedError {
         /// What the server writes to.
         log: PathBuf,
     },
-    /// The server was started again and again, and always ended soon.
-    #[error("the private postgres always ends by itself; {} has the reason", log.display())]
+    /// The server was started again and again, and ended soon each time.
+    #[error("the private postgres keeps ending by itself; {} has the reason", log.display())]
     Restless {
         /// What the server writes to.
         log: PathBuf,

@@ -54,8 +54,8 @@ use self::server::{NAME, PATIENCE, Server};
 /// There only while an owner serves.
 const DATABASE_URL: &str = "database_url";
 
-/// The pauses before a server that ended by itself is started again. After the last of these tries
-/// it is given up: whoever supervises us knows more.
+/// The pauses before a server that ended by itself is started again. After the last try the service
+/// ends, so that its supervisor notices.
 const RESTART_PAUSES: [Duration; 5] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
@@ -64,7 +64,7 @@ const RESTART_PAUSES: [Duration; 5] = [
     Duration::from_secs(8),
 ];
 
-/// A server that ran for so long and ends is at the first of its tries again.
+/// A server that ran for this long has all tries again.
 const STEADY: Duration = Duration::from_secs(60);
 
 /// Where the private server keeps its data and finds its binaries.
@@ -190,7 +190,7 @@ impl Embedded {
             loop {
                 let Some(pause) = pauses.next() else {
                     let tries = RESTART_PAUSES.len();
-                    tracing::error!(tries, "the private postgres doesn't stay; giving up");
+                    tracing::error!(tries, "the private postgres keeps ending; giving up");
                     return failed.unwrap_or(EmbeddedError::Restless {
                         log: self.dir.file(LOG),
                     });
@@ -201,7 +201,7 @@ impl Embedded {
                         tracing::info!(self.port, "started the private postgres again");
                         break;
                     }
-                    // It hangs; more of that helps nobody.
+                    // It hangs: another try would hang too.
                     Err(error @ EmbeddedError::Slow { .. }) => return error,
                     Err(error) => {
                         let cause = &error as &dyn std::error::Error;
@@ -210,7 +210,7 @@ impl Embedded {
                             "the private postgres can't be started again"
                         );
                         failed = Some(error);
-                        // It may run, and be of no use.
+                        // It may run, and refuse us.
                         if let Err(error) = self.server.stop_at_once().await {
                             return error;
                         }
@@ -236,8 +236,8 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        // Whoever comes next must not find the address of a server that is ended here, or was
-        // before. There is nobody to tell that it can't be removed.
+        // The server has ended, or is ended next: its address is of no use. A failure changes
+        // nothing, for commands try the address before they use it.
         let _forgotten = self.dir.remove(DATABASE_URL);
     }
 }

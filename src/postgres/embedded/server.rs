@@ -27,7 +27,8 @@ use super::process::{Child, POLL};
 
 /// Superuser and database alike.
 pub(super) const NAME: &str = "workos_sync";
-/// How long a server that somebody else left, or an owner that is still initialising, is waited for.
+/// How long a server that a killed process left, or an owner that is still initialising, is waited
+/// for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a server may take until it is ready, the recovery after a crash included. That replays
 /// no more than the gigabyte of `max_wal_size`; a start that is broken off begins it anew.
@@ -35,16 +36,16 @@ const START_TIMEOUT: Duration = Duration::from_secs(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a stop in order may take: it writes a checkpoint.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// How a server is ended that has no time left. Nothing is lost with it, the next start recovers.
-/// Postgres itself gives its children 5 seconds.
+/// How a server is ended at once: nothing is lost, the next start recovers. After SIGQUIT, Postgres
+/// gives its own children 5 seconds.
 const AT_ONCE: [(Signal, Duration); 2] = [
     (Signal::QUIT, Duration::from_secs(6)),
     (Signal::KILL, Duration::from_secs(2)),
 ];
 /// Between two looks at a server that is no child of ours.
 const WATCH: Duration = Duration::from_secs(1);
-/// Below those that kernels lend to outgoing connections: one of these could be in the way of the
-/// next start.
+/// Below the ports that kernels use for outgoing connections, any of which might have ours when the
+/// server is started again.
 const PORTS: RangeInclusive<u16> = 20_000..=29_999;
 /// Another process can take the port between our look and the server's bind.
 const PORT_TRIES: u32 = 5;
@@ -118,7 +119,7 @@ impl Server {
         while let Some(file) = self.running() {
             if self.postmaster.is_none() {
                 tracing::info!(
-                    "a killed process left the private postgres running; waiting for it"
+                    "the private postgres of a killed process still runs; waiting for its answer"
                 );
                 self.postmaster = Some(Postmaster::Left(file.pid));
             }
@@ -194,7 +195,7 @@ impl Server {
         ] {
             postgres.args(["-c", setting]);
         }
-        // The open file: the server's user needn't reach it by its name.
+        // The open file: the server's user may not be able to reach it by name.
         let copy = || log.try_clone().when("open", &path);
         postgres.stdout(copy()?).stderr(copy()?);
         let child = Child::spawn(postgres)?;
@@ -328,7 +329,7 @@ impl Server {
         if test_kill_process(pid).is_err() {
             return false;
         }
-        // Elsewhere a process that takes our signals has to be enough.
+        // Other systems don't show a process's arguments as files.
         if !cfg!(target_os = "linux") {
             return true;
         }

@@ -12,7 +12,7 @@ pub use catalog::LookupError;
 pub(super) use make::make;
 pub use table::{Column, Finding, HostTable, Key, Kind, NAME, Rows, Severity, UniqueIndex, Value};
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
@@ -59,8 +59,7 @@ impl Host {
     /// The description: statements are built from it.
     #[must_use]
     pub fn current(&self) -> Arc<HostTable> {
-        let known = self.0.known.read();
-        Arc::clone(&known.unwrap_or_else(PoisonError::into_inner).table)
+        Arc::clone(&self.known().table)
     }
 
     /// What there is to be said of the table.
@@ -78,8 +77,12 @@ impl Host {
     /// How long ago the table was looked at.
     #[must_use]
     pub fn age(&self) -> Duration {
+        self.known().at.elapsed()
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
         let known = self.0.known.read();
-        known.unwrap_or_else(PoisonError::into_inner).at.elapsed()
+        known.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at the table again: to be called when a statement failed for what the table is (0A000, 22001, 26000,
@@ -116,7 +119,7 @@ impl Host {
     async fn reading(&self) -> Option<MutexGuard<'_, ()>> {
         let asked = Instant::now();
         let reading = self.0.reading.lock().await;
-        (self.age() >= asked.elapsed()).then_some(reading)
+        (self.known().at <= asked).then_some(reading)
     }
 
     /// Says what is new, once.

@@ -200,7 +200,12 @@ impl TestApp {
         );
         let http = App::new(
             inbox.clone(),
-            Health::new(shutdown.clone(), db.options.clone(), host.clone()),
+            Health::new(
+                shutdown.clone(),
+                db.options.clone(),
+                host.clone(),
+                Some(inbox.clone()),
+            ),
             clock.clone(),
             metrics.clone(),
             options.secrets,

@@ -17,11 +17,13 @@ impl Role {
     /// With these rights, each as GRANT takes it.
     pub(crate) async fn create(db: &TestDatabase, rights: &[&str]) -> Self {
         let name = format!("role_{}", Uuid::new_v4().simple());
-        let mut statements = format!("create role {name} login password 'of_a_test';");
-        for right in rights {
-            statements += &format!("grant {right} to {name};");
-        }
-        db.pool.execute(AssertSqlSafe(statements)).await.unwrap();
+        let create = format!("create role {name} login password 'of_a_test'");
+        let grants = rights
+            .iter()
+            .map(|right| format!("grant {right} to {name}"));
+        let statements: Vec<_> = std::iter::once(create).chain(grants).collect();
+        let statements = AssertSqlSafe(statements.join("; "));
+        db.pool.execute(statements).await.unwrap();
         let options = db.options.clone().username(&name).password("of_a_test");
         Self { name, options }
     }
