@@ -121,7 +121,10 @@ async fn serve(
         let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
         if let Err(error) = poll::note_interval(&pool, poll_interval).await {
             let reason = postgres::error::describe(&error);
-            warn!(reason, "`workos-sync status` won't know how often this polls: {reason}");
+            warn!(
+                reason,
+                "`workos-sync status` won't know how often this polls: {reason}"
+            );
         }
         anyhow::Ok((host, Arc::new(clock)))
     };
