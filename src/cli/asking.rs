@@ -99,14 +99,15 @@ impl Meter {
 
     pub(super) fn show(&self, progress: Progress) {
         let Progress { pages, seen } = progress;
-        match &self.bar {
-            Some(bar) => bar.set_position(seen.unsigned_abs()),
-            None => info!(
+        if let Some(bar) = &self.bar {
+            bar.set_position(seen.unsigned_abs());
+        } else {
+            let what = self.what;
+            info!(
                 pages,
                 organizations = seen,
-                "{}: {seen} organizations are read",
-                self.what
-            ),
+                "{what}: {seen} organizations are read"
+            );
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
 
     let exit = match &config.database_url {
         Some(url) => serve(&config, url, port, &shutdown).await?,
-        None => with_private_postgres(config, port, &shutdown).await?,
+        None => Box::pin(with_private_postgres(config, port, &shutdown)).await?,
     };
     info!(?exit, "stopped");
     Ok(exit.into())
@@ -119,13 +119,7 @@ async fn serve(
     let start = async {
         let host = prepare(config, database).await?;
         let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-        if let Err(error) = poll::note_interval(&pool, poll_interval).await {
-            let reason = postgres::error::describe(&error);
-            warn!(
-                reason,
-                "`workos-sync status` won't know how often this polls: {reason}"
-            );
-        }
+        note_interval(&pool, poll_interval).await;
         anyhow::Ok((host, Arc::new(clock)))
     };
     let (host, clock) = tokio::select! {
@@ -134,22 +128,7 @@ async fn serve(
     };
 
     let metrics = Metrics::default();
-    let client = config
-        .api_key
-        .as_ref()
-        .map(|key| WorkosClient::new(config.api_url.clone(), key.clone()))
-        .transpose()?
-        .map(|client| {
-            client
-                .counted_by(metrics.clone())
-                .limited_to(config.api_rps)
-        });
-    if client.is_none() {
-        warn!(
-            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS; \
-             events that webhooks lose are not found"
-        );
-    }
+    let client = workos_client(config, &metrics)?;
     let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone());
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
@@ -183,26 +162,16 @@ async fn serve(
         trust::keep_gauge(pool.clone(), metrics.clone(), shutdown.soft().clone()),
     );
     if let Some(client) = client {
-        let poll = poll_interval.map(|interval| {
-            Poll::new(
-                pool.clone(),
-                inbox.clone(),
-                client.with_priority(Priority::Poll),
-                clock.clone(),
-                metrics.clone(),
-                interval,
-            )
-        });
-        let asking = ask_workos(
-            pool.clone(),
-            client.with_priority(Priority::Poll),
-            clock.clone(),
-            metrics.clone(),
-            poll,
+        let asking = Asking {
+            pool: pool.clone(),
+            inbox: inbox.clone(),
             outbox,
-            shutdown.soft().clone(),
-        );
-        shutdown.spawn("WorkOS", asking);
+            client: client.with_priority(Priority::Poll),
+            clock,
+            metrics: metrics.clone(),
+            poll_interval,
+        };
+        shutdown.spawn("WorkOS", asking.run(shutdown.soft().clone()));
     }
 
     let health = Health::new(
@@ -252,26 +221,61 @@ async fn serve(
     Ok(exit)
 }
 
-/// Polls WorkOS and writes to it, once its key is known to be of the environment of this database.
-async fn ask_workos(
+/// What asks WorkOS, and writes to it.
+struct Asking {
     pool: PgPool,
+    inbox: Inbox,
+    outbox: Outbox,
     client: WorkosClient,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    poll: Option<Poll>,
-    outbox: Outbox,
-    stop: CancellationToken,
-) {
-    let guard = KeyGuard::new(pool, client, clock);
-    if !guard.accepted(metrics, stop.clone()).await {
-        return;
-    }
-    let polling = async {
-        if let Some(poll) = poll {
-            poll.run(stop.clone()).await;
+    poll_interval: Option<Duration>,
+}
+
+impl Asking {
+    /// Polls and writes back, once the key is known to be of the environment of this database.
+    async fn run(self, stop: CancellationToken) {
+        let clock = Arc::clone(&self.clock);
+        let guard = KeyGuard::new(self.pool.clone(), self.client.clone(), clock);
+        if !guard.accepted(self.metrics.clone(), stop.clone()).await {
+            return;
         }
+        let polling = async {
+            if let Some(interval) = self.poll_interval {
+                let (pool, inbox, client) = (self.pool, self.inbox, self.client);
+                Poll::new(pool, inbox, client, self.clock, self.metrics, interval)
+                    .run(stop.clone())
+                    .await;
+            }
+        };
+        tokio::join!(polling, self.outbox.run(stop.clone()));
+    }
+}
+
+/// A role may lack the right: that is no reason to take no webhooks.
+async fn note_interval(pool: &PgPool, interval: Option<Duration>) {
+    if let Err(error) = poll::note_interval(pool, interval).await {
+        let reason = postgres::error::describe(&error);
+        warn!(
+            reason,
+            "`workos-sync status` won't know how often this polls: {reason}"
+        );
+    }
+}
+
+/// The client of the API, if there is a key for it.
+fn workos_client(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<WorkosClient>> {
+    let Some(key) = &config.api_key else {
+        warn!(
+            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS; \
+             events that webhooks lose are not found"
+        );
+        return Ok(None);
     };
-    tokio::join!(polling, outbox.run(stop.clone()));
+    let client = WorkosClient::new(config.api_url.clone(), key.clone())?
+        .counted_by(metrics.clone())
+        .limited_to(config.api_rps);
+    Ok(Some(client))
 }
 
 /// Waits for the database, brings its schema up to date, and looks at the application's table.

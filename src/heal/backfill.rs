@@ -83,7 +83,7 @@ async fn read_all(
     let now = means.clock.now();
     let tally = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
         runs::complete_backfill(connection, &run, now).await?;
-        runs::tally(connection, run.run_id).await
+        runs::tally(connection, run.id).await
     })
     .await?;
     let done = Progress {

@@ -42,7 +42,7 @@ pub async fn run(
     let status = if result.is_ok() { "complete" } else { "failed" };
     let now = means.clock.now();
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::end(connection, run.run_id, status, false, 0, now).await
+        runs::end(connection, run.id, status, false, 0, now).await
     })
     .await?;
     lease.end().await;

@@ -198,7 +198,7 @@ pub async fn run(
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
         let run = runs::begin(connection, Kind::Reconcile, false, now).await?;
-        runs::forget_others(connection, run.run_id).await?;
+        runs::forget_others(connection, run.id).await?;
         Ok::<_, sqlx::Error>(run)
     })
     .await?;
@@ -221,7 +221,7 @@ pub async fn run(
     let is_whole = result.is_ok() && report.is_in_step();
     let now = means.clock.now();
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::end(connection, run.run_id, status, is_whole, report.left, now).await
+        runs::end(connection, run.id, status, is_whole, report.left, now).await
     })
     .await?;
     lease.end().await;
@@ -333,7 +333,7 @@ async fn compare_page(
         snapshots.push((differs || is_back).then_some(snapshot.body.as_str()));
     }
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::see(connection, run.run_id, &ids, &snapshots).await
+        runs::see(connection, run.id, &ids, &snapshots).await
     })
     .await?;
     Ok(())
@@ -414,7 +414,7 @@ async fn compare_rows(
         let (rows, unseen) = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
             let rows = mirror::active_rows_after(connection, &after, BATCH).await?;
             let ids: Vec<_> = rows.iter().map(|row| row.workos_id.as_str()).collect();
-            let unseen = runs::unseen(connection, run.run_id, &ids).await?;
+            let unseen = runs::unseen(connection, run.id, &ids).await?;
             Ok::<_, sqlx::Error>((rows, unseen))
         })
         .await?;
@@ -513,7 +513,7 @@ async fn mend(
     let mut after = String::new();
     loop {
         let batch = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-            runs::snapshots_after(connection, run.run_id, &after, BATCH).await
+            runs::snapshots_after(connection, run.id, &after, BATCH).await
         })
         .await?;
         let Some((last, _)) = batch.last() else {

@@ -31,7 +31,7 @@ impl Kind {
 /// A run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Run {
-    pub(super) run_id: i64,
+    pub(super) id: i64,
     pub(super) after: Option<String>,
     pub(super) boundary: Option<DateTime<Utc>>,
     pub(super) pages: i64,
@@ -48,7 +48,7 @@ pub(super) async fn broken_off(
     query_as!(
         Run,
         r#"
-        select run_id, after, boundary, pages, seen, is_whole
+        select run_id as id, after, boundary, pages, seen, is_whole
         from workos_sync.runs
         where kind = $1
           and status = 'running'
@@ -86,7 +86,7 @@ pub(super) async fn begin(
         r#"
         insert into workos_sync.runs (kind, started_at, is_whole)
         values ($1, $2, $3)
-        returning run_id, after, boundary, pages, seen, is_whole
+        returning run_id as id, after, boundary, pages, seen, is_whole
         "#,
         kind.as_str(),
         now,
@@ -117,7 +117,7 @@ pub(super) async fn turn_page(
             failed   = failed + $11
         where run_id = $1
         "#,
-        run.run_id,
+        run.id,
         run.after,
         run.boundary,
         run.pages,
@@ -166,7 +166,7 @@ pub(super) async fn complete_backfill(
             ended_at = $2
         where run_id = $1
         "#,
-        run.run_id,
+        run.id,
         now,
     )
     .execute(&mut *connection)
