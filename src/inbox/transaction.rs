@@ -187,7 +187,11 @@ impl Transactions {
         let _places = self.locks.take(lanes.len()).await;
         let done = self.run(lanes, Wait::Never, Batch::New(events)).await?;
         let outcomes = done.rows.all_outcomes(&done.outcomes);
-        let ids = done.rows.new().iter().map(|event| event.id().to_string());
+        let ids = done
+            .rows
+            .new_events()
+            .iter()
+            .map(|event| event.id().to_string());
         Ok(ids.zip(outcomes).collect())
     }
 
@@ -323,7 +327,7 @@ impl Rows<'_> {
         }
     }
 
-    fn new(&self) -> &[&NewEvent] {
+    fn new_events(&self) -> &[&NewEvent] {
         match self {
             Self::Claimed(_) => &[],
             Self::New(new) => new,
@@ -332,7 +336,7 @@ impl Rows<'_> {
 
     /// How each of the new events was applied, if it was.
     fn all_outcomes(&self, outcomes: &[(usize, Option<Outcome>)]) -> Vec<Option<Outcome>> {
-        let mut all = vec![None; self.new().len()];
+        let mut all = vec![None; self.new_events().len()];
         for &(place, outcome) in outcomes {
             all[place] = outcome;
         }
