@@ -16,6 +16,8 @@ use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
+use crate::sync::Target;
+use crate::sync::host::Host;
 use crate::workos::{Priority, WorkosClient};
 
 /// Has a command's work done with all that it needs to ask WorkOS, and ends what it has begun.
@@ -50,12 +52,21 @@ pub(super) async fn with<T>(
                 .await?,
         };
         let shutdown = database.stop.child_token();
+        let target = Target {
+            host: Host::new(schema.table, database.url.schema.clone()),
+            namespace: config.org_id_namespace,
+        };
         let inbox = Inbox::new(
             pool.clone(),
             clock.clone(),
             // Intentions are recorded; `serve` delivers them.
-            Outbox::new(pool.clone(), None, clock.clone()),
-            config.org_id_namespace,
+            Outbox::new(
+                pool.clone(),
+                None,
+                clock.clone(),
+                Arc::new(target.host.clone()),
+            ),
+            target.clone(),
             Metrics::default(),
             capacity,
             shutdown.clone(),
@@ -66,7 +77,7 @@ pub(super) async fn with<T>(
             inbox: inbox.clone(),
             client,
             clock,
-            namespace: config.org_id_namespace,
+            target,
         };
         let done = work(&means).await;
         // What is in hand is finished, and nothing more begun.

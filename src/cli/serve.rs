@@ -38,6 +38,7 @@ use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
+use crate::sync::Target;
 use crate::sync::host::Host;
 use crate::sync::schema::Schema;
 use crate::telemetry;
@@ -129,7 +130,8 @@ async fn serve(
 
     let metrics = Metrics::default();
     let client = workos_client(config, &metrics)?;
-    let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone());
+    let ids = Arc::new(host.clone());
+    let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone(), ids);
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let capacity = Capacity {
@@ -141,29 +143,20 @@ async fn serve(
         pool.clone(),
         clock.clone(),
         outbox.clone(),
-        config.org_id_namespace,
+        Target {
+            host: host.clone(),
+            namespace: config.org_id_namespace,
+        },
         metrics.clone(),
         capacity,
         shutdown.soft().clone(),
     );
 
-    shutdown.spawn("database clock", {
-        let (clock, pool, stop) = (clock.clone(), pool.clone(), shutdown.soft().clone());
-        async move { clock.keep(pool, stop).await }
-    });
-    shutdown.spawn("sweeper", inbox.clone().run_sweeper());
-    shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
-    if let Some(age) = config.inbox_retention {
-        let inbox = inbox.clone();
-        shutdown.spawn("retention", async move { inbox.run_retention(age).await });
-    }
-    shutdown.spawn(
-        "trust gauge",
-        trust::keep_gauge(pool.clone(), metrics.clone(), shutdown.soft().clone()),
-    );
+    spawn_housekeeping(shutdown, config, &pool, &clock, &inbox, &metrics);
     if let Some(client) = client {
         let asking = Asking {
             pool: pool.clone(),
+            host: host.clone(),
             inbox: inbox.clone(),
             outbox,
             client: client.with_priority(Priority::Poll),
@@ -221,9 +214,35 @@ async fn serve(
     Ok(exit)
 }
 
+/// What goes on whether or not anybody sends anything.
+fn spawn_housekeeping(
+    shutdown: &Shutdown,
+    config: &Config,
+    pool: &PgPool,
+    clock: &Arc<DatabaseClock>,
+    inbox: &Inbox,
+    metrics: &Metrics,
+) {
+    shutdown.spawn("database clock", {
+        let (clock, pool, stop) = (clock.clone(), pool.clone(), shutdown.soft().clone());
+        async move { clock.keep(pool, stop).await }
+    });
+    shutdown.spawn("sweeper", inbox.clone().run_sweeper());
+    shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
+    if let Some(age) = config.inbox_retention {
+        let inbox = inbox.clone();
+        shutdown.spawn("retention", async move { inbox.run_retention(age).await });
+    }
+    shutdown.spawn(
+        "trust gauge",
+        trust::keep_gauge(pool.clone(), metrics.clone(), shutdown.soft().clone()),
+    );
+}
+
 /// What asks WorkOS, and writes to it.
 struct Asking {
     pool: PgPool,
+    host: Host,
     inbox: Inbox,
     outbox: Outbox,
     client: WorkosClient,
@@ -236,7 +255,7 @@ impl Asking {
     /// Polls and writes back, once the key is known to be of the environment of this database.
     async fn run(self, stop: CancellationToken) {
         let clock = Arc::clone(&self.clock);
-        let guard = KeyGuard::new(self.pool.clone(), self.client.clone(), clock);
+        let guard = KeyGuard::new(self.pool.clone(), self.host, self.client.clone(), clock);
         if !guard.accepted(self.metrics.clone(), stop.clone()).await {
             return;
         }

@@ -13,7 +13,7 @@ use super::{HealError, Means, Progress};
 use crate::event::Event;
 use crate::inbox::Source;
 use crate::postgres;
-use crate::sync::{self, mirror};
+use crate::sync;
 
 /// How a backfill is to go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -98,10 +98,11 @@ const MARGIN: TimeDelta = TimeDelta::seconds(60);
 
 /// The run that was broken off, or a new one.
 async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
+    let statements = means.statements();
     let (broken_off, is_whole) =
         postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
             let broken_off = runs::broken_off(connection, Kind::Backfill).await?;
-            let is_whole = !mirror::has_linked_rows(connection).await?;
+            let is_whole = !statements.has_linked(connection).await?;
             Ok::<_, sqlx::Error>((broken_off, is_whole))
         })
         .await?;
@@ -145,6 +146,7 @@ async fn dry_run(
     means: &Means,
     progress: &mut impl FnMut(Progress),
 ) -> Result<(Progress, Tally), HealError> {
+    let statements = means.statements();
     let (mut done, mut total) = (Progress::default(), Tally::default());
     let mut after = None;
     loop {
@@ -161,9 +163,15 @@ async fn dry_run(
         total.dead += i64::try_from(page.elements.len() - events.len()).unwrap_or(i64::MAX);
         let now = means.clock.now();
         let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-            sync::preview(connection, &events, &means.namespace, now)
-                .await
-                .map_err(HealError::from)
+            sync::preview(
+                connection,
+                &statements,
+                &events,
+                &means.target.namespace,
+                now,
+            )
+            .await
+            .map_err(HealError::from)
         })
         .await?;
         for outcome in outcomes {

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::event::WorkosId;
 use crate::metrics::Metrics;
 use crate::postgres;
-use crate::sync::mirror;
+use crate::sync::host::Host;
 use crate::workos::{Lookup, WorkosClient};
 
 /// How many organizations are asked for at most: so many of the first, and of the last.
@@ -29,6 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone)]
 pub struct KeyGuard {
     pool: PgPool,
+    host: Host,
     client: WorkosClient,
     clock: Arc<dyn Clock>,
 }
@@ -36,9 +37,15 @@ pub struct KeyGuard {
 impl KeyGuard {
     /// The guard of a client's key.
     #[must_use]
-    pub fn new(pool: PgPool, client: WorkosClient, clock: Arc<dyn Clock>) -> Self {
+    pub const fn new(
+        pool: PgPool,
+        host: Host,
+        client: WorkosClient,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self {
             pool,
+            host,
             client,
             clock,
         }
@@ -63,8 +70,9 @@ impl KeyGuard {
     }
 
     async fn some_linked(&self) -> Result<Vec<WorkosId>, sqlx::Error> {
+        let statements = self.host.statements();
         postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            mirror::some_active(connection, MOST).await
+            statements.some_active(connection, MOST).await
         })
         .await
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use tracing::warn;
-use uuid::Uuid;
 
 use super::key::KeyGuard;
 use super::{HealError, Patience};
 use crate::clock::Clock;
 use crate::inbox::Inbox;
+use crate::sync::Target;
+use crate::sync::statements::Statements;
 use crate::workos::{Page, WorkosClient, WorkosError};
 
 /// What a command that asks WorkOS for everything needs.
@@ -26,8 +27,8 @@ pub struct Means {
     pub client: WorkosClient,
     /// The database's time.
     pub clock: Arc<dyn Clock>,
-    /// Of derived organization ids.
-    pub namespace: Uuid,
+    /// Where organizations are written to.
+    pub target: Target,
 }
 
 /// How far a run is.
@@ -43,7 +44,8 @@ impl Means {
     /// Refuses a key of another environment, before anything is written that it tells.
     pub(super) async fn check_key(&self) -> Result<(), HealError> {
         let clock = Arc::clone(&self.clock);
-        let guard = KeyGuard::new(self.pool.clone(), self.client.clone(), clock);
+        let host = self.target.host.clone();
+        let guard = KeyGuard::new(self.pool.clone(), host, self.client.clone(), clock);
         let mut patience = Patience::default();
         loop {
             match guard.check().await {
@@ -51,6 +53,11 @@ impl Means {
                 checked => return checked,
             }
         }
+    }
+
+    /// The statements on the application's table.
+    pub(super) fn statements(&self) -> Arc<Statements> {
+        self.target.host.statements()
     }
 
     /// A page of the organizations, and whether it is the first one because WorkOS refuses where it was to begin.

@@ -14,9 +14,10 @@ use super::snapshot::{Shown, Snapshot};
 use super::{HealError, Means, Patience, Progress};
 use crate::event::{Event, OrganizationEvent, parse_timestamp};
 use crate::inbox::Source;
-use crate::outbox;
+use crate::outbox::{self, SameId};
 use crate::postgres;
-use crate::sync::mirror::{self, LinkedRow};
+use crate::sync::host::Host;
+use crate::sync::mirror::LinkedRow;
 use crate::sync::{self, Outcome};
 use crate::workos::{Lookup, Object};
 
@@ -296,11 +297,19 @@ async fn compare_page(
         .iter()
         .filter_map(|listed| listed.event.clone())
         .collect();
+    let statements = means.statements();
     let now = means.clock.now();
     let (rows, outcomes, conflicts, found_gone) =
         postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-            let rows = mirror::linked_rows(connection, &ids).await?;
-            let outcomes = sync::preview(connection, &events, &means.namespace, now).await?;
+            let rows = statements.linked_rows(connection, &ids).await?;
+            let outcomes = sync::preview(
+                connection,
+                &statements,
+                &events,
+                &means.target.namespace,
+                now,
+            )
+            .await?;
             let conflicts = outbox::conflicts(connection, &ids).await?;
             let found_gone = runs::found_gone(connection, &ids).await?;
             Ok::<_, HealError>((rows, outcomes, conflicts, found_gone))
@@ -327,7 +336,9 @@ async fn compare_page(
         // One that can't be decoded has no outcome: it differs, and mending it makes a dead letter that says why.
         let is_older = outcomes.get(id) == Some(&Outcome::Stale);
         let is_judged = !is_older && !there.is_on_its_way(shown);
-        let differs = is_judged && compare(id, row, there, conflicts.contains(id), comparison);
+        let is_conflict = conflicts.contains(id);
+        let host = &means.target.host;
+        let differs = is_judged && compare(host, id, row, there, is_conflict, comparison);
         // One that is there after all is to be lifted, though its row differs in nothing but `disabled_at`.
         let is_back = is_judged && found_gone.iter().any(|gone| gone == id);
         snapshots.push((differs || is_back).then_some(snapshot.body.as_str()));
@@ -341,6 +352,7 @@ async fn compare_page(
 
 /// Compares an organization with its row; says whether there is drift.
 fn compare(
+    host: &Host,
     id: &str,
     row: Option<&LinkedRow>,
     there: &There,
@@ -362,7 +374,7 @@ fn compare(
         );
     }
     let external_id = there.external_id.as_deref().filter(|id| !id.is_empty());
-    if external_id != Some(row.id.as_str()) {
+    if external_id.is_none_or(|id| !host.is_same(id, row.id.as_str())) {
         let difference = if external_id.is_some() && is_conflict {
             Difference::ExternalIdConflict
         } else {
@@ -397,12 +409,13 @@ async fn compare_rows(
     comparison: &mut Comparison<impl FnMut(&Found)>,
 ) -> Result<Vec<String>, HealError> {
     let pool = &means.pool;
+    let statements = means.statements();
     let most = match options.max_disable {
         _ if !options.apply => usize::MAX,
         Some(most) => most,
         None => {
             let rows = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-                mirror::count_active_rows(connection).await
+                statements.count_active(connection).await
             })
             .await?;
             std::cmp::max(FEW, usize::try_from(rows / 20).unwrap_or(FEW))
@@ -412,7 +425,9 @@ async fn compare_rows(
     let mut after = String::new();
     loop {
         let (rows, unseen) = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-            let rows = mirror::active_rows_after(connection, &after, BATCH).await?;
+            let rows = statements
+                .active_rows_after(connection, &after, BATCH)
+                .await?;
             let ids: Vec<_> = rows.iter().map(|row| row.workos_id.as_str()).collect();
             let unseen = runs::unseen(connection, run.id, &ids).await?;
             Ok::<_, sqlx::Error>((rows, unseen))
@@ -487,11 +502,18 @@ async fn is_older(means: &Means, snapshot: &Snapshot) -> Result<bool, HealError>
     let Some(event) = organization(snapshot) else {
         return Ok(false);
     };
+    let statements = means.statements();
     let now = means.clock.now();
     let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        sync::preview(connection, &[event], &means.namespace, now)
-            .await
-            .map_err(HealError::from)
+        sync::preview(
+            connection,
+            &statements,
+            &[event],
+            &means.target.namespace,
+            now,
+        )
+        .await
+        .map_err(HealError::from)
     })
     .await?;
     Ok(outcomes == [Outcome::Stale])
@@ -545,12 +567,16 @@ async fn record_conflicts(means: &Means, bodies: &[String]) -> Result<(), HealEr
         return Ok(());
     }
     let ids: Vec<_> = told.iter().map(|(id, _)| id.as_str()).collect();
+    let statements = means.statements();
+    let host = &means.target.host;
     let now = means.clock.now();
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        let rows = mirror::linked_rows(connection, &ids).await?;
+        let rows = statements.linked_rows(connection, &ids).await?;
         for row in &rows {
             let held = told.iter().find(|(id, _)| *id == row.workos_id);
-            if let Some((_, held)) = held.filter(|(_, held)| *held != row.id) {
+            if let Some((_, held)) =
+                held.filter(|(_, held)| !host.is_same(held.as_str(), row.id.as_str()))
+            {
                 outbox::record_conflict(connection, &row.workos_id, &row.id, held, now).await?;
             }
         }

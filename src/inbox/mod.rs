@@ -55,13 +55,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::event::{EnvelopeError, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
+use crate::sync::Target;
 use attempts::Attempts;
 use bulk::Bulk;
 pub use bulk::{Replayed, SavedEvent};
@@ -134,7 +134,7 @@ impl Inbox {
         pool: PgPool,
         clock: Arc<dyn Clock>,
         outbox: Outbox,
-        namespace: Uuid,
+        target: Target,
         metrics: Metrics,
         capacity: Capacity,
         shutdown: CancellationToken,
@@ -150,7 +150,7 @@ impl Inbox {
             pool: pool.clone(),
             clock: Arc::clone(&clock),
             outbox,
-            namespace,
+            target,
             outcomes: Arc::clone(&outcomes),
             conditions: Arc::clone(&conditions),
             locks: LockBudget::new(capacity.lock_places, hands.single()),

@@ -63,11 +63,15 @@ impl Ending {
 /// be mistaken.
 const UNAUTHORIZED_PAUSE: Duration = Duration::from_mins(1);
 
-/// What the answer to the delivery of `id` means (R15, R16).
-pub(super) fn verdict(answer: Result<Pushed, WorkosError>, id: &OrganizationId) -> Verdict {
+/// What the answer to the delivery of `id` means (R15, R16); `is_ours` says whether what WorkOS holds is that id.
+pub(super) fn verdict(
+    answer: Result<Pushed, WorkosError>,
+    id: &OrganizationId,
+    is_ours: impl FnOnce(&str) -> bool,
+) -> Verdict {
     match answer {
         Ok(Pushed::Written) => Verdict::Finish(Ending::Written),
-        Ok(Pushed::Held(held)) if is_equal(&held, id) => Verdict::Finish(Ending::AlreadyThere),
+        Ok(Pushed::Held(held)) if is_ours(&held) => Verdict::Finish(Ending::AlreadyThere),
         Ok(Pushed::Held(held)) => Verdict::Finish(Ending::Conflict(held_instead(&held, id))),
         Err(refusal @ WorkosError::NotFound) => Verdict::Finish(Ending::Rejected(format!(
             "{refusal}: it was deleted meanwhile, it comes from a sample event of the dashboard, or WORKOS_API_KEY \
@@ -102,11 +106,6 @@ pub(super) fn held_instead(held: &str, id: &OrganizationId) -> String {
     format!("WorkOS holds external_id {held}, which is not overwritten with {id}")
 }
 
-/// Whether what WorkOS holds is the organization id (R15).
-fn is_equal(held: &str, id: &OrganizationId) -> bool {
-    held == id.as_str()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +121,7 @@ mod tests {
     #[test]
     fn an_answer_means_an_ending_a_pause_or_another_try() {
         let id = OrganizationId::new("acme").unwrap();
+        let is_ours = |held: &str| held == "acme";
         for (answer, status, reason) in [
             (Ok(Pushed::Written), "done", ""),
             (Ok(Pushed::Held("acme".to_owned())), "done", ""),
@@ -141,13 +141,14 @@ mod tests {
                 "WorkOS refuses the request (422): odd",
             ),
         ] {
-            let Verdict::Finish(ending) = verdict(answer.clone(), &id) else {
+            let Verdict::Finish(ending) = verdict(answer.clone(), &id, is_ours) else {
                 panic!("{answer:?}");
             };
             assert_eq!(ending.status(), status, "{answer:?}");
             assert_eq!(ending.reason().unwrap_or_default(), reason, "{answer:?}");
         }
-        let Verdict::Finish(Ending::Rejected(reason)) = verdict(Err(WorkosError::NotFound), &id)
+        let Verdict::Finish(Ending::Rejected(reason)) =
+            verdict(Err(WorkosError::NotFound), &id, is_ours)
         else {
             panic!("a 404 is final");
         };
@@ -157,13 +158,19 @@ mod tests {
             WorkosError::Unauthorized { status: 401 },
             WorkosError::RateLimited { retry_after: None },
         ] {
-            assert_eq!(verdict(Err(refusal.clone()), &id), Verdict::Pause(refusal));
+            assert_eq!(
+                verdict(Err(refusal.clone()), &id, is_ours),
+                Verdict::Pause(refusal)
+            );
         }
         let failure = WorkosError::Unavailable {
             reason: "it answered 503".to_owned(),
             retry_after: None,
         };
-        assert_eq!(verdict(Err(failure.clone()), &id), Verdict::Retry(failure));
+        assert_eq!(
+            verdict(Err(failure.clone()), &id, is_ours),
+            Verdict::Retry(failure)
+        );
     }
 
     /// R16: `Retry-After` is honoured; a refused key isn't asked about more than once a minute.

@@ -1,8 +1,10 @@
-//! The rows as a comparison with WorkOS needs them (R43).
+//! The rows as a comparison with WorkOS needs them (R43). Asked for by commands only, so the statements are built as they
+//! are needed.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, query_as, query_scalar};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, query_as, query_scalar};
 
+use super::statements::{Sql, Statements};
 use crate::event::{OrganizationId, WorkosId};
 
 /// A row that is linked to a WorkOS organization.
@@ -18,6 +20,7 @@ pub struct LinkedRow {
     pub disabled_at: Option<DateTime<Utc>>,
 }
 
+#[derive(FromRow)]
 struct Raw {
     id: String,
     workos_id: String,
@@ -36,113 +39,123 @@ impl From<Raw> for LinkedRow {
     }
 }
 
-/// The rows of these WorkOS organizations.
-///
-/// # Errors
-/// The database doesn't answer.
-pub async fn linked_rows(
-    connection: &mut PgConnection,
-    workos_ids: &[&str],
-) -> Result<Vec<LinkedRow>, sqlx::Error> {
-    // By organization_metadata_workos_id_key.
-    let rows = query_as!(
-        Raw,
-        r#"
-        select id, workos_id as "workos_id!", name, disabled_at
-        from organization_metadata
-        where workos_id = any ($1)
-        "#,
-        workos_ids as _,
-    );
-    let rows = rows.fetch_all(connection).await?;
-    Ok(rows.into_iter().map(LinkedRow::from).collect())
-}
+impl Statements {
+    /// The rows of these WorkOS organizations.
+    ///
+    /// # Errors
+    /// The database doesn't answer, or the table can't be used.
+    pub async fn linked_rows(
+        &self,
+        connection: &mut PgConnection,
+        workos_ids: &[&str],
+    ) -> Result<Vec<LinkedRow>, sqlx::Error> {
+        let sql = Sql(self.table());
+        let (table, is_asked) = (&self.table().name, sql.is("workos_id", "asked.asked"));
+        let (rows, disabled_at) = (sql.in_index_of("workos_id"), sql.time("disabled_at"));
+        // By the index of workos_id. As in `rows_by`.
+        let statement = format!(
+            "select found.id, asked as workos_id, found.name, found.disabled_at
+             from unnest($1::text[]) as asked (asked)
+                      cross join lateral (
+                 select organization.id::text as id, organization.name::text as name, {disabled_at} as disabled_at
+                 from {table} as organization
+                 where {is_asked}{rows}
+                 offset 0) as found"
+        );
+        let rows: Vec<Raw> = query_as(AssertSqlSafe(statement))
+            .bind(workos_ids)
+            .fetch_all(connection)
+            .await?;
+        Ok(rows.into_iter().map(LinkedRow::from).collect())
+    }
 
-/// The linked, active rows behind a WorkOS organization id, in the order of these; at most `limit`.
-///
-/// # Errors
-/// The database doesn't answer.
-pub async fn active_rows_after(
-    connection: &mut PgConnection,
-    after: &str,
-    limit: i64,
-) -> Result<Vec<LinkedRow>, sqlx::Error> {
-    // By organization_metadata_workos_id_key. An empty workos_id is none.
-    let rows = query_as!(
-        Raw,
-        r#"
-        select id, workos_id as "workos_id!", name, disabled_at
-        from organization_metadata
-        where workos_id > $1
-          and disabled_at is null
-        order by workos_id
-        limit $2
-        "#,
-        after,
-        limit,
-    );
-    let rows = rows.fetch_all(connection).await?;
-    Ok(rows.into_iter().map(LinkedRow::from).collect())
-}
+    /// The linked, active rows behind a WorkOS organization id, in the order of these; at most `limit`.
+    ///
+    /// # Errors
+    /// The database doesn't answer, or the table can't be used.
+    pub async fn active_rows_after(
+        &self,
+        connection: &mut PgConnection,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<LinkedRow>, sqlx::Error> {
+        let active = self.active("$1");
+        let statement = format!(
+            "select organization.id::text as id, organization.workos_id::text as workos_id,
+                    organization.name::text as name, null::timestamptz as disabled_at
+             from {active}
+             order by organization.workos_id
+             limit $2"
+        );
+        let rows: Vec<Raw> = query_as(AssertSqlSafe(statement))
+            .bind(after)
+            .bind(limit)
+            .fetch_all(connection)
+            .await?;
+        Ok(rows.into_iter().map(LinkedRow::from).collect())
+    }
 
-/// Some of the linked, active WorkOS organizations: the first and the last ones, for what was deleted lately may be any
-/// stretch of them; at most twice `limit`.
-///
-/// # Errors
-/// The database doesn't answer.
-pub async fn some_active(
-    connection: &mut PgConnection,
-    limit: i64,
-) -> Result<Vec<WorkosId>, sqlx::Error> {
-    // By organization_metadata_workos_id_key, from both ends.
-    let ids = query_scalar!(
-        r#"
-        (select workos_id as "workos_id!"
-         from organization_metadata
-         where workos_id > ''
-           and disabled_at is null
-         order by workos_id desc
-         limit $1)
-        union
-        (select workos_id
-         from organization_metadata
-         where workos_id > ''
-           and disabled_at is null
-         order by workos_id
-         limit $1)
-        "#,
-        limit,
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(ids.into_iter().map(WorkosId::from_database).collect())
-}
+    /// Some of the linked, active WorkOS organizations: the first and the last ones, for what was deleted lately may be any
+    /// stretch of them; at most twice `limit`.
+    ///
+    /// # Errors
+    /// The database doesn't answer, or the table can't be used.
+    pub async fn some_active(
+        &self,
+        connection: &mut PgConnection,
+        limit: i64,
+    ) -> Result<Vec<WorkosId>, sqlx::Error> {
+        let active = self.active("''");
+        let end = |direction| {
+            format!(
+                "(select organization.workos_id::text from {active}
+                  order by organization.workos_id {direction} limit $1)"
+            )
+        };
+        let statement = format!("{} union {}", end("asc"), end("desc"));
+        let ids: Vec<String> = query_scalar(AssertSqlSafe(statement))
+            .bind(limit)
+            .fetch_all(connection)
+            .await?;
+        Ok(ids.into_iter().map(WorkosId::from_database).collect())
+    }
 
-/// How many linked, active rows there are.
-///
-/// # Errors
-/// The database doesn't answer.
-pub async fn count_active_rows(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    query_scalar!(
-        r#"
-        select count(*) as "count!"
-        from organization_metadata
-        where workos_id > ''
-          and disabled_at is null
-        "#
-    )
-    .fetch_one(connection)
-    .await
-}
+    /// How many linked, active rows there are.
+    ///
+    /// # Errors
+    /// The database doesn't answer, or the table can't be used.
+    pub async fn count_active(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        let statement = format!("select count(*) from {}", self.active("''"));
+        query_scalar(AssertSqlSafe(statement))
+            .fetch_one(connection)
+            .await
+    }
 
-/// Whether any row is linked.
-///
-/// # Errors
-/// The database doesn't answer.
-pub async fn has_linked_rows(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    query_scalar!(
-        r#"select exists (select from organization_metadata where workos_id > '') as "exists!""#
-    )
-    .fetch_one(connection)
-    .await
+    /// Whether any row is linked.
+    ///
+    /// # Errors
+    /// The database doesn't answer, or the table can't be used.
+    pub async fn has_linked(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let linked = self.linked("''");
+        let statement = format!("select exists (select from {linked})");
+        query_scalar(AssertSqlSafe(statement))
+            .fetch_one(connection)
+            .await
+    }
+
+    /// The rows that are linked, behind a WorkOS organization id. By the index of `workos_id`; an empty one is none.
+    fn linked(&self, after: &str) -> String {
+        let sql = Sql(self.table());
+        let (table, after) = (&self.table().name, sql.cast("workos_id", after));
+        let rows = sql.in_index_of("workos_id");
+        format!("{table} as organization where organization.workos_id > {after}{rows}")
+    }
+
+    /// Those of them that are active.
+    fn active(&self, after: &str) -> String {
+        format!(
+            "{} and organization.disabled_at is null",
+            self.linked(after)
+        )
+    }
 }

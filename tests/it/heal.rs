@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::task::JoinSet;
 use workos_sync::clock::Clock;
 use workos_sync::heal::backfill::{self, Options as BackfillOptions};
 use workos_sync::heal::key::KeyGuard;
 use workos_sync::heal::poll::{Poll, Round};
 use workos_sync::heal::reconcile::{self, Difference, Found, Options, Report};
 use workos_sync::heal::{HealError, Means, Tally, catch_up, trust};
-use workos_sync::sync::organization_id;
+use workos_sync::sync::{Target, organization_id};
 
+use crate::support::app::look_at;
 use crate::support::event::rfc3339;
 use crate::support::fake_workos::{Dates, FakeEnvironment, Habits};
 use crate::support::workos::Answer;
@@ -55,6 +57,13 @@ impl Pair {
             inbox: self.app.inbox.clone(),
             client: self.workos.client(),
             clock: self.app.clock.clone(),
+            target: self.target(),
+        }
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            host: look_at(&self.app.db),
             namespace: organization_id::default_namespace(),
         }
     }
@@ -264,11 +273,15 @@ async fn one_replica_polls_at_a_time() {
     let pair = Pair::new().await;
     let (one, other) = (pair.poll(), pair.poll());
     let held = pair.workos.hold_next();
-    let round = tokio::spawn(async move { one.round().await });
+    let mut rounds = JoinSet::new();
+    rounds.spawn(async move { one.round().await });
     eventually("it asks", async || !pair.workos.requests().is_empty()).await;
     assert_eq!(other.round().await.unwrap(), Round::NotDue);
     held.release();
-    assert_eq!(round.await.unwrap().unwrap(), Round::Drained { new: 0 });
+    assert_eq!(
+        rounds.join_next().await.unwrap().unwrap().unwrap(),
+        Round::Drained { new: 0 }
+    );
     assert_eq!(other.round().await.unwrap(), Round::NotDue);
     assert!(matches!(
         pair.round(&other).await,
@@ -294,13 +307,14 @@ async fn who_has_lost_the_lease_stores_nothing() {
     pair.later(TimeDelta::minutes(1));
     let held = pair.workos.hold_next();
     let poll = pair.poll();
-    let round = tokio::spawn(async move { poll.round().await });
+    let mut rounds = JoinSet::new();
+    rounds.spawn(async move { poll.round().await });
     eventually("it asks", async || !pair.workos.requests().is_empty()).await;
     pair.app
         .execute("update event_poll set lease_owner = 'another'")
         .await;
     held.release();
-    let error = round.await.unwrap().unwrap_err();
+    let error = rounds.join_next().await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, HealError::LeaseLost), "{error}");
     assert_eq!(pair.count("select count(*) from webhook_events").await, 0);
     assert_eq!(pair.position().await, None);
@@ -512,7 +526,8 @@ async fn one_run_of_a_kind_at_a_time() {
     pair.workos.create("Acme");
     let held = pair.workos.hold_next();
     let means = pair.means();
-    let first = tokio::spawn(async move { backfill::run(&means, BACKFILL, |_| {}).await });
+    let mut first = JoinSet::new();
+    first.spawn(async move { backfill::run(&means, BACKFILL, |_| {}).await });
     eventually("it asks", async || !pair.workos.requests().is_empty()).await;
     let error = pair.backfill().await.unwrap_err();
     assert!(
@@ -525,9 +540,8 @@ async fn one_run_of_a_kind_at_a_time() {
     );
 
     // A kill.
-    first.abort();
+    first.shutdown().await;
     drop(held);
-    let _ = first.await;
     eventually("the lease has ended", async || {
         pair.backfill().await.is_ok()
     })
@@ -619,10 +633,15 @@ async fn a_key_of_another_environment_is_refused() {
         .execute("update organization_metadata set disabled_at = now() where name = 'Org 0'")
         .await;
     let clock = pair.app.clock.clone();
-    KeyGuard::new(pair.app.db.pool.clone(), pair.workos.client(), clock)
-        .check()
-        .await
-        .expect("two tell nothing");
+    KeyGuard::new(
+        pair.app.db.pool.clone(),
+        pair.target().host,
+        pair.workos.client(),
+        clock,
+    )
+    .check()
+    .await
+    .expect("two tell nothing");
 }
 
 /// R43: what differs, by kind.

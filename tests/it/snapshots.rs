@@ -14,6 +14,7 @@ use workos_sync::sync::decide::{
     Decision, Found, Link, OrganizationRow, SyncCursor, candidate_id, decide,
 };
 use workos_sync::sync::organization_id;
+use workos_sync::sync::precision::RowPrecision;
 use workos_sync::workos::Answered;
 
 use crate::support::event::{event_id, rfc3339};
@@ -86,6 +87,7 @@ impl Memory {
                     last_event_id: Some(event.id.clone()),
                     updated_at: event.updated_at,
                     disabled_at: None,
+                    precision: RowPrecision::FULL,
                 };
                 self.row = Some((name.to_owned(), row));
             }
