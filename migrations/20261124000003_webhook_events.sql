@@ -66,7 +66,7 @@ begin
 end
 $$;
 
-revoke all on function workos_sync.fill_by_hand from public;
+select workos_sync.keep_private('function', 'workos_sync.fill_by_hand()');
 
 create trigger fill_by_hand
     before insert
