@@ -11,6 +11,7 @@ use workos_sync::event::{Event, EventId, OrganizationId, WorkosId};
 use workos_sync::keyed_mutex::KeyedMutex;
 use workos_sync::signature;
 use workos_sync::sync::decide::{Found, OrganizationRow, SyncCursor, candidate_id, decide};
+use workos_sync::sync::precision::RowPrecision;
 use workos_sync::sync::{organization_id, slug};
 
 const KILOBYTE: usize = 1_024;
@@ -68,6 +69,7 @@ fn decode_and_decide(bencher: Bencher<'_, '_>) {
             last_event_id: Some(last.clone()),
             updated_at: None,
             disabled_at: None,
+            precision: RowPrecision::FULL,
         }),
         cursor: Some(SyncCursor {
             last_event_id: last,

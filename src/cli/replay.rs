@@ -21,6 +21,8 @@ use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
+use crate::sync::Target;
+use crate::sync::host::Host;
 use crate::telemetry;
 
 /// The most events of a chunk. As many may wait to be applied.
@@ -62,12 +64,16 @@ async fn replay(
         lock_places: postgres::transaction(pool, postgres::PATIENCE, postgres::lock_places).await?,
     };
     let shutdown = database.stop.child_token();
+    let host = Host::new(schema.table, database.url.schema.clone());
     let inbox = Inbox::new(
         pool.clone(),
         clock.clone(),
         // Intentions are recorded; `serve` delivers them.
-        Outbox::new(pool.clone(), None, clock),
-        config.org_id_namespace,
+        Outbox::new(pool.clone(), None, clock, Arc::new(host.clone())),
+        Target {
+            host,
+            namespace: config.org_id_namespace,
+        },
         Metrics::default(),
         capacity,
         shutdown.clone(),

@@ -34,6 +34,7 @@ use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
+use crate::sync::Target;
 use crate::sync::host::Host;
 use crate::sync::schema::Schema;
 use crate::telemetry;
@@ -133,7 +134,8 @@ async fn serve(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
         );
     }
-    let outbox = Outbox::new(pool.clone(), client, clock.clone());
+    let ids = Arc::new(host.clone());
+    let outbox = Outbox::new(pool.clone(), client, clock.clone(), ids);
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let capacity = Capacity {
@@ -145,7 +147,10 @@ async fn serve(
         pool.clone(),
         clock.clone(),
         outbox.clone(),
-        config.org_id_namespace,
+        Target {
+            host: host.clone(),
+            namespace: config.org_id_namespace,
+        },
         metrics.clone(),
         capacity,
         shutdown.soft().clone(),

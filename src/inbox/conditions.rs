@@ -8,12 +8,10 @@ use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use crate::metrics::Metrics;
 use crate::postgres::error;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Conditions {
-    metrics: Metrics,
     /// The database did not answer last time.
     outage: AtomicBool,
     /// When an event last changed the host's table.
@@ -23,15 +21,6 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    pub(super) fn new(metrics: Metrics) -> Self {
-        Self {
-            metrics,
-            outage: AtomicBool::new(false),
-            last_applied: Mutex::default(),
-            unusable: watch::Sender::default(),
-        }
-    }
-
     pub(super) fn database_answered(&self) {
         if self.outage.swap(false, Ordering::Relaxed) {
             info!("the database answers again: processing goes on");
@@ -59,7 +48,6 @@ impl Conditions {
             .unusable
             .send_if_modified(|reason| reason.take().is_some())
         {
-            self.metrics.schema_usable(true);
             info!("organization_metadata can be used again: processing goes on");
         }
     }
@@ -81,7 +69,6 @@ impl Conditions {
             is_new
         });
         if is_new {
-            self.metrics.schema_usable(false);
             error!(
                 reason,
                 "organization_metadata can't be used: events wait in the inbox until it can: {reason}",
@@ -117,7 +104,7 @@ mod tests {
     /// R26: what fails while others are applied is at fault itself; the condition ends with the first that is applied.
     #[tokio::test]
     async fn the_condition_ends_with_what_is_applied() {
-        let conditions = Conditions::new(Metrics::default());
+        let conditions = Conditions::default();
         let at = |seconds| DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
         assert!(!conditions.applied_since(at(0)));
         conditions.applied(at(2));

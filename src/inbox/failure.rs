@@ -2,7 +2,7 @@
 
 use crate::event::{DecodeError, EnvelopeError, WorkosId};
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
-use crate::sync::{ApplyError, TwoRows, Write};
+use crate::sync::{ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write};
 
 use super::store::Claimed;
 
@@ -75,6 +75,15 @@ pub(super) enum AttemptError {
     /// The organization has two rows.
     #[error(transparent)]
     TwoRows(TwoRows),
+    /// The application's table changed. Its statements are built anew.
+    #[error("organization_metadata isn't what it was")]
+    TableChanged,
+    #[error(transparent)]
+    NotAUuid(NotAUuid),
+    #[error(transparent)]
+    SlugRefused(SlugRefused),
+    #[error(transparent)]
+    ColumnTooShort(ColumnTooShort),
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
     /// We panicked.
@@ -87,6 +96,9 @@ impl From<ApplyError> for AttemptError {
         match error {
             ApplyError::Unwritten { write, id } => Self::Unwritten { write, id },
             ApplyError::TwoRows(rows) => Self::TwoRows(rows),
+            ApplyError::NotAUuid(error) => Self::NotAUuid(error),
+            ApplyError::SlugRefused(error) => Self::SlugRefused(error),
+            ApplyError::ColumnTooShort(error) => Self::ColumnTooShort(error),
             ApplyError::Database(error) => Self::Database(error),
         }
     }
@@ -102,6 +114,10 @@ impl AttemptError {
             Self::TooLong => "too_long".to_owned(),
             Self::Overtaken => "overtaken".to_owned(),
             Self::Unwritten { write, .. } => format!("suppressed:{}", write.verb()),
+            Self::TableChanged => "table_changed".to_owned(),
+            Self::NotAUuid(_) => "external_id:not_a_uuid".to_owned(),
+            Self::SlugRefused(refused) => error::cause(&refused.error),
+            Self::ColumnTooShort(short) => format!("too_long:{}", short.column),
             Self::Database(error) => error::cause(error),
             Self::TwoRows(_) => "two_rows".to_owned(),
             Self::Bug(_) => "bug".to_owned(),
@@ -114,8 +130,13 @@ impl AttemptError {
             | Self::Decode(_)
             | Self::WrongLane(_)
             | Self::TwoRows(_)
+            | Self::NotAUuid(_)
             | Self::TooLong => FailureClass::Permanent,
-            Self::Unwritten { .. } | Self::Overtaken => FailureClass::Conflict,
+            Self::Unwritten { .. }
+            | Self::Overtaken
+            | Self::TableChanged
+            | Self::SlugRefused(_) => FailureClass::Conflict,
+            Self::ColumnTooShort(short) => error::classify(&short.error),
             Self::Database(error) => error::classify(error),
             // It waits for the version that mends it.
             Self::Bug(_) => FailureClass::Transient,
@@ -126,8 +147,20 @@ impl AttemptError {
     pub(super) fn lasting_class(&self) -> FailureClass {
         match self {
             Self::Database(error) => error::classify_lasting(error),
+            Self::SlugRefused(refused) => error::classify_lasting(&refused.error),
             Self::Unwritten { .. } | Self::Overtaken => FailureClass::Refused,
+            // Again and again.
+            Self::TableChanged => FailureClass::Transient,
             _ => self.class(),
+        }
+    }
+
+    /// Says whether the application's table may have changed.
+    pub(super) fn is_about_the_table(&self) -> bool {
+        match self {
+            Self::Database(error) => error::is_about_the_table(error),
+            Self::ColumnTooShort(_) => true,
+            _ => false,
         }
     }
 }

@@ -60,6 +60,9 @@ const SLICE: usize = 64;
 /// How many lanes may be processed alone, or wait for it. The sweeper finds the others.
 const MAX_ALONE: usize = 1_000;
 
+/// How many lanes may come again. The sweeper finds the others.
+const MAX_PAUSED: usize = 1_000;
+
 /// How many lanes that met a lock are tried at the same time.
 const MAX_RETURNING: usize = 2;
 
@@ -102,21 +105,10 @@ impl Hands {
 struct State {
     queue: Queue,
     crew: Crew,
-    /// How many lanes are processed alone, or wait for it.
+    /// How many lanes are processed alone for the first time, or wait for it.
     alone: usize,
-    /// How many of them met a lock, or can't be applied, and come again.
+    /// How many lanes met a lock, or can't be applied, and come again.
     paused: usize,
-}
-
-impl State {
-    /// Counts a lane that is to be processed alone, if there is room for it.
-    const fn enter_alone(&mut self) -> bool {
-        let enters = self.alone < MAX_ALONE;
-        if enters {
-            self.alone += 1;
-        }
-        enters
-    }
 }
 
 #[derive(Debug)]
@@ -429,12 +421,12 @@ impl Lanes {
 
     /// Processes a lane by itself, where it can wait for as long as it takes.
     fn process_alone(self: &Arc<Self>, mut lane: TakenLane) {
-        if !self.state().enter_alone() {
+        let Some(place) = Place::take(self, |state| &mut state.alone, MAX_ALONE) else {
             return;
-        }
+        };
         let lanes = Arc::clone(self);
         self.tracker.spawn(async move {
-            let done = panics::caught(Box::pin(lanes.run_alone(lane.name()))).await;
+            let done = panics::caught(Box::pin(lanes.run_alone(lane.name(), place))).await;
             match done {
                 Ok(has_more) => lane.look_again(has_more),
                 Err(panic) => {
@@ -446,12 +438,11 @@ impl Lanes {
                     );
                 }
             }
-            lanes.state().alone -= 1;
         });
     }
 
     /// Says whether there is more to do.
-    async fn run_alone(&self, lane: &str) -> bool {
+    async fn run_alone(self: &Arc<Self>, lane: &str, place: Place) -> bool {
         let mut failing_since = None;
         let Some(permit) = self.turn(&self.permits).await else {
             return false;
@@ -459,14 +450,16 @@ impl Lanes {
         if let Some(more) = self.slice(lane, Wait::Briefly, &mut failing_since).await {
             return more;
         }
-        drop(permit);
+        drop((permit, place));
         if failing_since.is_none() {
             warn!(
                 workos.organization_id = lane,
                 "another session holds a lock that events of {lane} need: they wait",
             );
         }
-        let _paused = Paused::new(self);
+        let Some(_place) = Place::take(self, |state| &mut state.paused, MAX_PAUSED) else {
+            return false;
+        };
         for pauses in 1.. {
             let pause = backoff(pauses, LONGEST_PAUSE * 4, fastrand::f64()) / 4;
             // Both arms only wait.
@@ -532,18 +525,29 @@ impl Lanes {
     }
 }
 
-/// Counts a lane that comes again, until it is dropped.
-struct Paused<'l>(&'l Lanes);
+/// A place among a bounded number of lanes, until it is dropped.
+struct Place {
+    lanes: Arc<Lanes>,
+    count: fn(&mut State) -> &mut usize,
+}
 
-impl<'l> Paused<'l> {
-    fn new(lanes: &'l Lanes) -> Self {
-        lanes.state().paused += 1;
-        Self(lanes)
+impl Place {
+    /// Takes one, if there is one.
+    fn take(lanes: &Arc<Lanes>, count: fn(&mut State) -> &mut usize, most: usize) -> Option<Self> {
+        let mut state = lanes.state();
+        let taken = count(&mut state);
+        if *taken >= most {
+            return None;
+        }
+        *taken += 1;
+        drop(state);
+        let lanes = Arc::clone(lanes);
+        Some(Self { lanes, count })
     }
 }
 
-impl Drop for Paused<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state().paused -= 1;
+        *(self.count)(&mut self.lanes.state()) -= 1;
     }
 }

@@ -52,13 +52,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::event::{EnvelopeError, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
+use crate::sync::Target;
 use attempts::Attempts;
 use bulk::Bulk;
 pub use bulk::{Replayed, SavedEvent};
@@ -123,7 +123,7 @@ impl Inbox {
         pool: PgPool,
         clock: Arc<dyn Clock>,
         outbox: Outbox,
-        namespace: Uuid,
+        target: Target,
         metrics: Metrics,
         capacity: Capacity,
         shutdown: CancellationToken,
@@ -134,12 +134,12 @@ impl Inbox {
         metrics.watch_connections(&pool);
         let hands = Hands::new(capacity.apply_connections);
         let outcomes = Arc::new(Outcomes::new(Arc::clone(&clock), metrics.clone()));
-        let conditions = Arc::new(Conditions::new(metrics.clone()));
+        let conditions = Arc::new(Conditions::default());
         let transactions = Arc::new(Transactions {
             pool: pool.clone(),
             clock: Arc::clone(&clock),
             outbox,
-            namespace,
+            target,
             outcomes: Arc::clone(&outcomes),
             conditions: Arc::clone(&conditions),
             locks: LockBudget::new(capacity.lock_places, hands.single()),

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
-use uuid::Uuid;
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
@@ -22,7 +21,7 @@ use crate::event::{Event, OrganizationEvent};
 use crate::outbox::Outbox;
 use crate::panics;
 use crate::postgres;
-use crate::sync::{self, Outcome};
+use crate::sync::{self, Outcome, Target};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
 /// even answer that.
@@ -66,6 +65,8 @@ enum Batch<'e> {
         events: i64,
         /// Longer bodies are left where they are.
         longest_payload: i32,
+        /// The slugs that a new row can't have.
+        refused_slugs: &'e [String],
     },
     /// New ones, with what they say, if that can be applied.
     New(Vec<(&'e NewEvent, Option<OrganizationEvent>)>),
@@ -106,8 +107,7 @@ pub(super) struct Transactions {
     pub(super) pool: PgPool,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) outbox: Outbox,
-    /// Of derived organization ids.
-    pub(super) namespace: Uuid,
+    pub(super) target: Target,
     pub(super) outcomes: Arc<Outcomes>,
     pub(super) conditions: Arc<Conditions>,
     pub(super) locks: LockBudget,
@@ -129,6 +129,7 @@ impl Transactions {
         let batch = Batch::Due {
             events,
             longest_payload: BATCH_PAYLOAD,
+            refused_slugs: &[],
         };
         let _places = self.locks.take(lanes.len()).await;
         let done = self.run(lanes, Wait::Never, batch).await?;
@@ -153,14 +154,21 @@ impl Transactions {
         })
     }
 
-    /// Applies the next event that is due in a lane, which the caller holds; says whether there was one.
+    /// Applies the next event that is due in a lane, which the caller holds; says whether there was one. No row is given one
+    /// of the slugs that were refused before.
     ///
     /// # Errors
     /// Nothing was applied. The failure names the event, if it got as far as that.
-    pub(super) async fn next(&self, lane: &str, wait: Wait) -> Result<bool, Failure> {
+    pub(super) async fn next(
+        &self,
+        lane: &str,
+        wait: Wait,
+        refused_slugs: &[String],
+    ) -> Result<bool, Failure> {
         let batch = Batch::Due {
             events: 1,
             longest_payload: i32::MAX,
+            refused_slugs,
         };
         let done = self.run(&[lane], wait, batch).await?;
         Ok(!done.outcomes.is_empty())
@@ -179,11 +187,16 @@ impl Transactions {
         let _places = self.locks.take(lanes.len()).await;
         let done = self.run(lanes, Wait::Never, Batch::New(events)).await?;
         let outcomes = done.rows.all_outcomes(&done.outcomes);
-        let ids = done.rows.new().iter().map(|event| event.id().to_string());
+        let ids = done
+            .rows
+            .new_events()
+            .iter()
+            .map(|event| event.id().to_string());
         Ok(ids.zip(outcomes).collect())
     }
 
-    /// Has an attempt made in a transaction, and ends it where the database doesn't answer, or the attempt panics.
+    /// Has an attempt made in a transaction, and ends it where the database doesn't answer, or the attempt panics. Where it
+    /// failed for what the application's table has become, the next one has statements that fit.
     async fn run<'e>(
         &self,
         lanes: &[&str],
@@ -191,11 +204,27 @@ impl Transactions {
         batch: Batch<'e>,
     ) -> Result<Done<'e>, Failure> {
         let started = Instant::now();
+        let host = &self.target.host;
+        let statements = host.statements();
         let attempt = async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch).await;
         let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
         let done = panics::caught(done)
             .await
-            .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()))?;
+            .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()));
+        let done = match done {
+            Err(failure) if failure.error.is_about_the_table() => {
+                let has_changed = host.has_changed_since(&statements, &self.pool);
+                return Err(match has_changed.await {
+                    Ok(true) => Failure {
+                        error: AttemptError::TableChanged,
+                        ..failure
+                    },
+                    // The failure says more than that the table can't be looked at.
+                    Ok(false) | Err(_) => failure,
+                });
+            }
+            done => done?,
+        };
         if !done.outcomes.is_empty() {
             self.outcomes.took(started.elapsed());
         }
@@ -212,18 +241,21 @@ impl Transactions {
     ) -> Result<Done<'e>, Failure> {
         let now = self.clock.now();
         let locked = store::lock_lanes(tx, lanes, wait).await?;
+        let mut refused: &[String] = &[];
         let Taken { rows, read, quiet } = match batch {
             Batch::Due {
                 events,
                 longest_payload,
+                refused_slugs,
             } => {
+                refused = refused_slugs;
                 let claimed = store::claim(tx, &locked, events, longest_payload).await?;
                 read_all(claimed, locked, wait)?
             }
             Batch::New(events) => sift(tx, events, locked, lanes).await?,
         };
         // A panic is caught here already, where it is known which event it is about.
-        let result = panics::caught(self.apply_and_mark(tx, &rows, read, wait, now)).await;
+        let result = panics::caught(self.apply_and_mark(tx, &rows, read, refused, wait, now)).await;
         let (outcomes, push_recorded) = result
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic)))
             .map_err(|error| Failure::of(rows.claimed(), error))?;
@@ -241,6 +273,7 @@ impl Transactions {
         tx: &mut PgConnection,
         rows: &Rows<'_>,
         read: Vec<(usize, Option<OrganizationEvent>)>,
+        refused_slugs: &[String],
         wait: Wait,
         now: DateTime<Utc>,
     ) -> Result<(Vec<(usize, Option<Outcome>)>, bool), AttemptError> {
@@ -250,7 +283,9 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let applied = sync::apply(tx, &events, &self.namespace, now).await?;
+        let Target { host, namespace } = &self.target;
+        let statements = host.statements();
+        let applied = sync::apply(tx, &statements, &events, namespace, refused_slugs, now).await?;
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()
@@ -292,7 +327,7 @@ impl Rows<'_> {
         }
     }
 
-    fn new(&self) -> &[&NewEvent] {
+    fn new_events(&self) -> &[&NewEvent] {
         match self {
             Self::Claimed(_) => &[],
             Self::New(new) => new,
@@ -301,7 +336,7 @@ impl Rows<'_> {
 
     /// How each of the new events was applied, if it was.
     fn all_outcomes(&self, outcomes: &[(usize, Option<Outcome>)]) -> Vec<Option<Outcome>> {
-        let mut all = vec![None; self.new().len()];
+        let mut all = vec![None; self.new_events().len()];
         for &(place, outcome) in outcomes {
             all[place] = outcome;
         }

@@ -49,7 +49,9 @@ impl Outbox {
         claimed: Claimed,
     ) -> Result<(), sqlx::Error> {
         let answer = push(client, &claimed, &*self.clock).await;
-        match verdict(answer, &claimed.organization_id) {
+        let id = &claimed.organization_id;
+        let is_ours = |held: &str| self.ids.is_same(held, id.as_str());
+        match verdict(answer, id, is_ours) {
             Verdict::Finish(ending) => {
                 self.taken();
                 self.finish(&claimed, &ending).await

@@ -25,6 +25,7 @@ mod verdict;
 
 pub(crate) use store::record;
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,12 @@ const LEASE: TimeDelta = TimeDelta::seconds(60);
 /// process that died had claimed. After a database error, how long to wait.
 const POLL: Duration = Duration::from_secs(1);
 
+/// Knows which organization ids are the same: the type of the application's key decides (R15).
+pub trait SameId: fmt::Debug + Send + Sync {
+    /// Says whether two ids name one row.
+    fn is_same(&self, a: &str, b: &str) -> bool;
+}
+
 /// The outbox of this process. Cloning is cheap; clones are the same outbox.
 #[derive(Debug, Clone)]
 pub struct Outbox {
@@ -60,6 +67,7 @@ pub struct Outbox {
     /// Without an API key there is none, and the intentions wait (R16).
     client: Option<WorkosClient>,
     clock: Arc<dyn Clock>,
+    ids: Arc<dyn SameId>,
     /// Keeps one permit: a wake-up between looking and waiting is not lost.
     notify: Arc<Notify>,
     /// A `std` mutex: it is held for a look, never across an `.await`.
@@ -69,11 +77,17 @@ pub struct Outbox {
 impl Outbox {
     /// The outbox of the database behind `pool`.
     #[must_use]
-    pub fn new(pool: PgPool, client: Option<WorkosClient>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        pool: PgPool,
+        client: Option<WorkosClient>,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn SameId>,
+    ) -> Self {
         Self {
             pool,
             client,
             clock,
+            ids,
             notify: Arc::default(),
             pace: Arc::new(Mutex::new(Pace::new())),
         }

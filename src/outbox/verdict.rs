@@ -63,11 +63,15 @@ impl Ending {
 /// be mistaken.
 const UNAUTHORIZED_PAUSE: Duration = Duration::from_mins(1);
 
-/// What the answer to the delivery of `id` means (R15, R16).
-pub(super) fn verdict(answer: Result<Pushed, WorkosError>, id: &OrganizationId) -> Verdict {
+/// What the answer to the delivery of `id` means (R15, R16); `is_ours` says whether what WorkOS holds is that id.
+pub(super) fn verdict(
+    answer: Result<Pushed, WorkosError>,
+    id: &OrganizationId,
+    is_ours: impl FnOnce(&str) -> bool,
+) -> Verdict {
     match answer {
         Ok(Pushed::Written) => Verdict::Finish(Ending::Written),
-        Ok(Pushed::Held(held)) if is_equal(&held, id) => Verdict::Finish(Ending::AlreadyThere),
+        Ok(Pushed::Held(held)) if is_ours(&held) => Verdict::Finish(Ending::AlreadyThere),
         Ok(Pushed::Held(held)) => {
             let held = shorten(&held);
             Verdict::Finish(Ending::Conflict(format!(
@@ -101,11 +105,6 @@ pub(super) fn asked_pause(trouble: &WorkosError) -> Option<Duration> {
     }
 }
 
-/// Whether what WorkOS holds is the organization id (R15).
-fn is_equal(held: &str, id: &OrganizationId) -> bool {
-    held == id.as_str()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +120,7 @@ mod tests {
     #[test]
     fn an_answer_means_an_ending_a_pause_or_another_try() {
         let id = OrganizationId::new("acme").unwrap();
+        let is_ours = |held: &str| held == "acme";
         for (answer, status, reason) in [
             (Ok(Pushed::Written), "done", ""),
             (Ok(Pushed::Held("acme".to_owned())), "done", ""),
@@ -140,13 +140,14 @@ mod tests {
                 "WorkOS refuses the request (422): odd",
             ),
         ] {
-            let Verdict::Finish(ending) = verdict(answer.clone(), &id) else {
+            let Verdict::Finish(ending) = verdict(answer.clone(), &id, is_ours) else {
                 panic!("{answer:?}");
             };
             assert_eq!(ending.status(), status, "{answer:?}");
             assert_eq!(ending.reason().unwrap_or_default(), reason, "{answer:?}");
         }
-        let Verdict::Finish(Ending::Rejected(reason)) = verdict(Err(WorkosError::NotFound), &id)
+        let Verdict::Finish(Ending::Rejected(reason)) =
+            verdict(Err(WorkosError::NotFound), &id, is_ours)
         else {
             panic!("a 404 is final");
         };
@@ -156,13 +157,19 @@ mod tests {
             WorkosError::Unauthorized { status: 401 },
             WorkosError::RateLimited { retry_after: None },
         ] {
-            assert_eq!(verdict(Err(refusal.clone()), &id), Verdict::Pause(refusal));
+            assert_eq!(
+                verdict(Err(refusal.clone()), &id, is_ours),
+                Verdict::Pause(refusal)
+            );
         }
         let failure = WorkosError::Unavailable {
             reason: "it answered 503".to_owned(),
             retry_after: None,
         };
-        assert_eq!(verdict(Err(failure.clone()), &id), Verdict::Retry(failure));
+        assert_eq!(
+            verdict(Err(failure.clone()), &id, is_ours),
+            Verdict::Retry(failure)
+        );
     }
 
     /// R16: `Retry-After` is honoured; a refused key isn't asked about more than once a minute.

@@ -196,6 +196,38 @@ fn has_old_plans(error: &sqlx::Error) -> bool {
     }
 }
 
+/// The unique index or exclusion constraint that holds a value which is there already.
+#[must_use]
+pub fn taken_by(error: &sqlx::Error) -> Option<&str> {
+    match &*code(error)? {
+        // unique_violation, exclusion_violation
+        "23505" | "23P01" => error.as_database_error()?.constraint(),
+        _ => None,
+    }
+}
+
+/// Says whether a value is longer than its column (`string_data_right_truncation`).
+#[must_use]
+pub fn is_too_long(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code == "22001")
+}
+
+/// Says whether a statement may have failed because a table isn't what it was, or isn't there any more.
+#[must_use]
+pub fn is_about_the_table(error: &sqlx::Error) -> bool {
+    match error {
+        // Of another type than the statement is made for.
+        sqlx::Error::ColumnDecode { .. } => true,
+        _ => {
+            has_old_plans(error)
+                || code(error).is_some_and(|code| {
+                    // string_data_right_truncation; syntax_error_or_access_rule_violation, invalid_schema_name
+                    code == "22001" || code.starts_with("42") || code.starts_with("3F")
+                })
+        }
+    }
+}
+
 /// Says whether a lock was waited for in vain (`lock_not_available`).
 #[must_use]
 pub fn is_lock_timeout(error: &sqlx::Error) -> bool {

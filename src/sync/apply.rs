@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use super::decide::candidate_id;
 use super::ledger::Ledger;
-use super::store::{self, NewRow};
+use super::statements::{NewRow, Statements};
+use super::store;
 use super::{ApplyError, Outcome, Write, slug};
 use crate::event::{OrganizationEvent, OrganizationId};
 use crate::outbox;
@@ -31,28 +32,31 @@ pub struct Applied {
 
 /// Applies events to the rows of their organizations, advances the cursors, and records the intentions to write
 /// organization ids back (R14). The caller holds the locks of all the organizations, gives the events of each in
-/// order, and commits.
+/// order, and commits. No row is given one of the slugs that were refused before.
 ///
 /// # Errors
-/// [`ApplyError::Unwritten`] when another writer was in the way, [`ApplyError::TwoRows`] when an organization has two
-/// rows; database errors as they are. In any case the transaction is to be rolled back.
+/// [`ApplyError::Unwritten`] when another writer was in the way, [`ApplyError::SlugRefused`] when the only new row is to
+/// have another slug; what can't be applied for what it contains; database errors as they are. In any case the transaction
+/// is to be rolled back.
 pub async fn apply(
     connection: &mut PgConnection,
+    statements: &Statements,
     events: &[OrganizationEvent],
     namespace: &Uuid,
+    refused_slugs: &[String],
     now: DateTime<Utc>,
 ) -> Result<Applied, ApplyError> {
     let candidates: Vec<_> = events
         .iter()
-        .map(|event| candidate_id(event, namespace))
+        .map(|event| statements.spell(candidate_id(event, namespace)))
         .collect();
-    let mut ledger = fetch(connection, events, &candidates).await?;
+    let mut ledger = fetch(connection, statements, events, &candidates).await?;
     let outcomes = events
         .iter()
         .zip(candidates)
         .map(|(event, candidate)| ledger.apply(event, candidate, now))
         .collect();
-    write(connection, &mut ledger, now).await?;
+    write(connection, statements, &mut ledger, refused_slugs, now).await?;
     ledger.log();
 
     let push_recorded = !ledger.pushes().is_empty();
@@ -68,6 +72,7 @@ pub async fn apply(
 /// Reads all that the events are decided on.
 async fn fetch<'e>(
     connection: &mut PgConnection,
+    statements: &Statements,
     events: &'e [OrganizationEvent],
     candidates: &[OrganizationId],
 ) -> Result<Ledger<'e>, ApplyError> {
@@ -75,24 +80,35 @@ async fn fetch<'e>(
         .iter()
         .map(|event| event.workos_id.as_str())
         .collect();
-    let by_workos_id = store::rows_by_workos_id(connection, &list(&workos_ids)).await?;
+    let by_workos_id = statements
+        .rows_by_workos_id(connection, &list(&workos_ids))
+        .await?;
     // Mostly none: an organization that is linked is known by the id of its row.
-    let mut ids: BTreeSet<_> = candidates.iter().map(OrganizationId::as_str).collect();
-    for row in &by_workos_id {
-        ids.remove(row.id.as_str());
+    let mut ids: BTreeSet<_> = candidates
+        .iter()
+        .map(OrganizationId::as_str)
+        .filter(|id| statements.can_be_key(id))
+        .collect();
+    for named in &by_workos_id {
+        ids.remove(named.row.id.as_str());
     }
     let by_id = match &*list(&ids) {
         [] => Vec::new(),
-        ids => store::rows_by_id(connection, ids).await?,
+        ids => statements.rows_by_id(connection, ids).await?,
     };
     // Whether the organization that has such a row is deleted decides who gets it (R6).
     workos_ids.extend(
         by_id
             .iter()
-            .filter_map(|row| Some(row.workos_id.as_ref()?.as_str())),
+            .filter_map(|named| Some(named.row.workos_id.as_ref()?.as_str())),
     );
     let cursors = store::fetch_cursors(connection, &list(&workos_ids)).await?;
-    Ok(Ledger::new(by_workos_id, by_id, cursors)?)
+    Ok(Ledger::new(
+        by_workos_id,
+        by_id,
+        cursors,
+        statements.precision(),
+    )?)
 }
 
 fn list<'a>(set: &BTreeSet<&'a str>) -> Vec<&'a str> {
@@ -102,28 +118,30 @@ fn list<'a>(set: &BTreeSet<&'a str>) -> Vec<&'a str> {
 /// Writes what the ledger holds.
 async fn write(
     connection: &mut PgConnection,
+    statements: &Statements,
     ledger: &mut Ledger<'_>,
+    refused_slugs: &[String],
     now: DateTime<Utc>,
 ) -> Result<(), ApplyError> {
     let updated = ledger.updated();
     if !updated.is_empty() {
-        let written = store::update(connection, &updated, now).await?;
+        let written = statements.update(connection, &updated, now).await?;
         all_written(Write::Update, updated.iter().map(|row| row.id), written)?;
     }
     let enabled = ledger.enabled();
     if !enabled.is_empty() {
-        let written = store::enable(connection, &enabled, now).await?;
+        let written = statements.enable(connection, &enabled, now).await?;
         all_written(Write::Enable, enabled.iter().map(|row| row.id), written)?;
     }
     let disabled = ledger.disabled();
     if !disabled.is_empty() {
-        let written = store::disable(connection, &disabled, now).await?;
+        let written = statements.disable(connection, &disabled, now).await?;
         all_written(Write::Disable, disabled.iter().map(|row| row.id), written)?;
     }
     let created = ledger.created();
     if !created.is_empty() {
-        let slugs = take_slugs(connection, &created, slug::MAX_LENGTH).await?;
-        let inserted = store::insert(connection, &created, &slugs, now).await?;
+        let slugs = take_slugs(connection, statements, &created, refused_slugs).await?;
+        let inserted = statements.insert(connection, &created, &slugs, now).await?;
         let ids = created.iter().map(|row| row.id.as_str());
         all_written(Write::Insert, ids, inserted.len())?;
         for (workos_id, id) in inserted {
@@ -158,9 +176,11 @@ fn all_written<'a>(
 /// (R21).
 async fn take_slugs(
     connection: &mut PgConnection,
+    statements: &Statements,
     rows: &[NewRow<'_>],
-    max_length: usize,
+    refused: &[String],
 ) -> Result<Vec<String>, sqlx::Error> {
+    let max_length = statements.slug_length();
     let bases: Vec<_> = rows
         .iter()
         .map(|row| slug::base(row.slug_of.0, row.slug_of.1, max_length))
@@ -174,7 +194,7 @@ async fn take_slugs(
         .map(|(row, base)| slug::candidates(base, row.id, max_length))
         .collect();
     let mut slugs = vec![None; rows.len()];
-    let mut chosen = HashSet::new();
+    let mut chosen: HashSet<_> = refused.iter().cloned().collect();
     while slugs.iter().any(Option::is_none) {
         let batches: Vec<Vec<String>> = slugs
             .iter()
@@ -185,10 +205,8 @@ async fn take_slugs(
             })
             .collect();
         let asked: Vec<_> = batches.iter().flatten().map(String::as_str).collect();
-        let taken: HashSet<_> = store::taken_slugs(connection, &asked)
-            .await?
-            .into_iter()
-            .collect();
+        let taken = statements.taken_slugs(connection, &asked).await?;
+        let taken: HashSet<_> = taken.into_iter().collect();
         for (slug, batch) in slugs.iter_mut().zip(batches) {
             if slug.is_none() {
                 *slug = batch

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::organization_id;
+use super::precision::RowPrecision;
 use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
 
 /// What the decision needs to know of a row of `organization_metadata`.
@@ -19,23 +20,24 @@ pub struct OrganizationRow {
     pub updated_at: Option<DateTime<Utc>>,
     /// `disabled_at`
     pub disabled_at: Option<DateTime<Utc>>,
+    /// How exact its times are: what they are compared with is rounded alike.
+    pub precision: RowPrecision,
 }
 
 impl OrganizationRow {
     /// Says whether an event is newer than what the row has of it (R7).
-    ///
-    /// Where the column `workos_updated_at` is coarser than an event's time, this is the place to round that.
     #[must_use]
     pub fn admits(&self, event: &OrganizationEvent) -> bool {
         let last = self.last_event_id.as_ref();
-        should_process_event(last, self.updated_at, &event.id, event.updated_at)
+        let event_updated_at = event
+            .updated_at
+            .map(|at| self.precision.updated_at.round(at));
+        should_process_event(last, self.updated_at, &event.id, event_updated_at)
     }
 
     /// Says whether it was the deletion of an organization that disabled the row, and not the application (R6).
-    ///
-    /// Where the column `disabled_at` is coarser than the time of a deletion, this is the place to round that.
     fn is_disabled_by(&self, deleted_at: DateTime<Utc>) -> bool {
-        self.disabled_at == Some(deleted_at)
+        self.disabled_at == Some(self.precision.disabled_at.round(deleted_at))
     }
 }
 
@@ -69,7 +71,7 @@ impl SyncCursor {
 pub struct Found {
     /// The row with the event's WorkOS organization id.
     pub by_workos_id: Option<OrganizationRow>,
-    /// The row whose `id` is the [`candidate_id`].
+    /// The row whose `id` is the [`candidate_id`], by what the key's type means by equal; `by_workos_id` may be the same.
     pub by_candidate_id: Option<OrganizationRow>,
     /// The cursor of the WorkOS organization.
     pub cursor: Option<SyncCursor>,
@@ -217,7 +219,9 @@ fn decide_upsert<'e>(
     match (&found.by_workos_id, &found.by_candidate_id) {
         // R1, R6: never remapped.
         (Some(row), _) if row.admits(event) => {
-            let not_followed = event.external_id.clone().filter(|id| *id != row.id);
+            let names_it = |other: &OrganizationRow| other.id == row.id;
+            let is_followed = found.by_candidate_id.as_ref().is_some_and(names_it);
+            let not_followed = event.external_id.clone().filter(|_| !is_followed);
             update(row, Link::Kept, not_followed)
         }
         (Some(_), _) => Decision::Stale,
@@ -384,6 +388,7 @@ mod tests {
             last_event_id: last.map(id),
             updated_at: None,
             disabled_at: None,
+            precision: RowPrecision::FULL,
         }
     }
 

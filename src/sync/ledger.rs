@@ -7,15 +7,22 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use tracing::{info, warn};
 
 use super::decide::{Decision, Found, Link, OrganizationRow, SyncCursor, decide};
-use super::store::{DisabledRow, EnabledRow, Held, NewCursor, NewRow, UpdatedRow};
+use super::precision::RowPrecision;
+use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow};
+use super::store::NewCursor;
 use super::{Outcome, TwoRows};
 use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
 
 /// Rows and cursors are kept in order, so that concurrent batches write them in the same order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger<'e> {
     rows: BTreeMap<OrganizationId, Entry<'e>>,
+    /// The rows of the events' organizations.
     by_workos_id: HashMap<WorkosId, OrganizationId>,
+    /// The rows that an id names which is spelled otherwise.
+    by_other_spelling: HashMap<OrganizationId, OrganizationId>,
+    /// How exact the times of a row are.
+    precision: RowPrecision,
     cursors: BTreeMap<WorkosId, Cursor>,
     /// The organization ids that are to be written to WorkOS (R14).
     pushes: BTreeMap<&'e str, OrganizationId>,
@@ -82,30 +89,38 @@ impl<'e> Ledger<'e> {
     /// Takes the rows of the events' organizations, other rows that the events name, and the cursors of all their
     /// organizations.
     pub(super) fn new(
-        by_workos_id: Vec<OrganizationRow>,
-        by_id: Vec<OrganizationRow>,
+        by_workos_id: Vec<Named>,
+        by_id: Vec<Named>,
         cursors: Vec<(WorkosId, SyncCursor)>,
+        precision: RowPrecision,
     ) -> Result<Self, TwoRows> {
-        let mut ledger = Self::default();
-        for row in &by_workos_id {
-            let Some(workos_id) = &row.workos_id else {
-                continue;
-            };
-            let other = ledger
-                .by_workos_id
-                .insert(workos_id.clone(), row.id.clone());
+        let mut ledger = Self {
+            rows: BTreeMap::new(),
+            by_workos_id: HashMap::with_capacity(by_workos_id.len()),
+            by_other_spelling: HashMap::new(),
+            precision,
+            cursors: BTreeMap::new(),
+            pushes: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        for Named { asked, row } in by_workos_id {
+            let workos_id = WorkosId::from_database(asked);
+            let id = row.id.clone();
+            let other = ledger.by_workos_id.insert(workos_id.clone(), id.clone());
             if let Some(other) = other {
-                return Err(TwoRows {
-                    workos_id: workos_id.clone(),
-                    ids: [other, row.id.clone()],
-                });
+                let mut ids = [other, id];
+                ids.sort();
+                return Err(TwoRows { workos_id, ids });
             }
+            ledger.rows.insert(id, Entry::found(row));
         }
-        ledger.rows = by_workos_id
-            .into_iter()
-            .chain(by_id)
-            .map(|row| (row.id.clone(), Entry::found(row)))
-            .collect();
+        for Named { asked, row } in by_id {
+            if asked != row.id.as_str() {
+                let asked = OrganizationId::from_database(asked);
+                ledger.by_other_spelling.insert(asked, row.id.clone());
+            }
+            ledger.rows.insert(row.id.clone(), Entry::found(row));
+        }
         let unmoved = |cursor| Cursor {
             cursor,
             moved: false,
@@ -119,7 +134,7 @@ impl<'e> Ledger<'e> {
 
     fn found(&self, workos_id: &WorkosId, candidate: &OrganizationId) -> Found {
         let by_workos_id = self.by_workos_id.get(workos_id);
-        let by_candidate_id = self.row(candidate);
+        let by_candidate_id = self.row(self.by_other_spelling.get(candidate).unwrap_or(candidate));
         let predecessor = by_candidate_id.and_then(|row| row.workos_id.as_ref());
         Found {
             by_workos_id: by_workos_id.and_then(|id| self.row(id)).cloned(),
@@ -157,7 +172,7 @@ impl<'e> Ledger<'e> {
                 Outcome::Disabled
             }
             Decision::Create { id, name } => {
-                let entry = Entry::created(event, id.clone(), name);
+                let entry = Entry::created(event, id.clone(), name, self.precision);
                 self.rows.insert(id.clone(), entry);
                 self.linked(event, id);
                 Outcome::Created
@@ -200,7 +215,7 @@ impl<'e> Ledger<'e> {
                 from,
                 clears_disabled_at,
             } => {
-                self.by_workos_id.remove(&from);
+                self.by_workos_id.retain(|_, row| row != id);
                 self.entry(id).change_hands(clears_disabled_at);
                 let disabled_since = self.entry(id).row.disabled_at;
                 self.note(
@@ -378,14 +393,20 @@ impl<'e> Entry<'e> {
         }
     }
 
-    fn created(event: &'e OrganizationEvent, id: OrganizationId, name: &'e str) -> Self {
+    fn created(
+        event: &'e OrganizationEvent,
+        id: OrganizationId,
+        name: &'e str,
+        precision: RowPrecision,
+    ) -> Self {
         Self {
             row: OrganizationRow {
                 id,
                 workos_id: Some(event.workos_id.clone()),
                 last_event_id: Some(event.id.clone()),
-                updated_at: event.updated_at,
+                updated_at: event.updated_at.map(|at| precision.updated_at.round(at)),
                 disabled_at: None,
+                precision,
             },
             origin: Origin::Created {
                 upsert: Upsert::new(event, name),
@@ -398,7 +419,9 @@ impl<'e> Entry<'e> {
     fn upsert(&mut self, event: &'e OrganizationEvent, name: &'e str) {
         self.row.workos_id = Some(event.workos_id.clone());
         self.row.last_event_id = Some(event.id.clone());
-        self.row.updated_at = event.updated_at;
+        self.row.updated_at = event
+            .updated_at
+            .map(|at| self.row.precision.updated_at.round(at));
         let upsert = Upsert::new(event, name);
         match &mut self.origin {
             Origin::Found(changes) => changes.upsert = Some(upsert),
@@ -424,7 +447,8 @@ impl<'e> Entry<'e> {
     fn disable(&mut self, event: &'e OrganizationEvent, at: DateTime<Utc>) {
         let is_newer = self.row.admits(event);
         self.row.workos_id = Some(event.workos_id.clone());
-        self.row.disabled_at.get_or_insert(at);
+        let disabled_at = self.row.precision.disabled_at.round(at);
+        self.row.disabled_at.get_or_insert(disabled_at);
         if is_newer {
             self.row.last_event_id = Some(event.id.clone());
         }

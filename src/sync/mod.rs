@@ -11,15 +11,30 @@ pub mod decide;
 pub mod host;
 mod ledger;
 pub mod organization_id;
+pub mod precision;
 pub mod schema;
 pub mod slug;
+pub mod statements;
 mod store;
 
 use std::fmt;
 
 pub use apply::{Applied, apply};
 
+use uuid::Uuid;
+
+use self::host::Host;
 use crate::event::{OrganizationId, WorkosId};
+use crate::postgres::error;
+
+/// Where organizations are written to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The application's table.
+    pub host: Host,
+    /// Of derived organization ids (R3).
+    pub namespace: Uuid,
+}
 
 /// What applying an event did to the database: the `outcome` of a processed inbox row (R27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +139,15 @@ pub enum ApplyError {
     /// It can't be told which row is the organization's.
     #[error(transparent)]
     TwoRows(#[from] TwoRows),
+    /// A new row would have a key that the table can't hold.
+    #[error(transparent)]
+    NotAUuid(#[from] NotAUuid),
+    /// A new row is to have another slug: start over.
+    #[error(transparent)]
+    SlugRefused(#[from] SlugRefused),
+    /// A column can't hold a value of the event.
+    #[error(transparent)]
+    ColumnTooShort(#[from] ColumnTooShort),
     /// The database said no, or nothing.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -141,4 +165,49 @@ pub struct TwoRows {
     pub workos_id: WorkosId,
     /// The ids of its rows.
     pub ids: [OrganizationId; 2],
+}
+
+/// The keys are UUIDs, and WorkOS knows the organization by an `external_id` that is none. No row can have it (R34).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "external_id {external_id} is no UUID, as the ids of {table} are: link the organization to a row by its workos_id, or \
+     give it another external_id, then retry"
+)]
+pub struct NotAUuid {
+    /// What would be the key.
+    pub external_id: OrganizationId,
+    /// The application's table.
+    pub table: String,
+}
+
+/// A slug was free by all that can be asked of the table, and yet a unique index or an exclusion constraint refuses it: another
+/// one is to be tried (R9).
+#[derive(Debug, thiserror::Error)]
+#[error("slug {slug} is refused: {}", error::describe(error))]
+pub struct SlugRefused {
+    /// The slug.
+    pub slug: String,
+    /// How.
+    #[source]
+    pub error: sqlx::Error,
+}
+
+/// A column can't hold a value of the event. Postgres says so without a name (22001), and the description knows which one.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "column {column} of {table} is {declared}, and its value has {length} characters: {}",
+    error::describe(error)
+)]
+pub struct ColumnTooShort {
+    /// The column.
+    pub column: &'static str,
+    /// The application's table.
+    pub table: String,
+    /// Its type.
+    pub declared: String,
+    /// How many characters the value has.
+    pub length: usize,
+    /// What the database said.
+    #[source]
+    pub error: sqlx::Error,
 }

@@ -42,7 +42,7 @@ async fn starts_again(folder: &Folder, programs: &Programs) {
     programs.restore("initdb");
     programs.restore("postgres");
     let service = Service::start(folder, &[("PG_BIN_DIR", programs.dir())]).await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
     service.terminate().await.assert(0);
     assert_eq!(folder.processes(), [""; 0], "nobody is left behind");
 }
@@ -157,7 +157,7 @@ async fn a_kill_in_the_middle_of_initdb() {
     .await;
     starting.kill();
     let service = Service::start(&folder, &variables).await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
     service.terminate().await.assert(0);
     eventually("nobody is left behind", async || {
         folder.processes().is_empty()

@@ -102,7 +102,7 @@ async fn a_second_owner_is_refused() {
     );
     assert!(second.stderr.starts_with(&told), "{second:?}");
     assert!(second.stderr.contains("\nhint: stop it"), "{second:?}");
-    assert_eq!(first.get("/readyz").await, Some(200));
+    first.ready().await;
 }
 
 /// Section 8: an end that is asked for while Postgres is still being set up is orderly too, and nothing is left
@@ -121,7 +121,7 @@ async fn an_end_during_the_first_start_leaves_nothing_behind() {
     assert_eq!(folder.processes(), [""; 0], "nobody is left behind");
 
     let service = Service::start(&folder, &NOTHING).await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
 }
 
 /// Section 8: a wrong password is no matter of time. It is said at once, and the password isn't.
@@ -152,7 +152,7 @@ async fn a_wrong_password_ends_the_start_at_once() {
         assert!(line.contains("password authentication failed"), "{line}");
         assert!(!line.contains("hunter2"), "{line}");
     }
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
 }
 
 /// Section 11: a Postgres that dies is started again, at the same address; the service goes on by itself.
@@ -184,10 +184,7 @@ async fn a_postgres_that_dies_is_started_again() {
             names(&folder).await == [format!("Acme {n}")]
         })
         .await;
-        eventually("it is ready", async || {
-            service.get("/readyz").await == Some(200)
-        })
-        .await;
+        service.ready().await;
     }
     service.terminate().await.assert(0);
     assert_eq!(folder.processes(), [""; 0], "nobody is left behind");

@@ -37,6 +37,7 @@ pub(crate) enum Scenario {
     FailoverOfStanding,
     FailoverWithLoss,
     PrivatePostgres,
+    HeldSnapshot,
 }
 
 /// Longer than every timeout of the service, the lease of the outbox included.
@@ -44,7 +45,7 @@ const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
 
 impl Scenario {
     /// The long ones first: they run beside the others.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::PausedReplica,
         Self::StalledNetwork,
         Self::VanishedPeer,
@@ -52,6 +53,7 @@ impl Scenario {
         Self::Failover,
         Self::FailoverWithLoss,
         Self::PrivatePostgres,
+        Self::HeldSnapshot,
         Self::Crashes,
         Self::PooledCrashes,
         Self::TwoReplicas,
@@ -81,6 +83,7 @@ impl Scenario {
             Self::FailoverOfStanding => "failover_of_standing_connections",
             Self::FailoverWithLoss => "failover_with_loss",
             Self::PrivatePostgres => "private_postgres",
+            Self::HeldSnapshot => "held_snapshot",
         }
     }
 
@@ -169,6 +172,10 @@ impl Scenario {
             Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
             Self::Crashes | Self::PooledCrashes => crashes(&world).await,
             Self::PrivatePostgres => private_postgres(&world).await,
+            Self::HeldSnapshot => tokio::select! {
+                result = held_snapshot(&world) => result,
+                () = world.hold_snapshot() => Ok(()),
+            },
             Self::Failover | Self::FailoverOfStanding | Self::FailoverWithLoss => match standby {
                 None => bail!("there is no standby"),
                 Some(standby) if self == Self::FailoverWithLoss => {
@@ -494,6 +501,46 @@ async fn private_postgres(world: &World) -> Result<()> {
     let load = world.load(&mut rng, 40, 1_500, Duration::from_secs(10), &[]);
     let (faults, ()) = tokio::join!(faults, load);
     faults?;
+    world.settle().await
+}
+
+/// R24: somebody holds a snapshot, as a dump does, and half a million events are applied meanwhile: none of what is left of
+/// them in the index of pending ones can go. The looks for what waits don't read all of that every second.
+async fn held_snapshot(world: &World) -> Result<()> {
+    const EVENTS: i64 = 500_000;
+    const WATCHED: Duration = Duration::from_secs(30);
+
+    let mut rng = Rng::with_seed(9);
+    let few = Duration::from_secs(1);
+    world.load(&mut rng, 20, 100, few, &[]).await;
+    world.settle().await?;
+    // In one transaction, so that nobody finds them waiting.
+    world
+        .execute(&format!(
+            "insert into workos_sync.webhook_events (event_id, event_type, payload)
+             select 'event_' || n, 'organization.updated', '{{}}' from generate_series(1, {EVENTS}) as events (n);
+             update workos_sync.webhook_events set status = 'processed', outcome = 'stale', processed_at = now()
+             where payload::text = '{{}}'"
+        ))
+        .await?;
+    let entries_read = async || -> Result<i64> {
+        let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'webhook_events_lane_idx'";
+        Ok(sqlx::query_scalar(read).fetch_one(&world.pool).await?)
+    };
+    let before = entries_read().await?;
+    sleep(WATCHED).await;
+    let read = entries_read().await? - before;
+    let once_a_second = EVENTS * i64::try_from(WATCHED.as_secs() * world.replicas.len() as u64)?;
+    println!("        {read} index entries read in {WATCHED:?}, of {EVENTS} that can't go");
+    ensure!(read < once_a_second / 2, "{read} entries were read");
+    // They are in no history. The triggers don't look.
+    world
+        .execute(
+            "set session_replication_role = replica;
+             delete from workos_sync.webhook_events where payload::text = '{}'",
+        )
+        .await?;
+    world.load(&mut rng, 20, 100, few, &[]).await;
     world.settle().await
 }
 

@@ -114,7 +114,10 @@ async fn organizations_that_share_a_row_take_turns_within_a_batch() {
     });
     let namespace = organization_id::default_namespace();
     let mut tx = app.db.pool.begin().await.unwrap();
-    let applied = apply(&mut tx, &events, &namespace, NOW).await.unwrap();
+    let statements = app.host.statements();
+    let applied = apply(&mut tx, &statements, &events, &namespace, &[], NOW)
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     assert_eq!(
         applied.outcomes,

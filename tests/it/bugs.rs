@@ -15,7 +15,7 @@ use workos_sync::clock::Clock;
 use workos_sync::inbox::{Capacity, Inbox, RecordError, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
-use workos_sync::sync::organization_id;
+use workos_sync::sync::{Target, organization_id};
 
 use crate::support::app::Options;
 use crate::support::event::event_id;
@@ -182,8 +182,16 @@ async fn panics_use_up_no_workers_and_keep_no_lanes() {
     let inbox = Inbox::new(
         app.db.pool.clone(),
         clock.clone(),
-        Outbox::new(app.db.pool.clone(), None, clock.clone()),
-        organization_id::default_namespace(),
+        Outbox::new(
+            app.db.pool.clone(),
+            None,
+            clock.clone(),
+            Arc::new(app.host.clone()),
+        ),
+        Target {
+            host: app.host.clone(),
+            namespace: organization_id::default_namespace(),
+        },
         Metrics::default(),
         Capacity {
             apply_connections: 5,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use chrono::TimeDelta;
 use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
@@ -356,6 +358,43 @@ async fn a_table_that_can_not_be_used_is_a_condition_of_the_service() {
     assert_eq!(app.inbox.unusable(), None);
     app.shutdown.cancel();
     sweeper.join_all().await;
+}
+
+/// R33: what the catalog doesn't show is named by the probe and the metrics, too, once events have met it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_condition_that_events_have_met_is_named() {
+    let app = TestApp::new().await;
+    app.apply(&created(1, "org_first", "First")).await;
+    app.execute(
+        "create function gate() returns trigger language plpgsql as
+             $$ begin perform from a_table_that_is_missing; return new; end $$;
+         create trigger gate before insert or update on organization_metadata
+             for each row execute function gate()",
+    )
+    .await;
+    let get = async |path: &str| {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        app.send(request).await.assert(200)
+    };
+    let usable = async |value: u8| {
+        let gauge = format!("\nworkos_sync_schema_usable {value}\n");
+        get("/metrics").await.text.contains(&gauge)
+    };
+    assert!(get("/readyz").await.json().get("conditions").is_none());
+    assert!(usable(1).await);
+    app.record(&created(2, "org_a", "Acme")).await;
+    eventually("the condition is known", async || usable(0).await).await;
+    let conditions = get("/readyz").await.json()["conditions"].to_string();
+    assert!(
+        conditions.contains("a_table_that_is_missing"),
+        "{conditions}"
+    );
+
+    app.execute("drop trigger gate on organization_metadata")
+        .await;
+    eventually("it is mended", async || usable(1).await).await;
+    assert!(get("/readyz").await.json().get("conditions").is_none());
+    assert_eq!(result(&app, 2).await, "created");
 }
 
 /// R26: of an event that fails with such an error while others are applied, it is a refusal like the rest.

@@ -421,7 +421,8 @@ async fn the_types_of_the_columns_are_known() {
     assert!(column("slug").has_its_own_equality() && column("workos_id").has_its_own_equality());
     assert!(!column("workos_last_event_id").has_its_own_equality());
     assert!(column("name").not_null && !column("workos_updated_at").not_null);
-    assert_eq!(table.unique_by("workos_id").unwrap().rows, Rows::NotEmpty);
+    let rows = &table.unique_by("workos_id").unwrap().rows;
+    assert!(matches!(rows, Rows::NotEmpty(_)), "{rows:?}");
     let slug = table.unique_covering("slug").next().unwrap();
     assert_eq!(slug.keys, [Key::Lower("slug".to_owned())]);
 }
@@ -663,10 +664,8 @@ async fn duplicates_are_listed() {
     execute(&mut connection, "delete from organization_metadata where id in ('e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm', 'n', 'o', 'p')").await;
     let schema = bring_up_to_date(&db, None).await;
     assert_eq!(schema.table.findings, []);
-    assert_eq!(
-        schema.table.unique_by("workos_id").unwrap().rows,
-        Rows::NotEmpty
-    );
+    let rows = &schema.table.unique_by("workos_id").unwrap().rows;
+    assert!(matches!(rows, Rows::NotEmpty(_)), "{rows:?}");
 }
 
 async fn indexes(connection: &mut PgConnection) -> Vec<String> {

@@ -13,19 +13,21 @@ use workos_sync::clock::{Clock, ManualClock};
 use workos_sync::event::{Event, WorkosId};
 use workos_sync::outbox::Outbox;
 use workos_sync::postgres;
+use workos_sync::sync::host::Host;
 use workos_sync::sync::{apply, organization_id};
 use workos_sync::workos::{Timeouts, WorkosClient};
 
 use crate::support::logs::Logs;
 use crate::support::proxy::Proxy;
 use crate::support::workos::{Answer, FakeWorkos};
-use crate::support::{TestDatabase, eventually};
+use crate::support::{TestDatabase, eventually, look_at};
 
 const KEY: &str = "sk_test_the_key";
 
 /// A database, a fake WorkOS, and a clock that stands still.
 struct Setting {
     database: TestDatabase,
+    host: Host,
     workos: FakeWorkos,
     clock: Arc<ManualClock>,
     logs: Logs,
@@ -44,9 +46,11 @@ struct Push {
 impl Setting {
     async fn new() -> Self {
         let now = DateTime::parse_from_rfc3339("2026-01-02T03:04:05Z").unwrap();
+        let database = TestDatabase::new().await;
         Self {
             logs: Logs::capture(),
-            database: TestDatabase::new().await,
+            host: look_at(&database),
+            database,
             workos: FakeWorkos::start().await,
             clock: Arc::new(ManualClock::new(now.to_utc())),
         }
@@ -65,7 +69,8 @@ impl Setting {
 
     fn outbox_of(&self, client: Option<WorkosClient>) -> Outbox {
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
-        Outbox::new(self.database.pool.clone(), client, clock)
+        let ids = Arc::new(self.host.clone());
+        Outbox::new(self.database.pool.clone(), client, clock, ids)
     }
 
     /// Applies an event without `external_id`, as the inbox does; each is newer than the last.
@@ -85,8 +90,10 @@ impl Setting {
         let mut tx = self.database.pool.begin().await.unwrap();
         let applied = apply(
             &mut tx,
+            &self.host.statements(),
             std::slice::from_ref(&event),
             &namespace,
+            &[],
             self.clock.now(),
         )
         .await
@@ -233,8 +240,10 @@ async fn nothing_is_written_before_the_commit() {
     let namespace = organization_id::default_namespace();
     apply(
         &mut tx,
+        &s.host.statements(),
         std::slice::from_ref(&event),
         &namespace,
+        &[],
         s.clock.now(),
     )
     .await
@@ -257,6 +266,25 @@ async fn an_equal_external_id_is_done_without_a_write() {
     deliver(&s.outbox()).await;
     s.assert_push("org_1", "done", "").await;
     assert_eq!(s.workos.methods(), ["GET"]);
+}
+
+/// R15: equal is what the key's type means by it.
+#[tokio::test]
+async fn another_spelling_of_a_uuid_is_done_without_a_write() {
+    let s = Setting::new().await;
+    let id = Setting::external_id("org_1").to_uppercase();
+    s.apply_event("org_1").await;
+    s.workos.add_organization("org_1", Some(&id));
+    deliver(&s.outbox()).await;
+    s.assert_push("org_1", "conflict", &id).await;
+
+    let uuids = "alter table organization_metadata alter column id type uuid using id::uuid";
+    s.database.pool.execute(uuids).await.unwrap();
+    s.host.refresh(&s.database.pool).await.unwrap();
+    s.apply_event("org_1").await;
+    deliver(&s.outbox()).await;
+    s.assert_push("org_1", "done", "").await;
+    assert_eq!(s.workos.methods(), ["GET", "GET"]);
 }
 
 /// R15: another one is a conflict that names both, and stays.
@@ -784,7 +812,8 @@ async fn the_loop_outlives_a_database_that_vanishes() {
     let (proxy, options) = Proxy::start(&s.database.options).await;
     let client = WorkosClient::new(s.workos.url(), SecretString::from(KEY)).unwrap();
     let clock = Arc::clone(&s.clock) as Arc<dyn Clock>;
-    let outbox = Outbox::new(postgres::pool(options, 2), Some(client), clock);
+    let ids = Arc::new(s.host.clone());
+    let outbox = Outbox::new(postgres::pool(options, 2), Some(client), clock, ids);
 
     let mut lock = s.database.connect().await;
     let statement = "begin; lock table external_id_pushes";

@@ -416,7 +416,7 @@ fn rows(keys: &[Key], predicate: String) -> Rows {
         return Rows::Some(predicate);
     };
     let column = column.as_str();
-    let mut rows = Rows::All;
+    let mut may_be_empty = true;
     for term in predicate.split(" AND ") {
         let term = term.trim_start_matches('(').trim_end_matches(')');
         if term.strip_suffix(" IS NOT NULL").and_then(operand) == Some(column) {
@@ -426,12 +426,16 @@ fn rows(keys: &[Key], predicate: String) -> Rows {
             Some((left, right))
                 if operand(left) == Some(column) && operand(right) == Some("''") =>
             {
-                rows = Rows::NotEmpty;
+                may_be_empty = false;
             }
             _ => return Rows::Some(predicate),
         }
     }
-    rows
+    if may_be_empty {
+        Rows::All
+    } else {
+        Rows::NotEmpty(predicate)
+    }
 }
 
 /// What an operand is about: `slug` of `(slug)::text`. None if it is more than a column or a constant, and a cast.
@@ -470,7 +474,8 @@ mod tests {
             "((workos_id IS NOT NULL) AND (workos_id <> ''::text))",
             "(((workos_id)::text <> ''::text) AND (workos_id IS NOT NULL))",
         ] {
-            assert_eq!(rows_of(predicate), Rows::NotEmpty, "{predicate}");
+            let rows = Rows::NotEmpty(predicate.to_owned());
+            assert_eq!(rows_of(predicate), rows, "{predicate}");
         }
         for predicate in [
             "(deleted_at IS NULL)",

@@ -20,6 +20,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing::{error, info};
 
+use super::statements::Statements;
+use crate::outbox::SameId;
 use crate::postgres;
 
 /// The application's table as it is known now. Cloning is cheap; clones share what is known.
@@ -37,7 +39,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Known {
-    table: Arc<HostTable>,
+    statements: Arc<Statements>,
     /// When the reading began.
     at: Instant,
 }
@@ -49,17 +51,23 @@ impl Host {
         Self(Arc::new(Inner {
             schema,
             known: RwLock::new(Known {
-                table: Arc::new(table),
+                statements: Arc::new(Statements::new(Arc::new(table))),
                 at: Instant::now(),
             }),
             reading: Mutex::default(),
         }))
     }
 
-    /// The description: statements are built from it.
+    /// The description.
     #[must_use]
     pub fn current(&self) -> Arc<HostTable> {
-        Arc::clone(&self.known().table)
+        Arc::clone(self.known().statements.table())
+    }
+
+    /// The statements that are built from it.
+    #[must_use]
+    pub fn statements(&self) -> Arc<Statements> {
+        Arc::clone(&self.known().statements)
     }
 
     /// What there is to be said of the table.
@@ -85,8 +93,24 @@ impl Host {
         known.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the table again: to be called when a statement failed for what the table is (0A000, 22001, 26000,
-    /// class 42), before it is built anew from [`Host::current`]. Calls that come at once share one look.
+    /// Looks at the table again, because a statement failed for what the table is (0A000, 22001, 26000, class 42), unless
+    /// somebody has meanwhile. Says whether it has changed since the failed statements were built.
+    ///
+    /// # Errors
+    /// The database can't be asked; what was known stays.
+    pub async fn has_changed_since(
+        &self,
+        failed: &Statements,
+        pool: &PgPool,
+    ) -> Result<bool, sqlx::Error> {
+        let is_another = || *self.current() != **failed.table();
+        if !is_another() {
+            self.refresh(pool).await?;
+        }
+        Ok(is_another())
+    }
+
+    /// Looks at the table again. Calls that come at once share one look.
     ///
     /// # Errors
     /// The database can't be asked; what was known stays.
@@ -138,9 +162,20 @@ impl Host {
         if table.is_usable() && !before.is_usable() {
             info!("{} can be used again", table.name);
         }
+        let built = (table != *before).then(|| Arc::new(Statements::new(Arc::new(table))));
         let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.table = Arc::new(table);
+        if let Some(statements) = built {
+            known.statements = statements;
+        }
         known.at = at;
         Ok(())
+    }
+}
+
+/// The type of the key decides: `uuid` ignores how it is spelled, `citext` case (R15).
+impl SameId for Host {
+    fn is_same(&self, a: &str, b: &str) -> bool {
+        let table = self.current();
+        table.column("id").map_or(a == b, |id| id.holds_equal(a, b))
     }
 }

@@ -1,6 +1,9 @@
 //! What the application's table is, as the catalog has it.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use uuid::Uuid;
 
 use super::LookupError;
 
@@ -118,8 +121,8 @@ pub enum Key {
 pub enum Rows {
     /// All of them, or all whose key is not null: nulls are never equal.
     All,
-    /// All whose key is not empty. A look-up goes by the index only if it says so too.
-    NotEmpty,
+    /// All whose key is not empty: the predicate, as SQL. A look-up goes by the index only if it says so too.
+    NotEmpty(String),
     /// Some of them: the predicate, as SQL.
     Some(String),
 }
@@ -235,6 +238,14 @@ impl HostTable {
 }
 
 impl UniqueIndex {
+    /// A column has a part in it, as far as can be told.
+    pub(in crate::sync) fn may_cover(&self, column: &str) -> bool {
+        self.keys.iter().any(|key| match key {
+            Key::Column(name) | Key::Lower(name) => name == column,
+            Key::Expression(_) => true,
+        })
+    }
+
     /// It is about this column, and no other.
     pub(super) fn is_of(&self, column: &str) -> bool {
         matches!(&self.keys[..], [Key::Column(key)] if key == column)
@@ -266,6 +277,25 @@ impl Column {
         match &self.value {
             Value::Citext { schema } => format!("operator({schema}.=)"),
             _ => "=".to_owned(),
+        }
+    }
+
+    /// Two values are equal in it, as far as that can be told without asking the database.
+    #[must_use]
+    pub fn holds_equal(&self, a: &str, b: &str) -> bool {
+        self.normal(a) == self.normal(b)
+    }
+
+    /// The form by which a value is compared.
+    fn normal<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.value {
+            Value::Padded { .. } => text.trim_end_matches(' ').into(),
+            Value::Citext { .. } => text.to_lowercase().into(),
+            Value::Uuid => match Uuid::try_parse(text) {
+                Ok(uuid) => uuid.hyphenated().to_string().into(),
+                Err(_) => text.into(),
+            },
+            _ => text.into(),
         }
     }
 

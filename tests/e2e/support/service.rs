@@ -164,6 +164,14 @@ impl Service {
         Some(answer.status().as_u16())
     }
 
+    /// Waits until it is ready: on a busy machine, a probe's second may be too short.
+    pub(crate) async fn ready(&self) {
+        eventually("it is ready", async || {
+            self.get("/readyz").await == Some(200)
+        })
+        .await;
+    }
+
     /// How much memory it has in use, in kB.
     #[cfg(target_os = "linux")]
     pub(crate) fn resident_kb(&self) -> u64 {

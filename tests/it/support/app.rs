@@ -20,9 +20,11 @@ use workos_sync::http::{App, router};
 use workos_sync::inbox::{Capacity, Inbox, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
+use workos_sync::sync::Target;
 use workos_sync::sync::host::{Host, HostTable};
+use workos_sync::sync::organization_id::default_namespace;
 use workos_sync::workos::WorkosClient;
-use workos_sync::{postgres, signature, sync};
+use workos_sync::{postgres, signature};
 
 use super::{EventBuilder, TestDatabase};
 
@@ -71,7 +73,7 @@ impl Default for Options {
 
 /// The application's table, as a replica finds it that starts now. On a thread and a runtime of its own, because that is
 /// nothing to await for the tests, and past a proxy that the service may have.
-fn look_at(db: &TestDatabase) -> Host {
+pub(crate) fn look_at(db: &TestDatabase) -> Host {
     let options: PgConnectOptions = db.url.parse().unwrap();
     let look = async move {
         let mut connection = options.connect().await.unwrap();
@@ -185,12 +187,16 @@ impl TestApp {
         let pool = postgres::pool(db.options.clone(), options.max_connections);
         let client = options.client;
         let client = client.map(|client| client.counted_by(metrics.clone()));
-        let outbox = Outbox::new(pool.clone(), client, clock.clone());
+        let ids = Arc::new(host.clone());
+        let outbox = Outbox::new(pool.clone(), client, clock.clone(), ids);
         let inbox = Inbox::new(
             pool,
             clock.clone(),
             outbox.clone(),
-            sync::organization_id::default_namespace(),
+            Target {
+                host: host.clone(),
+                namespace: default_namespace(),
+            },
             metrics.clone(),
             Capacity {
                 apply_connections: usize::try_from(options.max_connections / 2).unwrap(),

@@ -11,7 +11,7 @@ use super::NOW;
 pub(crate) struct EventBuilder {
     id: String,
     event_type: String,
-    created_at: Option<DateTime<Utc>>,
+    created_at: Option<String>,
     data: Value,
 }
 
@@ -52,7 +52,7 @@ impl EventBuilder {
         Self {
             id: event_id(n),
             event_type: event_type.to_owned(),
-            created_at: Some(at(n)),
+            created_at: Some(rfc3339(at(n))),
             data: json!({
                 "object": "organization",
                 "id": workos_id,
@@ -88,6 +88,12 @@ impl EventBuilder {
         self.data("external_id", id)
     }
 
+    /// Another `created_at` of the event.
+    pub(crate) fn created_at(mut self, at: &str) -> Self {
+        self.created_at = Some(at.to_owned());
+        self
+    }
+
     /// Without `created_at` of the event.
     pub(crate) fn undated(mut self) -> Self {
         self.created_at = None;
@@ -102,8 +108,8 @@ impl EventBuilder {
     /// The body.
     pub(crate) fn body(&self) -> String {
         let mut body = json!({ "id": self.id, "event": self.event_type, "data": self.data });
-        if let Some(at) = self.created_at {
-            body["created_at"] = rfc3339(at).into();
+        if let Some(at) = &self.created_at {
+            body["created_at"] = at.as_str().into();
         }
         body.to_string()
     }

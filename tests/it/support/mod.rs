@@ -11,7 +11,7 @@ pub(crate) mod server;
 pub(crate) mod torn;
 pub(crate) mod workos;
 
-pub(crate) use app::{NOW, TestApp, insert, put, release};
+pub(crate) use app::{NOW, TestApp, insert, look_at, put, release};
 pub(crate) use database::TestDatabase;
 pub(crate) use event::{EventBuilder, created, deleted, updated};
 pub(crate) use role::Role;
