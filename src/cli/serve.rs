@@ -129,7 +129,7 @@ async fn serve(
     };
 
     let metrics = Metrics::default();
-    let client = workos_client(config, &metrics)?;
+    let client = client(config, &metrics)?;
     let ids = Arc::new(host.clone());
     let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone(), ids);
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
@@ -282,8 +282,8 @@ async fn note_interval(pool: &PgPool, interval: Option<Duration>) {
     }
 }
 
-/// The client of the API, if there is a key for it.
-fn workos_client(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<WorkosClient>> {
+/// The client of the WorkOS API, if there is a key.
+fn client(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<WorkosClient>> {
     let Some(key) = &config.api_key else {
         warn!(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS; \

@@ -193,7 +193,7 @@ impl Statements {
         workos_ids: &[&str],
     ) -> Result<Vec<Named>, sqlx::Error> {
         let rows = query_as(&self.rows_by_workos_id).bind(workos_ids);
-        self.named(rows.fetch_all(connection).await?)
+        Ok(self.named(rows.fetch_all(connection).await?))
     }
 
     /// The rows with these ids, each of which can be a key.
@@ -203,11 +203,11 @@ impl Statements {
         ids: &[&str],
     ) -> Result<Vec<Named>, sqlx::Error> {
         let rows = query_as(&self.rows_by_id).bind(ids);
-        self.named(rows.fetch_all(connection).await?)
+        Ok(self.named(rows.fetch_all(connection).await?))
     }
 
-    fn named(&self, rows: Vec<FoundRow>) -> Result<Vec<Named>, sqlx::Error> {
-        let rows = rows.into_iter().map(|row| Named {
+    fn named(&self, rows: Vec<FoundRow>) -> Vec<Named> {
+        let named = rows.into_iter().map(|row| Named {
             asked: row.asked,
             row: OrganizationRow {
                 id: OrganizationId::from_database(row.id),
@@ -218,7 +218,7 @@ impl Statements {
                 precision: self.precision,
             },
         });
-        Ok(rows.collect())
+        named.collect()
     }
 
     /// Those of the slugs that the table would refuse, as far as it can be asked (R9).
