@@ -134,8 +134,7 @@ async fn serve(
             "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
         );
     }
-    let ids = Arc::new(host.clone());
-    let outbox = Outbox::new(pool.clone(), client, clock.clone(), ids);
+    let outbox = Outbox::new(pool.clone(), client, clock.clone(), Arc::new(host.clone()));
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let capacity = Capacity {

@@ -83,7 +83,7 @@ pub(super) enum AttemptError {
     #[error(transparent)]
     SlugRefused(SlugRefused),
     #[error(transparent)]
-    ColumnTooShort(ColumnTooShort),
+    ColumnTooShort(Box<ColumnTooShort>),
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
     /// We panicked.

@@ -4,9 +4,8 @@
 //! - Statements name their columns, always: the table may have columns of the application's own too (R5).
 //! - What a row is looked up by is cast to the column's type, never the column to ours: so each goes by an index, and
 //!   "equal" means what that index means by it. The answer repeats what was asked, and nobody compares again.
-//! - What is read is text or a time, whatever the column is: so that another type changes no result, for behind a pooler, a
-//!   server connection keeps a prepared statement that can't be executed any more, whatever we do with ours (R35). Only
-//!   between `timestamp` and `timestamptz` it does: else a time would be read in the zone of the session.
+//! - What is read is a text or a time, whatever the column is, so that another type of it changes no result: behind a pooler,
+//!   a server connection keeps a prepared statement that can't be executed any more, whatever we do with ours (R35).
 //! - A `timestamp` holds UTC, whatever the zone of the session.
 
 use std::sync::Arc;
@@ -193,7 +192,7 @@ impl Statements {
         workos_ids: &[&str],
     ) -> Result<Vec<Named>, sqlx::Error> {
         let rows = query_as(&self.rows_by_workos_id).bind(workos_ids);
-        self.named(rows.fetch_all(connection).await?)
+        Ok(self.named(rows.fetch_all(connection).await?))
     }
 
     /// The rows with these ids, each of which can be a key.
@@ -203,11 +202,11 @@ impl Statements {
         ids: &[&str],
     ) -> Result<Vec<Named>, sqlx::Error> {
         let rows = query_as(&self.rows_by_id).bind(ids);
-        self.named(rows.fetch_all(connection).await?)
+        Ok(self.named(rows.fetch_all(connection).await?))
     }
 
-    fn named(&self, rows: Vec<FoundRow>) -> Result<Vec<Named>, sqlx::Error> {
-        let rows = rows.into_iter().map(|row| Named {
+    fn named(&self, rows: Vec<FoundRow>) -> Vec<Named> {
+        let named = |row: FoundRow| Named {
             asked: row.asked,
             row: OrganizationRow {
                 id: OrganizationId::from_database(row.id),
@@ -217,8 +216,8 @@ impl Statements {
                 disabled_at: row.disabled_at,
                 precision: self.precision,
             },
-        });
-        Ok(rows.collect())
+        };
+        rows.into_iter().map(named).collect()
     }
 
     /// Those of the slugs that the table would refuse, as far as it can be asked (R9).
@@ -394,13 +393,13 @@ impl Statements {
             (length > most).then(|| (name, column.declared.clone(), length))
         });
         match too_short {
-            Some((column, declared, length)) => ColumnTooShort {
+            Some((column, declared, length)) => Box::new(ColumnTooShort {
                 column,
                 table: self.table.name.clone(),
                 declared,
                 length,
                 error,
-            }
+            })
             .into(),
             None => error.into(),
         }
@@ -438,13 +437,13 @@ impl Sql<'_> {
         }
     }
 
-    /// The time in a column; absent where it isn't finite, or later than chrono can hold (R7). A sum has no precision of its
-    /// own, so that another one of the column changes no result.
+    /// The time in a column; absent where it isn't finite, or later than chrono can hold (R7). The precision of a column is a
+    /// part of its type, which a cast keeps and a sum doesn't.
     fn time(&self, column: &str) -> String {
         let zone = self.zone(column);
         format!(
             "case when isfinite(organization.{column}) and organization.{column} < '262000-01-01'
-                 then (organization.{column} + interval '0'){zone} end"
+                 then ((organization.{column} + interval '0'){zone})::timestamptz end"
         )
     }
 
