@@ -123,18 +123,9 @@ async fn serve(
     };
 
     let metrics = Metrics::default();
-    let client = config
-        .api_key
-        .as_ref()
-        .map(|key| WorkosClient::new(config.api_url.clone(), key.clone()))
-        .transpose()?
-        .map(|client| client.counted_by(metrics.clone()));
-    if client.is_none() {
-        warn!(
-            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
-        );
-    }
-    let outbox = Outbox::new(pool.clone(), client, clock.clone(), Arc::new(host.clone()));
+    let client = client(config, &metrics)?;
+    let ids = Arc::new(host.clone());
+    let outbox = Outbox::new(pool.clone(), client, clock.clone(), ids);
     // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
     // keep a delivery from being made durable.
     let capacity = Capacity {
@@ -215,6 +206,18 @@ async fn serve(
         );
     }
     Ok(exit)
+}
+
+/// The client of the WorkOS API, if there is a key.
+fn client(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<WorkosClient>> {
+    let Some(key) = &config.api_key else {
+        warn!(
+            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS"
+        );
+        return Ok(None);
+    };
+    let client = WorkosClient::new(config.api_url.clone(), key.clone())?;
+    Ok(Some(client.counted_by(metrics.clone())))
 }
 
 /// Waits for the database, brings its schema up to date, and looks at the application's table.

@@ -74,7 +74,7 @@ pub(super) enum AttemptError {
     Unwritten { write: Write, id: String },
     /// The organization has two rows.
     #[error(transparent)]
-    TwoRows(TwoRows),
+    TwoRows(Box<TwoRows>),
     /// The application's table changed. Its statements are built anew.
     #[error("organization_metadata isn't what it was")]
     TableChanged,
@@ -95,10 +95,10 @@ impl From<ApplyError> for AttemptError {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Unwritten { write, id } => Self::Unwritten { write, id },
-            ApplyError::TwoRows(rows) => Self::TwoRows(rows),
+            ApplyError::TwoRows(rows) => Self::TwoRows(Box::new(rows)),
             ApplyError::NotAUuid(error) => Self::NotAUuid(error),
             ApplyError::SlugRefused(error) => Self::SlugRefused(error),
-            ApplyError::ColumnTooShort(error) => Self::ColumnTooShort(error),
+            ApplyError::ColumnTooShort(error) => Self::ColumnTooShort(Box::new(error)),
             ApplyError::Database(error) => Self::Database(error),
         }
     }

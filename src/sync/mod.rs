@@ -147,7 +147,7 @@ pub enum ApplyError {
     SlugRefused(#[from] SlugRefused),
     /// A column can't hold a value of the event.
     #[error(transparent)]
-    ColumnTooShort(#[from] Box<ColumnTooShort>),
+    ColumnTooShort(#[from] ColumnTooShort),
     /// The database said no, or nothing.
     #[error(transparent)]
     Database(#[from] sqlx::Error),

@@ -206,7 +206,7 @@ impl Statements {
     }
 
     fn named(&self, rows: Vec<FoundRow>) -> Vec<Named> {
-        let named = |row: FoundRow| Named {
+        let named = rows.into_iter().map(|row| Named {
             asked: row.asked,
             row: OrganizationRow {
                 id: OrganizationId::from_database(row.id),
@@ -216,8 +216,8 @@ impl Statements {
                 disabled_at: row.disabled_at,
                 precision: self.precision,
             },
-        };
-        rows.into_iter().map(named).collect()
+        });
+        named.collect()
     }
 
     /// Those of the slugs that the table would refuse, as far as it can be asked (R9).
@@ -393,13 +393,13 @@ impl Statements {
             (length > most).then(|| (name, column.declared.clone(), length))
         });
         match too_short {
-            Some((column, declared, length)) => Box::new(ColumnTooShort {
+            Some((column, declared, length)) => ColumnTooShort {
                 column,
                 table: self.table.name.clone(),
                 declared,
                 length,
                 error,
-            })
+            }
             .into(),
             None => error.into(),
         }

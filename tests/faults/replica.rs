@@ -96,16 +96,15 @@ impl Replica {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        match &self.settings.database_url {
-            Some(url) => drop(serve.env("DATABASE_URL", url)),
-            None => {
-                let where_programs_are = ["PATH", "PG_BIN_DIR"];
-                serve.envs(std::env::vars_os().filter(|(name, _)| {
-                    where_programs_are
-                        .iter()
-                        .any(|wanted| name == std::ffi::OsStr::new(wanted))
-                }));
-            }
+        if let Some(url) = &self.settings.database_url {
+            serve.env("DATABASE_URL", url);
+        } else {
+            let where_programs_are = ["PATH", "PG_BIN_DIR"];
+            serve.envs(std::env::vars_os().filter(|(name, _)| {
+                where_programs_are
+                    .iter()
+                    .any(|wanted| name == std::ffi::OsStr::new(wanted))
+            }));
         }
         if self.settings.ahead > Duration::ZERO {
             serve

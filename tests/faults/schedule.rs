@@ -231,18 +231,7 @@ impl Fault {
             }
             Self::CrashPostgres { down } => world.cluster.crash(down).await?,
             Self::KillBackend => world.cluster.kill_backend(&world.database).await?,
-            Self::TerminateBackends { times } => {
-                for _ in 0..times {
-                    // The server may be down, which is as good.
-                    let _ = sqlx::query(
-                        "select pg_terminate_backend(pid) from pg_stat_activity
-                         where datname = current_database() and application_name = 'workos-sync'",
-                    )
-                    .execute(&world.pool)
-                    .await;
-                    sleep(Duration::from_millis(200)).await;
-                }
-            }
+            Self::TerminateBackends { times } => terminate_backends(world, times).await,
             Self::Network { network, lasts } => {
                 let _alone = lines.network.lock().await;
                 world.proxy.set(network);
@@ -323,6 +312,20 @@ impl Fault {
             Self::Poison | Self::Refusals => {}
         }
         Ok(())
+    }
+}
+
+/// Ends all sessions of the replicas, again and again.
+async fn terminate_backends(world: &World, times: u32) {
+    for _ in 0..times {
+        // The server may be down, which is as good.
+        let _ = sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and application_name = 'workos-sync'",
+        )
+        .execute(&world.pool)
+        .await;
+        sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -211,11 +211,11 @@ struct Server {
     prepared: HashSet<Vec<u8>>,
     /// What Parse, Close and Sync are answered with, in turn.
     expected: VecDeque<Expected>,
-    /// How many ReadyForQuery are to come.
+    /// How many `ReadyForQuery` are to come.
     unready: usize,
     /// Something was sent since the last Sync.
     unsynced: bool,
-    /// What the last ReadyForQuery said: `I` outside of a transaction.
+    /// What the last `ReadyForQuery` said: `I` outside of a transaction.
     state: u8,
     generation: u64,
     place: Option<OwnedSemaphorePermit>,
@@ -231,7 +231,7 @@ enum Expected {
     Parsed,
     /// The server has a statement of that name now. The client gets the answer if it asked.
     Prepared { name: Vec<u8>, asked: bool },
-    /// ReadyForQuery. After an error, what is expected before it never comes.
+    /// `ReadyForQuery`. After an error, what is expected before it never comes.
     Ready,
 }
 
