@@ -4,9 +4,8 @@
 //! - Statements name their columns, always: the table may have columns of the application's own too (R5).
 //! - What a row is looked up by is cast to the column's type, never the column to ours: so each goes by an index, and
 //!   "equal" means what that index means by it. The answer repeats what was asked, and nobody compares again.
-//! - What is read is text or a time, whatever the column is: so that another type changes no result, for behind a pooler, a
-//!   server connection keeps a prepared statement that can't be executed any more, whatever we do with ours (R35). Only
-//!   between `timestamp` and `timestamptz` it does: else a time would be read in the zone of the session.
+//! - What is read is a text or a time, whatever the column is, so that another type of it changes no result: behind a pooler,
+//!   a server connection keeps a prepared statement that can't be executed any more, whatever we do with ours (R35).
 //! - A `timestamp` holds UTC, whatever the zone of the session.
 
 use std::sync::Arc;
@@ -438,13 +437,13 @@ impl Sql<'_> {
         }
     }
 
-    /// The time in a column; absent where it isn't finite, or later than chrono can hold (R7). A sum has no precision of its
-    /// own, so that another one of the column changes no result.
+    /// The time in a column; absent where it isn't finite, or later than chrono can hold (R7). The precision of a column is a
+    /// part of its type, which a cast keeps and a sum doesn't.
     pub(super) fn time(&self, column: &str) -> String {
         let zone = self.zone(column);
         format!(
             "case when isfinite(organization.{column}) and organization.{column} < '262000-01-01'
-                 then (organization.{column} + interval '0'){zone} end"
+                 then ((organization.{column} + interval '0'){zone})::timestamptz end"
         )
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use workos_sync::sync::{ApplyError, Outcome, apply};
 
 use crate::support::event::{at, event_id, rfc3339};
 use crate::support::logs::Logs;
-use crate::support::{EventBuilder, NOW, TestDatabase, created, deleted, updated};
+use crate::support::{EventBuilder, NOW, TestDatabase, created, deleted, look_at, updated};
 
 const KEYS: [&str; 5] = ["text", "varchar(64)", "ext.citext", "char(64)", "uuid"];
 const TIMES: [&str; 3] = ["timestamptz", "timestamp", "timestamp(0)"];
@@ -413,7 +414,7 @@ impl Trial {
 }
 
 /// R1 to R10, R34: every shape is created in, updated, linked, relinked, disabled, and takes slugs that collide; times are
-/// UTC, wherever the database is.
+/// UTC, whatever the zone of the session.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_shape_of_the_table_works() {
     let db = TestDatabase::new().await;
@@ -426,12 +427,17 @@ async fn every_shape_of_the_table_works() {
             panic!("{shape}: {error}: {}", shape.definition());
         }
     }
-    let zone = "do $$ begin
-        execute format('alter database %I set timezone = ''America/St_Johns''', current_database());
-    end $$";
-    connection.execute(zone).await.unwrap();
-
-    let pool = postgres::pool(db.options.clone(), 10);
+    let pool = PgPoolOptions::new()
+        .max_connections(10)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                connection
+                    .execute("set timezone = 'America/St_Johns'")
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_lazy_with(db.options.clone());
     let mut waiting = Shape::all().into_iter();
     let mut running = JoinSet::new();
     loop {
@@ -508,6 +514,44 @@ async fn the_statements_go_by_the_index_of_every_type() {
             }
         }
     }
+}
+
+/// R35: a statement that is prepared goes on when a column gets another type of its kind.
+#[tokio::test]
+async fn another_type_changes_no_result() {
+    let db = TestDatabase::new().await;
+    let statements = look_at(&db).statements();
+    let mut connection = db.connect().await;
+    let namespace = default_namespace();
+    let mut apply_one = async |event: EventBuilder| {
+        let event = Event::parse(event.body().as_bytes())
+            .unwrap()
+            .organization()
+            .unwrap();
+        let mut tx = postgres::begin(&mut connection).await.unwrap();
+        let applied = apply(&mut tx, &statements, &[event], &namespace, &[], NOW).await;
+        tx.commit().await.unwrap();
+        applied.unwrap().outcomes[0]
+    };
+    apply_one(created(1, "org_a", "A").external_id("a")).await;
+    apply_one(created(2, "org_b", "B").external_id("a")).await;
+    db.pool
+        .execute(
+            "alter table organization_metadata
+                 alter column id type varchar(50),
+                 alter column slug type varchar(50),
+                 alter column workos_id type varchar(50),
+                 alter column workos_last_event_id type char(50),
+                 alter column workos_updated_at type timestamptz(0),
+                 alter column disabled_at type timestamp using disabled_at at time zone 'UTC'",
+        )
+        .await
+        .unwrap();
+    let link = created(3, "org_c", "C").external_id("a");
+    assert_eq!(apply_one(link).await, Outcome::Linked);
+    let again = updated(4, "org_c", "C");
+    assert_eq!(apply_one(again).await, Outcome::Updated);
+    assert_eq!(apply_one(created(5, "org_d", "A")).await, Outcome::Created);
 }
 
 /// R7: a time is rounded as Postgres rounds it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use crate::support::app::{InboxRow, Options};
 use crate::support::event::{at, rfc3339};
@@ -398,36 +398,4 @@ async fn a_table_that_changed_is_looked_up_again() {
     assert_eq!(moved.apply(&event).await, "updated");
     assert_eq!(moved.inbox_row(event.event_id()).await.attempts, 1);
     assert_eq!(moved.host.current().name, "public.organization_metadata");
-}
-
-/// R35: a connection whose statements read times of another type says so, instead of reading them in the zone of the
-/// session.
-#[tokio::test]
-async fn a_column_that_becomes_another_kind_of_time_is_noticed() {
-    let app = TestApp::new().await;
-    let zone = "do $$ begin
-        execute format('alter database %I set timezone = ''Asia/Tokyo''', current_database());
-    end $$";
-    execute(&app.db, zone).await;
-    let app = TestApp::on(Arc::clone(&app.db), Options::default());
-    assert_eq!(app.apply(&created(1, "org_a", "A")).await, "created");
-    execute(
-        &app.db,
-        "alter table organization_metadata
-             alter column workos_updated_at type timestamp using workos_updated_at at time zone 'UTC',
-             alter column disabled_at type timestamp using disabled_at at time zone 'UTC'",
-    )
-    .await;
-    assert_eq!(app.apply(&updated(2, "org_a", "B")).await, "updated");
-    assert_eq!(app.apply(&deleted(3, "org_a")).await, "disabled");
-    let mut connection: PgConnection = app.db.connect().await;
-    let (updated_at, disabled_at): (chrono::NaiveDateTime, chrono::NaiveDateTime) =
-        sqlx::query_as("select workos_updated_at, disabled_at from organization_metadata")
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
-    assert_eq!(
-        (updated_at, disabled_at),
-        (at(2).naive_utc(), at(3).naive_utc())
-    );
 }

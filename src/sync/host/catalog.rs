@@ -274,8 +274,6 @@ async fn columns(connection: &mut PgConnection, table: Oid) -> Result<Columns, s
                        and not pg_column_is_updatable(attrelid, attnum, false)
                    else attgenerated <> '' or attidentity = 'a'
                    end as "is_generated!",
-               exists (select from pg_collation where pg_collation.oid = attcollation and not collisdeterministic)
-                   as "is_nondeterministic!",
                has_column_privilege(attrelid, attnum, 'select') as "may_select!",
                has_column_privilege(attrelid, attnum, 'insert') as "may_insert!",
                has_column_privilege(attrelid, attnum, 'update') as "may_update!"
@@ -326,7 +324,6 @@ async fn columns(connection: &mut PgConnection, table: Oid) -> Result<Columns, s
             declared: column.declared,
             not_null: column.not_null,
             is_generated: column.is_generated,
-            is_nondeterministic: column.is_nondeterministic,
         });
     }
     Ok(columns)

@@ -57,8 +57,6 @@ pub struct Column {
     pub not_null: bool,
     /// It can't be given a value: GENERATED ALWAYS, or computed by a view.
     pub is_generated: bool,
-    /// Its collation holds different texts equal (`deterministic = false`).
-    pub is_nondeterministic: bool,
 }
 
 /// What values a column takes.
@@ -306,11 +304,5 @@ impl Column {
             Value::Text { max_length } | Value::Padded { max_length } => max_length,
             _ => None,
         }
-    }
-
-    /// Different texts may be equal in it.
-    #[must_use]
-    pub const fn has_its_own_equality(&self) -> bool {
-        self.is_nondeterministic || matches!(self.value, Value::Citext { .. } | Value::Uuid)
     }
 }
