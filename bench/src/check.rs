@@ -128,16 +128,9 @@ mod tests {
     async fn migrated(postgres: &Postgres) -> PgPool {
         postgres.create_database("damaged").await.unwrap();
         let pool = postgres.connect("damaged").await.unwrap();
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations");
-        let mut files: Vec<_> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
-            .collect();
-        files.sort();
-        for file in files {
-            run(&pool, &std::fs::read_to_string(file).unwrap()).await;
-        }
+        let database = pool.connect_options();
+        let made = workos_sync::sync::schema::bring_up_to_date(&database, None).await;
+        made.unwrap();
         pool
     }
 

@@ -115,7 +115,8 @@ impl Attempts {
                 "events of {lane} wait: {error}",
             );
         } else if failing_since.is_some() {
-            self.conditions.table_failed(&error.to_string());
+            let is_said = self.transactions.table_is_unusable();
+            self.conditions.table_failed(&error.to_string(), is_said);
         }
         Step::FailingSince(failing_since.unwrap_or_else(|| self.clock.now()))
     }

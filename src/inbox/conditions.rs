@@ -61,14 +61,14 @@ impl Conditions {
         last.is_some_and(|last| last > since)
     }
 
-    /// The host's table can't be used.
-    pub(super) fn table_failed(&self, reason: &str) {
+    /// The host's table can't be used. `is_said`: the log has it already, with the cure.
+    pub(super) fn table_failed(&self, reason: &str, is_said: bool) {
         let is_new = self.unusable.send_if_modified(|unusable| {
             let is_new = unusable.is_none();
             *unusable = Some(reason.to_owned());
             is_new
         });
-        if is_new {
+        if is_new && !is_said {
             error!(
                 reason,
                 "organization_metadata can't be used: events wait in the inbox until it can: {reason}",
@@ -111,7 +111,7 @@ mod tests {
         // A commit that was slower to say so.
         conditions.applied(at(1));
         assert!(conditions.applied_since(at(1)) && !conditions.applied_since(at(2)));
-        conditions.table_failed("as this test wants");
+        conditions.table_failed("as this test wants", false);
         assert_eq!(conditions.until_unusable().await, "as this test wants");
         assert!(conditions.is_unusable());
         conditions.applied(at(3));

@@ -462,12 +462,13 @@ impl Lanes {
         };
         for pauses in 1.. {
             let pause = backoff(pauses, LONGEST_PAUSE * 4, fastrand::f64()) / 4;
-            // Both arms only wait.
+            // What met a lock is in hand, and goes on for as long as the grace period lasts (R31). What can't be applied
+            // is given up. Both arms only wait.
             tokio::select! {
-                () = self.shutdown.cancelled() => return false,
+                () = self.shutdown.cancelled(), if failing_since.is_some() => return false,
                 () = sleep(pause) => {}
             }
-            let Some(_permit) = self.turn(&self.returning).await else {
+            let Ok(_permit) = self.returning.acquire().await else {
                 return false;
             };
             // Where few come again, there is time to stand in the line for a row that is never free for long.
@@ -502,15 +503,14 @@ impl Lanes {
         failing_since: &mut Option<DateTime<Utc>>,
     ) -> Option<bool> {
         for _ in 0..SLICE {
-            if self.shutdown.is_cancelled() {
-                return Some(false);
-            }
             let step = self.attempts.next(lane, wait, *failing_since).await;
             match &step {
                 Ok(_) => self.conditions.database_answered(),
                 Err(error) => self.conditions.database_failed(error),
             }
             match step {
+                // What isn't begun stays in the inbox.
+                Ok(Step::Processed) if self.shutdown.is_cancelled() => return Some(false),
                 Ok(Step::Processed) => *failing_since = None,
                 Ok(Step::InTheWay) => return None,
                 Ok(Step::FailingSince(since)) => {

@@ -114,6 +114,11 @@ pub(super) struct Transactions {
 }
 
 impl Transactions {
+    /// Whether the host's table is known to be one that can't work: that was said, with the cure.
+    pub(super) fn table_is_unusable(&self) -> bool {
+        !self.target.host.is_usable()
+    }
+
     /// How many lanes a transaction may have.
     pub(super) const fn most_lanes(&self) -> usize {
         self.locks.lanes()
