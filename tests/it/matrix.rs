@@ -453,7 +453,8 @@ async fn every_shape_of_the_table_works() {
     }
 }
 
-/// R34: whatever the key's type, every statement goes by an index, also if it was prepared while the table was small.
+/// R34: whatever the key's type, every statement goes by an index, also if it was prepared while the table had one row. (An
+/// UPDATE may then be joined the other way round, until the table is analyzed.)
 #[tokio::test]
 async fn the_statements_go_by_the_index_of_every_type() {
     let db = TestDatabase::new().await;
@@ -483,7 +484,7 @@ async fn the_statements_go_by_the_index_of_every_type() {
              {};
              analyze organization_metadata",
             shape.definition(),
-            fill(0, 9),
+            fill(0, 0),
         );
         connection.execute(AssertSqlSafe(sql)).await.unwrap();
         let mut trial = Trial::begin(shape, pool.clone()).await;
@@ -492,7 +493,7 @@ async fn the_statements_go_by_the_index_of_every_type() {
             // By now, the prepared statements have their generic plans.
             if n == 7 {
                 connection
-                    .execute(AssertSqlSafe(fill(10, 2_000)))
+                    .execute(AssertSqlSafe(fill(1_000, 3_000)))
                     .await
                     .unwrap();
                 before = logs.text().len();
@@ -515,6 +516,9 @@ async fn the_statements_go_by_the_index_of_every_type() {
         assert!(plans.len() > 20, "{} plans", plans.len());
         for plan in plans {
             assert!(!plan.contains("Seq Scan"), "{shape}: {plan}");
+            if plan.trim_start().starts_with("update") {
+                continue;
+            }
             for removed in plan.split("Rows Removed by ").skip(1) {
                 let rows = removed.split(": ").nth(1).unwrap_or_default();
                 let rows: String = rows.chars().take_while(char::is_ascii_digit).collect();
