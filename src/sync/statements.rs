@@ -437,13 +437,12 @@ impl Sql<'_> {
         }
     }
 
-    /// The time in a column; absent where it isn't finite, or later than chrono can hold (R7). The precision of a column is a
-    /// part of its type, which a cast keeps and a sum doesn't.
+    /// The time in a column; absent where it isn't finite, or later than chrono can hold (R7).
     pub(super) fn time(&self, column: &str) -> String {
         let zone = self.zone(column);
         format!(
             "case when isfinite(organization.{column}) and organization.{column} < '262000-01-01'
-                 then ((organization.{column} + interval '0'){zone})::timestamptz end"
+                 then (organization.{column}{zone})::timestamptz end"
         )
     }
 

@@ -18,6 +18,7 @@ fn pure_modules_know_no_io() {
         "outbox/verdict.rs",
         "sync/decide.rs",
         "sync/host/check.rs",
+        "sync/precision.rs",
         "sync/slug.rs",
         "sync/organization_id.rs",
     ] {

@@ -453,43 +453,52 @@ async fn every_shape_of_the_table_works() {
     }
 }
 
-/// R34: whatever the key's type, every statement goes by an index, also while the statistics are those of an empty table.
+/// R34: whatever the key's type, every statement goes by an index, also if it was prepared while the table had one row. (An
+/// UPDATE may then be joined the other way round, until the table is analyzed.)
 #[tokio::test]
 async fn the_statements_go_by_the_index_of_every_type() {
     let db = TestDatabase::new().await;
     let mut connection = db.connect().await;
     let extension = "create schema ext; create extension citext schema ext";
     connection.execute(extension).await.unwrap();
-    let shapes: Vec<_> = Shape::all()
+    let logs = Logs::explained(&db).await;
+    let pool = postgres::pool(db.options.clone(), 1);
+    let shapes = Shape::all()
         .into_iter()
         .filter(|shape| shape.time == "timestamptz" && !shape.is_view)
-        .filter(|shape| shape.slug != Slug::Column("varchar(30)"))
-        .collect();
-    assert_eq!(shapes.len(), 15);
-    for shape in &shapes {
-        let id = if shape.key == "uuid" {
-            "md5(n::text)::uuid"
-        } else {
-            "'id-' || n"
+        .filter(|shape| shape.slug != Slug::Column("varchar(30)"));
+    for shape in shapes {
+        let id = match shape.key {
+            "uuid" => "md5(n::text)::uuid",
+            _ => "'id-' || n",
+        };
+        let fill = |from: u32, to: u32| {
+            format!(
+                "insert into organization_metadata (id, name, slug, workos_id)
+                     select {id}, 'Name', 'name-' || n, 'org_' || n from generate_series({from}, {to}) n"
+            )
         };
         let sql = format!(
             "{};
              alter table organization_metadata set (autovacuum_enabled = off);
-             analyze organization_metadata;
-             insert into organization_metadata (id, name, slug, workos_id)
-                 select {id}, 'Name', 'name-' || n, 'org_' || n from generate_series(1, 2000) n",
+             {};
+             analyze organization_metadata",
             shape.definition(),
+            fill(0, 0),
         );
         connection.execute(AssertSqlSafe(sql)).await.unwrap();
-    }
-    let logs = Logs::explained(&db).await;
-    let pool = postgres::pool(db.options.clone(), 1);
-    for shape in shapes {
         let mut trial = Trial::begin(shape, pool.clone()).await;
-        let before = logs.text().len();
-        // Often enough that statements which were prepared have their generic plan.
-        for n in 0..7 {
-            let known = format!("org_{}", 100 + n);
+        let mut before = 0;
+        for n in 0..10 {
+            // By now, the prepared statements have their generic plans.
+            if n == 7 {
+                connection
+                    .execute(AssertSqlSafe(fill(1_000, 3_000)))
+                    .await
+                    .unwrap();
+                before = logs.text().len();
+            }
+            let known = format!("org_{n}");
             for event in [
                 created(n, &format!("new_{n}_{}", shape.number), "Name 7"),
                 updated(100 + n, &known, "Renamed").external_id(&trial.shape.external_id(7)),
@@ -504,9 +513,12 @@ async fn the_statements_go_by_the_index_of_every_type() {
             .skip(1)
             .filter(|plan| plan.contains("organization_metadata"))
             .collect();
-        assert!(plans.len() > 50, "{} plans", plans.len());
+        assert!(plans.len() > 20, "{} plans", plans.len());
         for plan in plans {
             assert!(!plan.contains("Seq Scan"), "{shape}: {plan}");
+            if plan.trim_start().starts_with("update") {
+                continue;
+            }
             for removed in plan.split("Rows Removed by ").skip(1) {
                 let rows = removed.split(": ").nth(1).unwrap_or_default();
                 let rows: String = rows.chars().take_while(char::is_ascii_digit).collect();
