@@ -5,10 +5,11 @@
 //! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
-//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
+//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), the operator's page ([`admin`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
-//! Arrows go one way: `cli → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
+//! Arrows go one way: `cli → admin → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
 
+pub mod admin;
 mod backoff;
 pub mod cli;
 pub mod clock;

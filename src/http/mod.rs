@@ -110,6 +110,22 @@ impl App {
 
 /// The routes, with what surrounds them.
 pub fn router(app: App, webhook_path: &str) -> Router {
+    let mut router = Router::new().route(webhook_path, post(webhook::receive));
+    if !webhook_path.ends_with('/') {
+        // Not a redirect: WorkOS follows none.
+        router = router.route(&format!("{webhook_path}/"), post(webhook::receive));
+    }
+    let router = router
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(metrics::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(async || Problem::method_not_allowed());
+    surrounded(router.with_state(app))
+}
+
+/// What surrounds the routes of every listener: request ids, the log, and a net under panics.
+pub(crate) fn surrounded(router: Router) -> Router {
     // From outside in: the id first, so that the span has it; the span next, so that a panic is logged in it.
     let layers = ServiceBuilder::new()
         .map_request(without_odd_id)
@@ -124,20 +140,7 @@ pub fn router(app: App, webhook_path: &str) -> Router {
         )
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CatchPanicLayer::custom(panicked));
-
-    let mut router = Router::new().route(webhook_path, post(webhook::receive));
-    if !webhook_path.ends_with('/') {
-        // Not a redirect: WorkOS follows none.
-        router = router.route(&format!("{webhook_path}/"), post(webhook::receive));
-    }
-    router
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(metrics::metrics))
-        .fallback(not_found)
-        .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .with_state(app)
-        .layer(layers)
+    router.layer(layers)
 }
 
 /// A sender's id goes to the log and back to the sender: only what is short and printable is taken, else the

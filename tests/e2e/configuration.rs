@@ -378,7 +378,7 @@ async fn a_wrong_secret_file_is_one_line_that_names_the_variable() {
     let finished = run(&folder, &lines, &[]).await.assert(2);
     assert_eq!(
         finished.error_line(),
-        "workos-sync: WORKOS_API_KEY_FILE: expected a key of visible ASCII characters"
+        "workos-sync: WORKOS_API_KEY_FILE: expected visible ASCII characters"
     );
 }
 
