@@ -14,6 +14,7 @@ fn pure_modules_know_no_io() {
         "inbox/queue.rs",
         "inbox/retry.rs",
         "keyed_mutex.rs",
+        "operate/filter.rs",
         "outbox/pace.rs",
         "outbox/verdict.rs",
         "sync/decide.rs",
@@ -39,9 +40,10 @@ fn pure_modules_know_no_io() {
 }
 
 /// Every module, each above those that it may know: `cli → http → inbox → sync → event`, never back.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 21] = [
     "cli",
     "http",
+    "operate",
     "heal",
     "shutdown",
     "inbox",
@@ -58,6 +60,7 @@ const LAYERS: [&str; 19] = [
     "dotenv",
     "config",
     "clock",
+    "pause",
     "postgres",
 ];
 
