@@ -132,6 +132,12 @@ impl EventId {
             .map_or_else(|| self.0.clone(), |ulid| ulid.to_string())
     }
 
+    /// Says whether two ids are the same event's, whatever their prefixes.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.is_snapshot() == other.is_snapshot() && self.compare(other) == Some(Ordering::Equal)
+    }
+
     /// Compares two ids by the order in which WorkOS made the events (R7): by their ULID parts when both
     /// have one, as whole strings when neither has, and not at all (`None`) when only one has.
     #[must_use]
@@ -336,6 +342,7 @@ impl<'a> Event<'a> {
             change,
             created_at: self.created_at,
             updated_at: raw.updated_at.and_then(timestamp).or(self.created_at),
+            replay: Replay::No,
         })
     }
 }
@@ -355,6 +362,20 @@ pub struct OrganizationEvent {
     pub created_at: Option<DateTime<Utc>>,
     /// `data.updated_at`, else the event's `created_at` (R7).
     pub updated_at: Option<DateTime<Utc>>,
+    /// Whether it was decided before. No event says so: the inbox knows.
+    pub replay: Replay,
+}
+
+/// Whether an event was decided before, and is decided again because an operator wants it (R46).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Replay {
+    /// It is new.
+    #[default]
+    No,
+    /// It was decided.
+    Again,
+    /// It was decided, and disabled a row, which it does once: the application may have enabled it since.
+    AfterDisabling,
 }
 
 impl OrganizationEvent {

@@ -5,7 +5,8 @@
 //! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
-//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), the operator's page ([`admin`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
+//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what operators do ([`operate`], [`pause`]), their page
+//! ([`admin`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → admin → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
 
@@ -21,8 +22,10 @@ pub mod http;
 pub mod inbox;
 pub mod keyed_mutex;
 pub mod metrics;
+pub mod operate;
 pub mod outbox;
 mod panics;
+pub mod pause;
 pub mod postgres;
 pub mod shutdown;
 pub mod signature;

@@ -13,13 +13,16 @@ use sqlx::PgPool;
 use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
+use super::operating::{self, Desk};
 use super::values::{Value, Values};
 use super::{Database, bring_schema_up_to_date, open, unusable};
-use crate::clock::DatabaseClock;
+use crate::clock::{Clock, DatabaseClock};
 use crate::config::Config;
-use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
+use crate::inbox::{Capacity, DrainError, Inbox, RecordError, Recorded, Status};
 use crate::metrics::Metrics;
+use crate::operate::{FilterTexts, Selection, Verb, bulk};
 use crate::outbox::Outbox;
+use crate::pause::Pause;
 use crate::postgres;
 use crate::sync::Target;
 use crate::sync::host::Host;
@@ -32,7 +35,56 @@ const CHUNK_EVENTS: usize = 8_000;
 /// is stored.
 const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
 
-pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    with_inbox(config, async |_, inbox| {
+        let mut replay = Replay {
+            inbox,
+            waiting: Vec::new(),
+            report: Report::default(),
+        };
+        replay.run(files).await?;
+        Ok(replay.report.print())
+    })
+    .await
+}
+
+/// `workos-sync replay --from-inbox`: stored events, decided again (R46).
+#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+pub(super) async fn from_inbox(
+    config: Config,
+    filter: FilterTexts,
+    yes: bool,
+) -> anyhow::Result<ExitCode> {
+    with_inbox(config, async |desk, inbox| {
+        let selection = Selection::Filter(desk.filter(filter)?);
+        let count = bulk::count(&desk.pool, Verb::Replay, &selection).await?;
+        let question = format!("replay {} in {}", operating::events(count), desk.url);
+        if count > 0 && !operating::confirm(&question, yes)? {
+            return Ok(ExitCode::FAILURE);
+        }
+        let actor = operating::actor();
+        let mut bulk = bulk::begin(&desk.pool, Verb::Replay, selection, None, &actor).await?;
+        let bar = operating::bar("replay", count);
+        let mut report = Report::default();
+        // Batch by batch, so that those that are to be applied don't pile up before what comes meanwhile.
+        while let Some(ids) = bulk.next().await? {
+            report.settle(inbox, ids).await?;
+            bar.set_position(bulk.progress().count.unsigned_abs());
+        }
+        bar.finish_and_clear();
+        bulk.log();
+        let replayed = operating::events(bulk.progress().count);
+        println!("{replayed} replayed in {}", desk.url);
+        Ok(report.print_results())
+    })
+    .await
+}
+
+/// Runs a command's work with an inbox whose events it applies. What is in hand at its end is finished.
+async fn with_inbox(
+    mut config: Config,
+    work: impl AsyncFnOnce(&Desk, &Inbox) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     Database::with(&config, async |database| {
         info!(database = %database.url, "replaying into {}", database.url);
@@ -40,18 +92,18 @@ pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result
             database.url.options.clone(),
             config.database_max_connections,
         );
-        let result = replay(&config, database, &pool, files).await;
+        let result = work_on(&config, database, &pool, work).await;
         pool.close().await;
         result
     })
     .await
 }
 
-async fn replay(
+async fn work_on(
     config: &Config,
     database: &Database,
     pool: &PgPool,
-    files: &[PathBuf],
+    work: impl AsyncFnOnce(&Desk, &Inbox) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     let schema = bring_schema_up_to_date(&database.url).await?;
     if !schema.table.is_usable() {
@@ -69,7 +121,7 @@ async fn replay(
         pool.clone(),
         clock.clone(),
         // Intentions are recorded; `serve` delivers them.
-        Outbox::new(pool.clone(), None, clock, Arc::new(host.clone())),
+        Outbox::new(pool.clone(), None, clock.clone(), Arc::new(host.clone())),
         Target {
             host,
             namespace: config.org_id_namespace,
@@ -78,17 +130,16 @@ async fn replay(
         capacity,
         shutdown.clone(),
     );
-    let mut replay = Replay {
-        inbox: &inbox,
-        waiting: Vec::new(),
-        report: Report::default(),
+    let desk = Desk {
+        pool: pool.clone(),
+        url: database.url.clone(),
+        now: clock.now(),
     };
-    let done = replay.run(files).await;
+    let done = work(&desk, &inbox).await;
     // Lanes that our events are in may have others without end: what is in hand is finished, and nothing more begun.
     shutdown.cancel();
     inbox.idle().await;
-    done?;
-    Ok(replay.report.print())
+    done
 }
 
 /// A file, or a line of it.
@@ -170,6 +221,8 @@ struct Report {
     refused: u64,
     /// How the accepted ones ended, or where they stand.
     results: BTreeMap<String, u64>,
+    /// Until when those that are pending wait, if it is for that.
+    pause: Option<Pause>,
 }
 
 struct Replay<'a> {
@@ -247,10 +300,7 @@ impl Replay<'_> {
     /// Has those applied that wait.
     async fn settle(&mut self) -> anyhow::Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        for (result, count) in self.inbox.drain_events(waiting).await? {
-            self.report.count(result, count);
-        }
-        Ok(())
+        self.report.settle(self.inbox, waiting).await
     }
 }
 
@@ -264,6 +314,30 @@ impl Report {
         eprintln!("{place}: {reason}");
     }
 
+    /// Has events applied, and counts how they end. During a pause they wait.
+    async fn settle(&mut self, inbox: &Inbox, events: Vec<String>) -> anyhow::Result<()> {
+        match inbox.drain_events(events).await {
+            Ok(results) => {
+                for (result, count) in results {
+                    self.count(result, count);
+                }
+            }
+            Err(DrainError::Paused {
+                ended,
+                waiting,
+                pause,
+            }) => {
+                for (result, count) in ended {
+                    self.count(result, count);
+                }
+                self.count(Status::Pending.as_str().to_owned(), waiting);
+                self.pause = Some(pause);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     fn count(&mut self, result: String, count: u64) {
         *self.results.entry(result).or_default() += count;
     }
@@ -275,17 +349,25 @@ impl Report {
             duplicates,
             ignored,
             refused,
-            results,
+            ..
         } = self;
         println!(
             "accepted {accepted}, duplicate {duplicates}, ignored {ignored}, refused {refused}"
         );
-        let mut results: Vec<_> = results.into_iter().collect();
+        self.print_results()
+    }
+
+    #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+    fn print_results(self) -> ExitCode {
+        let mut results: Vec<_> = self.results.into_iter().collect();
         results.sort_by_key(|(_, count)| Reverse(*count));
-        let mut all_applied = refused == 0;
+        let mut all_applied = self.refused == 0;
         for (result, count) in results {
             println!("{count} {result}");
             all_applied &= !matches!(result.as_str(), "pending" | "failed" | "dead");
+        }
+        if let Some(pause) = self.pause {
+            println!("{pause}: they wait until then");
         }
         if all_applied {
             ExitCode::SUCCESS

@@ -34,6 +34,7 @@ use crate::http::{App, health::Health, listener, router};
 use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use crate::pause;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::shutdown::{Exit, Shutdown};
@@ -121,6 +122,9 @@ async fn serve(
         let host = prepare(config, database).await?;
         let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
         note_interval(&pool, poll_interval).await;
+        if let Some(pause) = pause::ask(&pool).await? {
+            warn!("{pause}: events are accepted, and nothing is applied or written back");
+        }
         anyhow::Ok((host, Arc::new(clock)))
     };
     let (host, clock) = tokio::select! {

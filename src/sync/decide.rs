@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::organization_id;
 use super::precision::RowPrecision;
-use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
+use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, Replay, WorkosId};
 
 /// What the decision needs to know of a row of `organization_metadata`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl OrganizationRow {
         let event_updated_at = event
             .updated_at
             .map(|at| self.precision.updated_at.round(at));
-        should_process_event(last, self.updated_at, &event.id, event_updated_at)
+        is_admitted(last, self.updated_at, event, event_updated_at)
     }
 
     /// Says whether it was the deletion of an organization that disabled the row, and not the application (R6).
@@ -59,12 +59,12 @@ impl SyncCursor {
     #[must_use]
     pub fn admits(&self, event: &OrganizationEvent) -> bool {
         let last = Some(&self.last_event_id);
-        should_process_event(
-            last,
-            self.last_event_updated_at,
-            &event.id,
-            event.updated_at,
-        )
+        is_admitted(last, self.last_event_updated_at, event, event.updated_at)
+    }
+
+    /// Says whether the event is the newest that was applied.
+    fn is_at(&self, event: &OrganizationEvent) -> bool {
+        event.id.is_same(&self.last_event_id)
     }
 
     /// When the organization was found to be gone, if the event shows that it isn't (R44): it was made after that.
@@ -204,7 +204,29 @@ pub fn should_process_event(
     }
 }
 
-/// Decides what an event writes (R1–R7, R10).
+/// The guard, also for an event that was decided before (R46): the newest that was applied is fresh again, and a tie of
+/// times went to what was applied after it.
+fn is_admitted(
+    last_event_id: Option<&EventId>,
+    updated_at: Option<DateTime<Utc>>,
+    event: &OrganizationEvent,
+    event_updated_at: Option<DateTime<Utc>>,
+) -> bool {
+    if event.replay != Replay::No
+        && let Some(last) = last_event_id
+    {
+        if event.id.is_same(last) {
+            return true;
+        }
+        if event.id.compare(last).is_none() {
+            let times = event_updated_at.zip(updated_at);
+            return times.is_some_and(|(event, row)| event > row);
+        }
+    }
+    should_process_event(last_event_id, updated_at, &event.id, event_updated_at)
+}
+
+/// Decides what an event writes (R1–R7, R10, R46).
 #[must_use]
 pub fn decide<'e>(
     found: &Found,
@@ -222,16 +244,27 @@ pub fn decide<'e>(
         Change::Upsert { name } if lifted.is_some() => {
             decide_upsert(found, candidate_id, event, name, lifted)
         }
+        // R46: a deletion that was the last word, and found no row to disable, looks for one again.
+        Change::Delete
+            if deleted_at.is_some()
+                && event.replay == Replay::Again
+                && cursor.is_some_and(|cursor| cursor.is_at(event)) =>
+        {
+            delete(found, disable)
+        }
         // R10: a deletion is final. The dead take nothing from the living, but no row of theirs stays active.
         _ if deleted_at.is_some() => found.unlinked().map_or(Decision::Stale, disable),
         // What `reconcile` missed is no news once something newer was applied (R44).
         Change::Delete if event.id.is_snapshot() && !found.admits(event) => Decision::Stale,
-        Change::Delete => {
-            let row = found.by_workos_id.as_ref().or_else(|| found.unlinked());
-            row.map_or(Decision::Tombstone, disable)
-        }
+        Change::Delete => delete(found, disable),
         Change::Upsert { name } => decide_upsert(found, candidate_id, event, name, None),
     }
+}
+
+/// R10, for a deletion that counts.
+fn delete<'e>(found: &Found, disable: impl Fn(&OrganizationRow) -> Decision<'e>) -> Decision<'e> {
+    let row = found.by_workos_id.as_ref().or_else(|| found.unlinked());
+    row.map_or(Decision::Tombstone, disable)
 }
 
 /// R1–R7, for an organization that isn't deleted, or whose deletion the event lifts.
@@ -409,6 +442,7 @@ mod tests {
             change,
             created_at: at(5),
             updated_at: at(5),
+            replay: Replay::No,
         }
     }
 
