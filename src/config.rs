@@ -462,10 +462,7 @@ fn webhook_secrets(variable: &'static str, value: &str) -> Result<Vec<SecretStri
 fn visible_secret(variable: &'static str, secret: &str) -> Result<SecretString, ConfigError> {
     // What a header can hold.
     if secret.is_empty() || !secret.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(wrong(
-            variable,
-            "expected visible ASCII characters",
-        ));
+        return Err(wrong(variable, "expected visible ASCII characters"));
     }
     Ok(secret.into())
 }
@@ -647,7 +644,12 @@ mod tests {
         for loopback in ["127.0.0.1:8081", "127.8.8.8:0", "[::1]:8081"] {
             assert!(check(&["--admin-addr", loopback]).is_ok(), "{loopback}");
         }
-        for other in ["0.0.0.0:8081", "[::]:8081", "10.0.0.1:8081", "[::ffff:127.0.0.1]:1"] {
+        for other in [
+            "0.0.0.0:8081",
+            "[::]:8081",
+            "10.0.0.1:8081",
+            "[::ffff:127.0.0.1]:1",
+        ] {
             let error = check(&["--admin-addr", other]).unwrap_err();
             let message = "ADMIN_TOKEN: required when ADMIN_ADDR is not a loopback address";
             assert_eq!(error.to_string(), message, "{other}");

@@ -20,7 +20,9 @@ use crate::operate::events::{self, EventDetail, EventSummary};
 use crate::operate::filter::parse_length;
 use crate::operate::organization::{self, OrganizationDetail};
 use crate::operate::pausing::{self, DEFAULT_LENGTH};
-use crate::operate::{Filter, FilterTexts, Listed, Page, Pause, Progress, Selection, Verb, bulk, records};
+use crate::operate::{
+    Filter, FilterTexts, Listed, Page, Pause, Progress, Selection, Verb, bulk, records,
+};
 
 pub(super) fn routes() -> Router<Admin> {
     Router::new()
@@ -96,7 +98,9 @@ async fn organization(
 ) -> Result<Json<OrganizationDetail>, Problem> {
     let id = id_of(id)?;
     let found = organization::find(admin.pool(), admin.host(), &id).await?;
-    found.map(Json).ok_or_else(|| questions::no_organization(&id))
+    found
+        .map(Json)
+        .ok_or_else(|| questions::no_organization(&id))
 }
 
 async fn status(State(admin): State<Admin>) -> Result<Json<Status>, Problem> {
@@ -161,10 +165,19 @@ async fn change(admin: &Admin, body: Body, verb: Verb) -> Result<Json<Progress>,
     if ids.iter().any(|id| id.contains('\0')) {
         return Err(unusable("ids: one contains a NUL character"));
     }
-    let filter = filter.read(admin.now()).map_err(|error| unusable(error.to_string()))?;
+    let filter = filter
+        .read(admin.now())
+        .map_err(|error| unusable(error.to_string()))?;
     let selection = Selection::of(ids, filter)?;
     let reason = without_nul(reason)?;
-    let bulk = bulk::begin(admin.pool(), verb, selection, reason.as_deref(), &admin.actor()).await?;
+    let bulk = bulk::begin(
+        admin.pool(),
+        verb,
+        selection,
+        reason.as_deref(),
+        &admin.actor(),
+    )
+    .await?;
     Ok(Json(bulk.finish(|_| {}).await?))
 }
 
@@ -194,9 +207,7 @@ async fn resume(State(admin): State<Admin>) -> Result<Json<serde_json::Value>, P
 
 fn without_nul(reason: Option<String>) -> Result<Option<String>, Problem> {
     match reason {
-        Some(reason) if reason.contains('\0') => {
-            Err(unusable("reason: contains a NUL character"))
-        }
+        Some(reason) if reason.contains('\0') => Err(unusable("reason: contains a NUL character")),
         reason => Ok(reason),
     }
 }

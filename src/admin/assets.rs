@@ -67,7 +67,9 @@ pub(super) async fn serve(Path(name): Path<String>, headers: HeaderMap) -> Respo
     ];
     let known = headers.get_all(IF_NONE_MATCH).iter().any(|known| {
         let known = known.to_str().unwrap_or_default();
-        known.split(',').any(|known| known.trim().trim_start_matches("W/") == asset.etag)
+        known
+            .split(',')
+            .any(|known| known.trim().trim_start_matches("W/") == asset.etag)
     });
     if known {
         return (StatusCode::NOT_MODIFIED, kept).into_response();

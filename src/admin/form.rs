@@ -37,7 +37,9 @@ impl Parameters {
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+        self.iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
     }
 
     /// All values of one name.
@@ -49,7 +51,11 @@ impl Parameters {
     /// Those without these.
     pub(super) fn without(&self, names: &[&str]) -> Self {
         let others = self.iter().filter(|(name, _)| !names.contains(name));
-        Self(others.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+        Self(
+            others
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+        )
     }
 
     pub(super) fn with(mut self, name: &str, value: impl Into<String>) -> Self {

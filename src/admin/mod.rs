@@ -29,22 +29,31 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::clock::Clock;
+use crate::http::listener::{self, Limits};
 use crate::http::problem::Problem;
-use crate::http::{listener, surrounded};
+use crate::http::surrounded;
 use crate::operate::Actor;
 use crate::postgres;
 use crate::sync::host::Host;
 use security::Guard;
 
 /// Where the page is if nobody says so, where there is one: beside a private database.
-const DEFAULT_ADDRESS: SocketAddr =
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
 /// Connections that are served at once: operators are few.
-pub const MAX_CONNECTIONS: usize = 64;
+pub const MAX_CONNECTIONS: u32 = 64;
 
 /// Connections to the database, beside those of the service: what an operator asks can't hold up what is received.
 pub const DATABASE_CONNECTIONS: u32 = 2;
+
+/// What clients may take.
+#[must_use]
+pub fn limits() -> Limits {
+    Limits {
+        max_connections: MAX_CONNECTIONS as usize,
+        ..Limits::default()
+    }
+}
 
 /// How long a statement may take that answers a question.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(2);
@@ -179,7 +188,11 @@ impl Admin {
         }
         if problem.status() == StatusCode::UNAUTHORIZED {
             let next = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-            let next = if request.method() == Method::GET { next } else { "/" };
+            let next = if request.method() == Method::GET {
+                next
+            } else {
+                "/"
+            };
             let is_from_elsewhere = headers
                 .get("sec-fetch-site")
                 .is_some_and(|site| site == "cross-site" || site == "same-site");

@@ -25,8 +25,8 @@ pub(super) fn read_events(
     let filter = read_filter(&parameters.without(&["limit", "after"]), now)?;
     refuse_nul(parameters)?;
     let after = parameters.get("after").map(str::to_owned);
-    let page = Page::read(parameters.get("limit"), after)
-        .map_err(|error| unusable(error.to_string()))?;
+    let page =
+        Page::read(parameters.get("limit"), after).map_err(|error| unusable(error.to_string()))?;
     Ok((filter, page))
 }
 

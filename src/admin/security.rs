@@ -5,8 +5,6 @@
 //! listener is on a loopback address, and only names that can't be pointed there by others are answered: a page whose name
 //! leads to 127.0.0.1 must not be taken for ours.
 
-use std::sync::Arc;
-
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use axum::http::uri::Authority;
@@ -81,7 +79,11 @@ impl Guard {
     }
 
     /// A cookie that opens a session now. It is sent over TLS only, if that is how the browser came.
-    pub(super) fn open_session(&self, headers: &HeaderMap, now: DateTime<Utc>) -> Option<HeaderValue> {
+    pub(super) fn open_session(
+        &self,
+        headers: &HeaderMap,
+        now: DateTime<Utc>,
+    ) -> Option<HeaderValue> {
         let token = self.token.as_ref()?;
         let end = (now + SESSION_LIFETIME).timestamp();
         let proof = hex::encode(session(token, end).finalize().into_bytes());
@@ -169,7 +171,9 @@ fn is_change(method: &Method) -> bool {
 fn is_local(uri: &Uri, headers: &HeaderMap) -> bool {
     let is_local = |authority: &Authority| {
         let host = authority.host();
-        LOCAL_HOSTS.iter().any(|local| local.eq_ignore_ascii_case(host))
+        LOCAL_HOSTS
+            .iter()
+            .any(|local| local.eq_ignore_ascii_case(host))
             && !authority.as_str().contains('@')
     };
     let mut hosts = headers.get_all(HOST).iter().peekable();
@@ -282,13 +286,28 @@ mod tests {
             let hosts: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
             is_local(&uri.parse().unwrap(), &headers(&hosts))
         };
-        for host in ["localhost", "LocalHost:8081", "127.0.0.1:1", "[::1]", "[::1]:8081"] {
+        for host in [
+            "localhost",
+            "LocalHost:8081",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::1]:8081",
+        ] {
             assert!(local(&[host], "/"), "{host}");
             assert!(local(&[], &format!("http://{host}/")), "{host}");
         }
         for host in [
-            "", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "127.0.0.2", "10.0.0.1:8081",
-            "localhost@evil.example", "evil.example@localhost", "[::2]", "::1", "localhost.",
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:80",
+            "127.0.0.2",
+            "10.0.0.1:8081",
+            "localhost@evil.example",
+            "evil.example@localhost",
+            "[::2]",
+            "::1",
+            "localhost.",
         ] {
             assert!(!local(&[host], "/"), "{host}");
             assert!(!local(&["localhost", host], "/"), "{host}");
@@ -315,7 +334,13 @@ mod tests {
                 (vec![("sec-fetch-site", "none")], true),
                 (vec![("sec-fetch-site", "same-site")], false),
                 (vec![("sec-fetch-site", "cross-site")], false),
-                (vec![("sec-fetch-site", "cross-site"), ("origin", "http://ops.example:8081")], false),
+                (
+                    vec![
+                        ("sec-fetch-site", "cross-site"),
+                        ("origin", "http://ops.example:8081"),
+                    ],
+                    false,
+                ),
                 (vec![("origin", "http://ops.example:8081")], true),
                 (vec![("origin", "https://ops.example:8081")], true),
                 (vec![("origin", "http://ops.example")], false),
@@ -332,9 +357,14 @@ mod tests {
     #[test]
     fn sessions_end_and_cannot_be_made_up() {
         let ours = guard("s3cr3t");
-        let cookie = ours.open_session(&headers(&[("origin", "http://a")]), NOW).unwrap();
+        let cookie = ours
+            .open_session(&headers(&[("origin", "http://a")]), NOW)
+            .unwrap();
         let cookie = cookie.to_str().unwrap();
-        assert!(cookie.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"), "{cookie}");
+        assert!(
+            cookie.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"),
+            "{cookie}"
+        );
         let value = cookie.split_once(';').unwrap().0;
         let brought = headers(&[("cookie", &format!("a=b; {value}")), ("cookie", "c=d")]);
         let value = cookies(&brought).next().unwrap();
@@ -345,11 +375,23 @@ mod tests {
         assert!(!Guard::new(None, false).is_session(value, NOW));
         let (end, proof) = value.split_once('.').unwrap();
         let later = end.parse::<i64>().unwrap() + 1;
-        for forged in [format!("{later}.{proof}"), format!("{end}."), format!("{end}.00"), String::new()] {
+        for forged in [
+            format!("{later}.{proof}"),
+            format!("{end}."),
+            format!("{end}.00"),
+            String::new(),
+        ] {
             assert!(!ours.is_session(&forged, NOW), "{forged}");
         }
-        let over_tls = ours.open_session(&headers(&[("origin", "https://a")]), NOW).unwrap();
-        assert!(over_tls.to_str().unwrap().ends_with("; SameSite=Strict; Secure"));
+        let over_tls = ours
+            .open_session(&headers(&[("origin", "https://a")]), NOW)
+            .unwrap();
+        assert!(
+            over_tls
+                .to_str()
+                .unwrap()
+                .ends_with("; SameSite=Strict; Secure")
+        );
     }
 
     /// R50
@@ -361,7 +403,10 @@ mod tests {
             assert!(!guard.is_token(wrong), "{wrong}");
         }
         assert!(!Guard::new(None, false).is_token(""));
-        assert_eq!(bearer(&headers(&[("authorization", "bearer  x")])), Some("x"));
+        assert_eq!(
+            bearer(&headers(&[("authorization", "bearer  x")])),
+            Some("x")
+        );
         assert_eq!(bearer(&headers(&[("authorization", "Basic x")])), None);
     }
 }

@@ -25,6 +25,7 @@ use ulid::Ulid;
 use uuid::Uuid;
 
 use super::{bring_schema_up_to_date, embedded_options, private_url, unusable, wait_for, warn_of};
+use crate::admin::{self, Admin};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::heal::key::KeyGuard;
@@ -58,28 +59,51 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     }
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let shutdown = Shutdown::on_signals()?;
-    let port = listener::bind(config.listen_addr)
-        .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+    let ports = Ports::bind(&config)?;
 
     let exit = match &config.database_url {
-        Some(url) => serve(&config, url, port, &shutdown).await?,
-        None => Box::pin(with_private_postgres(config, port, &shutdown)).await?,
+        Some(url) => serve(&config, url, ports, &shutdown).await?,
+        None => Box::pin(with_private_postgres(config, ports, &shutdown)).await?,
     };
     info!(?exit, "stopped");
     Ok(exit.into())
 }
 
+/// Our addresses, before anybody is let in.
+struct Ports {
+    http: TcpSocket,
+    admin: Option<admin::Port>,
+}
+
+impl Ports {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let http = listener::bind(config.listen_addr)
+            .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+        let has_default = config.database_url.is_none();
+        let admin = admin::Port::bind(config.admin_addr, has_default)
+            .with_context(|| format!("ADMIN_ADDR: {}", shown(config.admin_addr)))?;
+        if admin.is_none() && config.admin_token.is_some() {
+            warn!("ADMIN_TOKEN is set, but ADMIN_ADDR is not: there is no page and no admin API");
+        }
+        Ok(Self { http, admin })
+    }
+}
+
+fn shown(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "none".to_owned(), |address| address.to_string())
+}
+
 /// Serves with a private Postgres, which is there as long as the service is.
 async fn with_private_postgres(
     config: Config,
-    port: TcpSocket,
+    ports: Ports,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
     let mut server = match Embedded::start(&embedded_options(&config), shutdown.ending()).await {
         Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
         started => started?,
     };
-    let result = serve_on(&mut server, config, port, shutdown).await;
+    let result = serve_on(&mut server, config, ports, shutdown).await;
     let stopped = server.stop(shutdown.hard()).await;
     let exit = result?;
     stopped?;
@@ -91,14 +115,14 @@ async fn with_private_postgres(
 async fn serve_on(
     server: &mut Embedded,
     mut config: Config,
-    port: TcpSocket,
+    ports: Ports,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
     if config.webhook_secrets.is_empty() {
         config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
     }
     let database = private_url(server.url())?;
-    let mut serving = Box::pin(serve(&config, &database, port, shutdown));
+    let mut serving = Box::pin(serve(&config, &database, ports, shutdown));
     tokio::select! {
         exit = &mut serving => exit,
         error = server.keep_running() => {
@@ -113,7 +137,7 @@ async fn serve_on(
 async fn serve(
     config: &Config,
     database: &DatabaseUrl,
-    port: TcpSocket,
+    ports: Ports,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
     let pool = postgres::pool(database.options.clone(), config.database_max_connections);
@@ -171,6 +195,11 @@ async fn serve(
         shutdown.spawn("WorkOS", asking.run(shutdown.soft().clone()));
     }
 
+    let page = Page {
+        config,
+        database,
+        host: host.clone(),
+    };
     let health = Health::new(
         shutdown.ending().clone(),
         database.options.clone(),
@@ -186,8 +215,8 @@ async fn serve(
         config.webhook_tolerance,
         config.max_body_bytes,
     );
-    let tcp =
-        listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+    let tcp = listener::listen(ports.http)
+        .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
     let url = format!("http://{}{}", reachable(address), config.webhook_path);
     info!(
@@ -196,13 +225,18 @@ async fn serve(
         version = env!("CARGO_PKG_VERSION"),
         "listening on {address}, writing into {database}"
     );
+    let page = match ports.admin {
+        Some(port) => Some(page.serve(port, shutdown)?),
+        None => None,
+    };
     if config.database_url.is_none() {
-        print_what_to_paste(&url, &config.webhook_secrets[0]);
+        print_what_to_paste(&url, page.as_deref(), &config.webhook_secrets[0]);
     }
     let stop = shutdown.soft().clone();
     let tracker = shutdown.tracker().clone();
     let router = router(app, &config.webhook_path);
-    let limits = listener::Limits::within_open_files(config.database_max_connections);
+    let others = admin::DATABASE_CONNECTIONS + admin::MAX_CONNECTIONS;
+    let limits = listener::Limits::within_open_files(config.database_max_connections + others);
     shutdown.spawn("listener", async move {
         listener::serve(tcp, router, limits, stop, tracker).await;
     });
@@ -216,6 +250,38 @@ async fn serve(
         );
     }
     Ok(exit)
+}
+
+/// The operator's page and the admin API.
+struct Page<'a> {
+    config: &'a Config,
+    database: &'a DatabaseUrl,
+    host: Host,
+}
+
+impl Page<'_> {
+    /// Serves them; says where.
+    fn serve(self, port: admin::Port, shutdown: &Shutdown) -> anyhow::Result<String> {
+        let config = self.config;
+        let tcp = port
+            .listen()
+            .with_context(|| format!("ADMIN_ADDR: {}", shown(config.admin_addr)))?;
+        let url = format!("http://{}/", reachable(tcp.local_addr()?));
+        info!(url, "the page and the admin API are at {url}");
+        let options = admin::Options {
+            database: self.database.options.clone(),
+            database_name: self.database.to_string(),
+            host: self.host,
+            token: config.admin_token.clone(),
+            read_only: config.admin_read_only,
+        };
+        let router = admin::router(Admin::new(Arc::new(SystemClock), options));
+        let (stop, tracker) = (shutdown.soft().clone(), shutdown.tracker().clone());
+        shutdown.spawn("admin listener", async move {
+            listener::serve(tcp, router, admin::limits(), stop, tracker).await;
+        });
+        Ok(url)
+    }
 }
 
 /// What goes on whether or not anybody sends anything.
@@ -346,7 +412,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the
 /// log: a signature is good for a while.
-fn print_what_to_paste(url: &str, secret: &SecretString) {
+fn print_what_to_paste(url: &str, page: Option<&str>, secret: &SecretString) {
     let now = SystemClock.now();
     let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
     let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
@@ -355,10 +421,13 @@ fn print_what_to_paste(url: &str, secret: &SecretString) {
         r#"{{"id":"event_{id}","event":"organization.created","created_at":"{at}","data":{{"object":"organization","id":"org_01EHWNCE74X7JSDV0X3SZ3KJNY","name":"Acme, Inc.","external_id":null,"created_at":"{at}","updated_at":"{at}"}}}}"#
     );
     let header = signature::sign(secret, body.as_bytes(), now);
+    let page = page.map_or_else(String::new, |page| {
+        format!("\nSee what becomes of them at {page}")
+    });
     // Whoever started it as a service may have closed it.
     let _unread = writeln!(
         std::io::stdout(),
-        "\nworkos-sync receives webhooks at {url}\n\n\
+        "\nworkos-sync receives webhooks at {url}{page}\n\n\
          Send it an event (this signature is good for a few minutes; `workos-sync sign FILE` makes a fresh one):\n\n\
          curl -sS {url} -H 'WorkOS-Signature: {header}' -H 'Content-Type: application/json' -H 'Prefer: wait=5' --data-raw '{body}'\n"
     );

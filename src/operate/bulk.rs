@@ -359,7 +359,9 @@ impl Bulk {
     async fn change_named(&mut self, named: Vec<String>) -> Result<Vec<String>, OperateError> {
         let (verb, action_id) = (self.verb, self.action_id);
         let ids = &named;
-        let (changed, standing, count) = repeated(&self.pool, async |connection| {
+        let mut tries = 0;
+        let (changed, standing, count) = loop {
+            let done = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             let mut query = QueryBuilder::new(format!(
                 "update workos_sync.webhook_events set {}, action_id = ",
                 verb.changes()
@@ -382,8 +384,14 @@ impl Bulk {
                 Vec::new()
             };
             Ok((changed, standing, count))
-        })
-        .await?;
+            })
+            .await;
+            tries += 1;
+            match done {
+                Err(error) if is_in_the_way(&error, tries) => {}
+                done => break done?,
+            }
+        };
         self.progress.count = count;
         let is_changed: HashSet<_> = changed.iter().collect();
         let others = named.iter().filter(|id| !is_changed.contains(id));
@@ -413,34 +421,43 @@ impl Bulk {
         };
         let (verb, action_id) = (self.verb, self.action_id);
         let (place, selected) = (after.as_ref(), &*filter);
-        let (changed, count) = repeated(&self.pool, async |connection| {
-            let mut query = QueryBuilder::new(
-                "with chosen as materialized (
+        let mut tries = 0;
+        let (changed, count) = loop {
+            let done = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+                let mut query = QueryBuilder::new(
+                    "with chosen as materialized (
                      select event_id, received_at from workos_sync.webhook_events",
-            );
-            push_where(&mut query, selected, arm);
-            push_status(&mut query, verb.takes());
-            if let Some(place) = place {
-                push_beyond(&mut query, ">", place);
-            }
-            query.push(" order by received_at, event_id limit ");
-            query.push_bind(i64::try_from(BATCH).unwrap_or(i64::MAX));
-            query.push(format!(
-                " for update),
+                );
+                push_where(&mut query, selected, arm);
+                push_status(&mut query, verb.takes());
+                if let Some(place) = place {
+                    push_beyond(&mut query, ">", place);
+                }
+                query.push(" order by received_at, event_id limit ");
+                query.push_bind(i64::try_from(BATCH).unwrap_or(i64::MAX));
+                query.push(format!(
+                    " for update),
                  changed as (update workos_sync.webhook_events as event set {}, action_id = ",
-                verb.changes()
-            ));
-            query.push_bind(action_id);
-            query.push(
-                " from chosen where event.event_id = chosen.event_id)
+                    verb.changes()
+                ));
+                query.push_bind(action_id);
+                query.push(
+                    " from chosen where event.event_id = chosen.event_id)
                  select event_id, received_at from chosen order by received_at, event_id",
-            );
-            let changed: Vec<Place> = query.build_query_as().fetch_all(&mut *connection).await?;
-            let more = i64::try_from(changed.len()).unwrap_or(i64::MAX);
-            let count = count_more(connection, action_id, more).await?;
-            Ok((changed, count))
-        })
-        .await?;
+                );
+                let changed: Vec<Place> =
+                    query.build_query_as().fetch_all(&mut *connection).await?;
+                let more = i64::try_from(changed.len()).unwrap_or(i64::MAX);
+                let count = count_more(connection, action_id, more).await?;
+                Ok((changed, count))
+            })
+            .await;
+            tries += 1;
+            match done {
+                Err(error) if is_in_the_way(&error, tries) => {}
+                done => break done?,
+            }
+        };
         self.progress.count = count;
         *after = changed.last().cloned();
         if after.is_none() {
@@ -474,16 +491,7 @@ async fn standing(
     .await
 }
 
-/// Does a batch in a transaction; where another operator's batch is in the way, again.
-async fn repeated<T>(
-    pool: &PgPool,
-    mut batch: impl AsyncFnMut(&mut PgConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, sqlx::Error> {
-    let mut tries = 1;
-    loop {
-        match postgres::transaction(pool, postgres::PATIENCE, &mut batch).await {
-            Err(error) if classify(&error) == FailureClass::Conflict && tries < TRIES => tries += 1,
-            result => return result,
-        }
-    }
+/// Says whether another operator's batch is in the way of this one, which is to be tried again.
+fn is_in_the_way(error: &sqlx::Error, tries: u32) -> bool {
+    classify(error) == FailureClass::Conflict && tries < TRIES
 }

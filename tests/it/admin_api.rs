@@ -29,7 +29,14 @@ fn violations(schema: &Value, value: &Value, root: &Value, at: &str, found: &mut
         return;
     }
     let known = [
-        "type", "description", "enum", "format", "items", "properties", "required", "additionalProperties",
+        "type",
+        "description",
+        "enum",
+        "format",
+        "items",
+        "properties",
+        "required",
+        "additionalProperties",
     ];
     for keyword in schema.as_object().unwrap().keys() {
         assert!(known.contains(&&**keyword), "{keyword}");
@@ -66,7 +73,8 @@ fn violations(schema: &Value, value: &Value, root: &Value, at: &str, found: &mut
             violations(items, value, root, &format!("{at}/{n}"), found);
         }
     }
-    if let (Some(properties), Some(members)) = (schema["properties"].as_object(), value.as_object()) {
+    if let (Some(properties), Some(members)) = (schema["properties"].as_object(), value.as_object())
+    {
         for name in schema["required"].as_array().unwrap() {
             if !members.contains_key(name.as_str().unwrap()) {
                 found.push(format!("{at}: lacks {name}"));
@@ -90,10 +98,17 @@ fn assert_described(api: &Value, method: &str, path: &str, answer: &Answer) {
         Some(reference) => api.pointer(reference.trim_start_matches('#')).unwrap(),
         None => response,
     };
-    assert!(!response.is_null(), "{method} {path}: {status} is not described: {}", answer.text);
+    assert!(
+        !response.is_null(),
+        "{method} {path}: {status} is not described: {}",
+        answer.text
+    );
     let media_type = answer.headers["content-type"].to_str().unwrap();
     let schema = &response["content"][media_type]["schema"];
-    assert!(!schema.is_null(), "{method} {path} {status}: {media_type} is not described");
+    assert!(
+        !schema.is_null(),
+        "{method} {path} {status}: {media_type} is not described"
+    );
     let mut found = Vec::new();
     if schema.as_object().is_some_and(|schema| !schema.is_empty()) {
         violations(schema, &answer.json(), api, "", &mut found);
@@ -133,15 +148,25 @@ async fn answers_are_as_they_are_described() {
     for (path, methods) in api["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let verb = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
-            let known = if path.starts_with("/events") { event_id(1) } else { "org_1".to_owned() };
+            let known = if path.starts_with("/events") {
+                event_id(1)
+            } else {
+                "org_1".to_owned()
+            };
             let address = format!("/api/v1{}", path.replace("{id}", &known));
             let body = match path.as_str() {
                 "/events/retry" => json!({ "ids": [event_id(2), event_id(1), "unknown"] }),
-                "/events/discard" => json!({ "filter": { "status": "failed" }, "reason": "a test" }),
+                "/events/discard" => {
+                    json!({ "filter": { "status": "failed" }, "reason": "a test" })
+                }
                 "/pause" => json!({ "for": "5m", "reason": "a test" }),
                 _ => Value::Null,
             };
-            let body = if body.is_null() { String::new() } else { body.to_string() };
+            let body = if body.is_null() {
+                String::new()
+            } else {
+                body.to_string()
+            };
             for status in operation["responses"].as_object().unwrap().keys() {
                 described.insert((path.clone(), method.clone(), status.clone()));
                 let request = |verb: &Method, path: &str| TestAdmin::request(verb.clone(), path);
@@ -151,23 +176,41 @@ async fn answers_are_as_they_are_described() {
                     "400" => open.send(request(&verb, &address), "[").await,
                     "401" => guarded.send(request(&verb, &address), body.clone()).await,
                     "403" => {
-                        let foreign = request(&verb, &address).header("sec-fetch-site", "cross-site");
+                        let foreign =
+                            request(&verb, &address).header("sec-fetch-site", "cross-site");
                         open.send(foreign, body.clone()).await
                     }
-                    "404" => open.get(&format!("/api/v1{}", path.replace("{id}", "unknown"))).await,
+                    "404" => {
+                        open.get(&format!("/api/v1{}", path.replace("{id}", "unknown")))
+                            .await
+                    }
                     "405" => open.send(request(&Method::DELETE, &address), "").await,
-                    "413" => open.send(request(&verb, &address), "x".repeat(600_000)).await,
+                    "413" => {
+                        open.send(request(&verb, &address), "x".repeat(600_000))
+                            .await
+                    }
                     "421" => {
                         let elsewhere = request(&verb, &address).header("host", "evil.example");
                         open.send(elsewhere, body.clone()).await
                     }
                     "503" => {
-                        slow.push((path.clone(), method.clone(), verb.clone(), address.clone(), body.clone()));
+                        slow.push((
+                            path.clone(),
+                            method.clone(),
+                            verb.clone(),
+                            address.clone(),
+                            body.clone(),
+                        ));
                         continue;
                     }
                     other => panic!("{other}: how is it provoked?"),
                 };
-                assert_eq!(answer.status.as_str(), status, "{method} {path}: {}", answer.text);
+                assert_eq!(
+                    answer.status.as_str(),
+                    status,
+                    "{method} {path}: {}",
+                    answer.text
+                );
                 assert_described(&api, method, path, &answer);
                 seen.insert((path.clone(), method.clone(), status.clone()));
             }
@@ -189,7 +232,12 @@ async fn answers_are_as_they_are_described() {
     }
     while let Some(answered) = asked.join_next().await {
         let (path, method, answer) = answered.unwrap();
-        assert_eq!(answer.status.as_u16(), 503, "{method} {path}: {}", answer.text);
+        assert_eq!(
+            answer.status.as_u16(),
+            503,
+            "{method} {path}: {}",
+            answer.text
+        );
         assert_described(&api, &method, &path, &answer);
         seen.insert((path, method, "503".to_owned()));
     }
@@ -204,33 +252,62 @@ async fn parameters_are_as_they_are_described() {
     let admin = TestAdmin::open(&app);
     let api = admin.get("/api/v1/openapi.json").await.assert(200).json();
     for (path, operation) in api["paths"].as_object().unwrap() {
-        for parameter in operation["get"]["parameters"].as_array().into_iter().flatten() {
+        for parameter in operation["get"]["parameters"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             if parameter["in"] != "query" {
                 continue;
             }
             let name = parameter["name"].as_str().unwrap();
             let choices = parameter["schema"]["enum"].as_array();
             let values = match (name, choices) {
-                (_, Some(choices)) => choices.iter().map(|choice| choice.as_str().unwrap().to_owned()).collect(),
+                (_, Some(choices)) => choices
+                    .iter()
+                    .map(|choice| choice.as_str().unwrap().to_owned())
+                    .collect(),
                 ("after", _) => vec![event_id(1)],
                 ("since" | "until", _) => vec!["2h".to_owned(), "2027-01-15T08:00:00Z".to_owned()],
                 ("limit", _) => vec!["1".to_owned(), "1000".to_owned()],
                 _ => vec!["x".to_owned()],
             };
             for value in values {
-                let answer = admin.get(&format!("/api/v1{path}?{name}={value}")).await.assert(200);
+                let answer = admin
+                    .get(&format!("/api/v1{path}?{name}={value}"))
+                    .await
+                    .assert(200);
                 assert_described(&api, "get", path, &answer);
             }
         }
-        if operation["get"].is_object() && !path.contains('{') && path != "/openapi.json" && path != "/causes" && path != "/status" {
-            admin.get(&format!("/api/v1{path}?nothing=x")).await.assert(400);
+        if operation["get"].is_object()
+            && !path.contains('{')
+            && path != "/openapi.json"
+            && path != "/causes"
+            && path != "/status"
+        {
+            admin
+                .get(&format!("/api/v1{path}?nothing=x"))
+                .await
+                .assert(400);
         }
     }
     // The period that was assumed is said.
-    let listed = admin.get("/api/v1/events?type=organization.created").await.assert(200).json();
+    let listed = admin
+        .get("/api/v1/events?type=organization.created")
+        .await
+        .assert(200)
+        .json();
     assert!(listed["filter"]["since"].is_string(), "{listed}");
-    let listed = admin.get("/api/v1/events?status=processed&organization=org_1").await.assert(200).json();
-    assert_eq!(listed["filter"], json!({ "status": "processed", "organization": "org_1" }));
+    let listed = admin
+        .get("/api/v1/events?status=processed&organization=org_1")
+        .await
+        .assert(200)
+        .json();
+    assert_eq!(
+        listed["filter"],
+        json!({ "status": "processed", "organization": "org_1" })
+    );
     assert_eq!(listed["items"][0]["event_id"], event_id(1));
 }
 
@@ -242,8 +319,15 @@ async fn the_actor_is_recorded() {
     let request = TestAdmin::request(Method::POST, "/api/v1/events/retry")
         .header("authorization", format!("Bearer {TOKEN}"));
     let body = json!({ "ids": [event_id(2), event_id(1)] });
-    let done = admin.send(request, body.to_string()).await.assert(200).json();
-    assert_eq!(done, json!({ "count": 1, "left": [{ "event_id": event_id(1), "status": "processed" }] }));
+    let done = admin
+        .send(request, body.to_string())
+        .await
+        .assert(200)
+        .json();
+    assert_eq!(
+        done,
+        json!({ "count": 1, "left": [{ "event_id": event_id(1), "status": "processed" }] })
+    );
     let request = TestAdmin::request(Method::GET, "/api/v1/actions?limit=1")
         .header("authorization", format!("Bearer {TOKEN}"));
     let actions = admin.send(request, "").await.assert(200).json();

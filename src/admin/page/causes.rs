@@ -3,12 +3,17 @@
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
-use super::parts::{beginning, count, time};
+use super::parts::{beginning, count, prose, time};
 use crate::admin::form::Parameters;
 use crate::operate::events::CauseSummary;
 
 /// The causes. Actions name how many events they are about; `back` is where they lead to afterwards.
-pub(super) fn table(causes: &[CauseSummary], may_change: bool, back: &str, now: DateTime<Utc>) -> Markup {
+pub(super) fn table(
+    causes: &[CauseSummary],
+    may_change: bool,
+    back: &str,
+    now: DateTime<Utc>,
+) -> Markup {
     if causes.is_empty() {
         return html! { div.box { p { "Nothing fails, and nothing is a dead letter." } } };
     }
@@ -37,18 +42,18 @@ pub(super) fn table(causes: &[CauseSummary], may_change: bool, back: &str, now: 
 fn row(cause: &CauseSummary, may_change: bool, back: &str, now: DateTime<Utc>) -> Markup {
     let number = cause.failed + cause.dead;
     let name = cause.cause.as_deref();
-    // Events that have none, which somebody made dead by hand, are selected by their status.
-    let filter = Parameters::default();
+    // Events that have none, which somebody made dead by hand, can't be told from the others by a filter.
     let filter = match name {
-        Some(name) => filter.with("cause", name),
-        None => filter.with("status", "dead"),
+        Some(name) => Parameters::default().with("cause", name),
+        None => Parameters::default().with("status", "dead"),
     };
+    let may_act = name.is_some();
     let ask = filter.clone().with("back", back);
     html! {
         tr data-key=(name.unwrap_or("none")) {
             td data-label="Cause" { a.id href=(filter.on("/events")) { (name.unwrap_or("none")) } }
             td data-label="Error" {
-                div { (beginning(cause.example_error.as_deref().unwrap_or("none is known"))) }
+                div { (prose(&beginning(cause.example_error.as_deref().unwrap_or("none is known")))) }
             }
             td.number data-label="Events" {
                 div {
@@ -62,9 +67,11 @@ fn row(cause: &CauseSummary, may_change: bool, back: &str, now: DateTime<Utc>) -
             td data-label="Last" { (time(cause.last_at, now)) }
             @if may_change {
                 td.act {
-                    a.button.main href=(ask.on("/retry")) data-ask { "Retry " (count(number)) "…" }
-                    " "
-                    a.button href=(ask.on("/discard")) data-ask aria-label={ "Discard " (count(number)) "…" } { "Discard…" }
+                    @if may_act {
+                        a.button.main href=(ask.on("/retry")) data-ask { "Retry " (count(number)) "…" }
+                        " "
+                        a.button href=(ask.on("/discard")) data-ask { "Discard" span.unseen { " " (count(number)) } "…" }
+                    }
                 }
             }
         }

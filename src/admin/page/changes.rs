@@ -35,7 +35,11 @@ const LENGTHS: [(&str, &str); 5] = [
 /// Says what was done, on the page after it.
 pub(super) fn notice(query: Option<&str>) -> Markup {
     let parameters = Parameters::parse(query.unwrap_or_default().as_bytes());
-    let number = |name| parameters.get(name).and_then(|number| number.parse::<i64>().ok());
+    let number = |name| {
+        parameters
+            .get(name)
+            .and_then(|number| number.parse::<i64>().ok())
+    };
     let events = of(number("count").unwrap_or(0), "event");
     let left = number("left").filter(|left| *left > 0);
     let text = match parameters.get("done") {
@@ -142,7 +146,9 @@ fn what(selection: &Selection, number: i64) -> Markup {
                 @if others > 0 { " It can't be done to " (count(others)) " of them." }
             }
         }
-        Selection::Filter(Filter { cause: Some(cause), .. }) => {
+        Selection::Filter(Filter {
+            cause: Some(cause), ..
+        }) => {
             html! { (events) ", all that fail of " code { (cause) } "." }
         }
         Selection::Filter(_) => html! { (events) ", all that the filter selects." },
@@ -205,9 +211,17 @@ pub(super) async fn pause(State(admin): State<Admin>, body: Body) -> Response {
         refuse_nul(&parameters)?;
         let length = match parameters.get("for") {
             None => DEFAULT_LENGTH,
-            Some(text) => parse_length(text).map_err(|problem| unusable(format!("for: {problem}")))?,
+            Some(text) => {
+                parse_length(text).map_err(|problem| unusable(format!("for: {problem}")))?
+            }
         };
-        pausing::pause(admin.pool(), length, parameters.get("reason"), &admin.actor()).await?;
+        pausing::pause(
+            admin.pool(),
+            length,
+            parameters.get("reason"),
+            &admin.actor(),
+        )
+        .await?;
         Ok(done(&parameters, "pause", &[]))
     };
     paused

@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
-use super::layout::refresh_control;
-use super::parts::{beginning, clock, id_link, of, segment, short, state, time, took, whole_id};
+use super::layout::live_heading;
+use super::parts::{
+    beginning, clock, id_link, of, prose, segment, short, state, time, took, whole_id,
+};
 use crate::admin::form::Parameters;
 use crate::inbox::{Source, Status};
 use crate::operate::events::{EventDetail, EventSummary};
@@ -46,11 +48,14 @@ impl List<'_> {
         // Where an action leads back to, and what it is about.
         let here = self.parameters.on("/events");
         let all = first.without(&["limit"]);
-        let may_retry = matches!(self.filter.status, None | Some(Status::Failed | Status::Dead));
+        let may_retry = matches!(
+            self.filter.status,
+            None | Some(Status::Failed | Status::Dead)
+        );
         html! {
-            h1 { "Events" }
+            (live_heading(&html! { h1 { "Events" } }))
             div.box {
-                div.bar { (self.form()) (refresh_control()) }
+                div.bar { (self.form()) }
                 @if self.filter.is_last_day {
                     p { "Only of the last 24 hours, because nothing else bounds this filter: choose a period for more." }
                 }
@@ -137,7 +142,7 @@ pub(super) fn table(events: &[EventSummary], may_select: bool, now: DateTime<Utc
         return html! { p { "There are no such events." } };
     }
     html! {
-        table {
+        table.events {
             caption.unseen { "Events, the newest first" }
             thead {
                 tr {
@@ -169,8 +174,8 @@ fn row(event: &EventSummary, may_select: bool, now: DateTime<Utc>) -> Markup {
                     }
                 }
             }
-            td data-label="Received" { (clock(event.received_at, now)) }
-            td data-label="Event" {
+            td.received { (clock(event.received_at, now)) }
+            td.event {
                 div {
                     (id_link(&address(&event.event_id), &event.event_id))
                     small {
@@ -179,16 +184,16 @@ fn row(event: &EventSummary, may_select: bool, now: DateTime<Utc>) -> Markup {
                     }
                 }
             }
-            td data-label="Organization" {
+            td.organization {
                 @match &event.organization_id {
                     Some(id) => (id_link(&organization_address(id), id)),
                     None => span.dim { "–" },
                 }
             }
-            td data-label="Status" { (state(&event.status)) }
-            td.said data-label="Outcome" { div { (said(event, now)) } }
-            td.number data-label="Tries" { (event.attempts) }
-            td.number data-label="Took" {
+            td.state { (state(&event.status)) }
+            td.said { (said(event, now)) }
+            td.number.tries data-label="tries" { (event.attempts) }
+            td.number.took data-label="took" {
                 @match event.processed_at {
                     Some(at) if event.status == "processed" => (took(at - event.received_at)),
                     _ => span.dim { "–" },
@@ -200,7 +205,8 @@ fn row(event: &EventSummary, may_select: bool, now: DateTime<Utc>) -> Markup {
 
 /// What came of an event.
 fn said(event: &EventSummary, now: DateTime<Utc>) -> Markup {
-    let error = beginning(event.last_error.as_deref().unwrap_or("no error is known"));
+    let error = event.last_error.as_deref().unwrap_or("no error is known");
+    let error = prose(&beginning(error));
     html! {
         @match &*event.status {
             "processed" => (event.outcome.as_deref().unwrap_or("–")),
@@ -231,7 +237,10 @@ impl One<'_> {
         let summary = &self.event.summary;
         let here = address(&summary.event_id);
         html! {
-            h1 { (summary.event_type) " " span.dim { (short(&summary.event_id)) } }
+            div.head {
+                h1 { (summary.event_type) " " span.dim { (short(&summary.event_id)) } }
+                @if self.may_change { (self.actions(&here)) }
+            }
             div.pair {
                 section {
                     h2 { "What is known" }
@@ -242,11 +251,10 @@ impl One<'_> {
                     div.box { (self.timeline()) }
                 }
             }
-            @if self.may_change { (self.actions(&here)) }
             h2 { "Payload" }
             div.box {
                 @match self.payload {
-                    Some(payload) => pre tabindex="0" aria-label="Payload" { (super::json::indented(payload)) },
+                    Some(payload) => pre tabindex="0" role="region" aria-label="Payload" { (super::json::indented(payload)) },
                     None => p {
                         (of(self.event.payload_bytes.into(), "byte")) " as they were received; they may hold personal data. "
                         a href={ (here) "?payload=yes" } { "Show the payload" }
@@ -264,11 +272,9 @@ impl One<'_> {
             .with("id", &summary.event_id)
             .with("back", here);
         html! {
-            @if may_discard {
-                p.bar {
-                    @if may_retry { a.button.main href=(this.on("/retry")) data-ask { "Retry…" } }
-                    a.button href=(this.on("/discard")) data-ask { "Discard…" }
-                }
+            span.end {
+                @if may_retry { a.button.main href=(this.on("/retry")) data-ask { "Retry…" } }
+                @if may_discard { a.button href=(this.on("/discard")) data-ask { "Discard…" } }
             }
         }
     }
@@ -302,9 +308,11 @@ impl One<'_> {
                 @if let Some(cause) = &summary.cause {
                     dt { "Cause" } dd { a href=(Parameters::default().with("cause", cause).on("/events")) { code { (cause) } } }
                 }
-                @if let Some(error) = &summary.last_error { dt { "Last error" } dd { (error) } }
+                @if let Some(error) = &summary.last_error { dt { "Last error" } dd { (prose(error)) } }
                 @if let Some(compared) = &event.compared { dt { "Compared with" } dd { code { (compared) } } }
-                dt { "Lane" } dd { code { (event.lane) } }
+                @if Some(&event.lane) != summary.organization_id.as_ref() && event.lane != summary.event_id {
+                    dt { "Lane" } dd { code { (event.lane) } }
+                }
                 @if event.replayed { dt { "Replayed" } dd { "decided again, by an operator's wish" } }
             }
         }
@@ -313,16 +321,18 @@ impl One<'_> {
     fn timeline(&self) -> Markup {
         let Self { event, now, .. } = self;
         let summary = &event.summary;
-        let settled = summary.processed_at.filter(|_| !matches!(&*summary.status, "pending" | "failed" | "dead"));
+        let settled = summary
+            .processed_at
+            .filter(|_| !matches!(&*summary.status, "pending" | "failed" | "dead"));
         html! {
             ol.time {
-                li { (clock(summary.received_at, *now)) div { strong { "received" } p { "from " (summary.source) } } }
+                li { (clock(summary.received_at, *now)) div { strong { "received" } p { "by " (summary.source.replace('_', " ")) } } }
                 @for failure in &event.failures {
                     li.bad {
                         (clock(failure.at, *now))
                         div {
                             strong { "try " (failure.attempt) " failed" }
-                            p { code { (failure.cause) } " · " (failure.error) }
+                            p { code { (failure.cause) } " · " (prose(&failure.error)) }
                         }
                     }
                 }
@@ -348,7 +358,11 @@ impl One<'_> {
                         span.dim { "now" }
                         div {
                             strong { (summary.status) }
-                            p { (said(summary, *now)) }
+                            @match &*summary.status {
+                                "dead" => p { "not tried again by itself" },
+                                "failed" => @if let Some(at) = summary.next_attempt_at { p { "next try " (time(at, *now)) } },
+                                _ => p { (said(summary, *now)) },
+                            }
                         }
                     }
                 }

@@ -46,37 +46,45 @@ impl Page<'_> {
     /// The page around its content.
     pub(in crate::admin) fn show(&self, content: &Markup) -> Markup {
         let admin = self.admin;
-        document(self.title, self.now, false, &html! {
-            a.skip href="#main" { "Skip to the content" }
-            header.top {
-                strong { a href="/" { "workos-sync" } }
-                nav aria-label="Pages" {
-                    @for (tab, href, name) in Tab::ALL {
-                        a href=(href) aria-current=[(self.tab == Some(tab)).then_some("page")] { (name) }
+        document(
+            self.title,
+            self.now,
+            false,
+            &html! {
+                a.skip href="#main" { "Skip to the content" }
+                header.top {
+                    strong { a href="/" { "workos-sync" } }
+                    nav aria-label="Pages" {
+                        @for (tab, href, name) in Tab::ALL {
+                            a href=(href) aria-current=[(self.tab == Some(tab)).then_some("page")] { (name) }
+                        }
+                    }
+                    span.where {
+                        (admin.database()) " · " (env!("CARGO_PKG_VERSION"))
+                        @if admin.guard().read_only { " · read only" }
+                    }
+                    @if admin.guard().has_token() {
+                        form method="post" action=(LOGOUT) { button { "Sign out" } }
                     }
                 }
-                span.where {
-                    (admin.database()) " · " (env!("CARGO_PKG_VERSION"))
-                    @if admin.guard().read_only { " · read only" }
+                main #main tabindex="-1" {
+                    (content)
                 }
-                @if admin.guard().has_token() {
-                    form method="post" action=(LOGOUT) { button { "Sign out" } }
-                }
-            }
-            main #main tabindex="-1" {
-                (content)
-            }
-            p #said .unseen role="status" {}
-        })
+                p #said .unseen role="status" {}
+            },
+        )
     }
 }
 
-/// What says whether a page is kept up to date, and stops that.
-pub(in crate::admin) fn refresh_control() -> Markup {
+/// A heading of what is kept up to date: it says so, and stops that.
+pub(in crate::admin) fn live_heading(heading: &Markup) -> Markup {
     html! {
-        span.scripted.end {
-            span #refresh-state .dim role="status" {}
-            button #refresh-pause type="button" { "Pause refresh" }
+        div.head {
+            (heading)
+            span.scripted {
+                span #refresh-state .dim role="status" {}
+                button #refresh-pause type="button" { "Pause refresh" }
+            }
         }
     }
 }
@@ -128,7 +136,12 @@ pub(in crate::admin) fn failure(admin: &Admin, problem: &Problem) -> Response {
 
 /// The form that asks for the token. A link from elsewhere comes without the cookie of a session: what this page itself
 /// asks for has it, so that a detour leads into the session.
-pub(in crate::admin) fn login(admin: &Admin, next: &str, is_wrong: bool, is_detour: bool) -> Response {
+pub(in crate::admin) fn login(
+    admin: &Admin,
+    next: &str,
+    is_wrong: bool,
+    is_detour: bool,
+) -> Response {
     let body = html! {
         main #main {
             div.ask {

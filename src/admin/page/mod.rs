@@ -22,7 +22,7 @@ use tracing::info;
 
 pub(super) use layout::{failure, login};
 
-use self::layout::{Page, Tab, refresh_control};
+use self::layout::{Page, Tab, live_heading};
 use super::form::Parameters;
 use super::questions::{self, id_of, read_events};
 use super::security::{LOGIN, LOGOUT};
@@ -74,7 +74,9 @@ fn lead_to(path: &str) -> Response {
 
 async fn overview(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let content = async {
-        let status = trust::status(admin.pool()).await.map_err(questions::unanswered)?;
+        let status = trust::status(admin.pool())
+            .await
+            .map_err(questions::unanswered)?;
         let causes = operate::events::causes(admin.pool()).await?;
         let latest = operate::Page {
             limit: LATEST,
@@ -145,9 +147,8 @@ async fn causes(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respon
         let causes = operate::events::causes(admin.pool()).await?;
         Ok(html! {
             (changes::notice(query.as_deref()))
-            h1 { "What fails, by cause" }
+            (live_heading(&html! { h1 { "What fails, by cause" } }))
             div #causes data-live { (causes::table(&causes, admin.may_change(), "/causes", admin.now())) }
-            p.below { (refresh_control()) }
         })
     };
     answer(&admin, Tab::Causes, "Causes", content.await)
@@ -159,7 +160,12 @@ async fn organizations(State(admin): State<Admin>, RawQuery(query): RawQuery) ->
         None | Some("") => {}
         Some(id) => return lead_to(&events::organization_address(id)),
     }
-    answer(&admin, Tab::Organizations, "Organizations", Ok(organizations::ask()))
+    answer(
+        &admin,
+        Tab::Organizations,
+        "Organizations",
+        Ok(organizations::ask()),
+    )
 }
 
 async fn organization(
@@ -179,11 +185,8 @@ async fn runs(State(admin): State<Admin>) -> Response {
     let content = async {
         let runs = operate::records::runs(admin.pool(), RECORDS).await?;
         Ok(html! {
-            h1 { "Runs" }
-            div.box {
-                div.bar { span.dim { "Backfills, comparisons, and readings of a period" } (refresh_control()) }
-                div #runs data-live { (records::runs(&runs, admin.now())) }
-            }
+            (live_heading(&html! { h1 { "Runs of backfill, reconcile and catch-up" } }))
+            div #runs .box data-live { (records::runs(&runs, admin.now())) }
         })
     };
     answer(&admin, Tab::Runs, "Runs", content.await)
@@ -193,11 +196,8 @@ async fn actions(State(admin): State<Admin>) -> Response {
     let content = async {
         let actions = operate::records::actions(admin.pool(), RECORDS).await?;
         Ok(html! {
-            h1 { "Actions" }
-            div.box {
-                div.bar { span.dim { "What operators did, here and at the command line" } (refresh_control()) }
-                div #actions data-live { (records::actions(&actions, admin.now())) }
-            }
+            (live_heading(&html! { h1 { "Actions of operators, here and at the command line" } }))
+            div #actions .box data-live { (records::actions(&actions, admin.now())) }
         })
     };
     answer(&admin, Tab::Actions, "Actions", content.await)

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::events;
-use super::layout::refresh_control;
+use super::layout::live_heading;
 use super::parts::{state, time, time_or, whole_id};
 use crate::admin::form::Parameters;
 use crate::operate::organization::OrganizationDetail;
@@ -27,7 +27,7 @@ pub(super) fn ask() -> Markup {
 
 /// What is known of one.
 pub(super) fn one(found: &OrganizationDetail, now: DateTime<Utc>) -> Markup {
-    let name = found.row.as_ref().map(|row| row.name.as_str());
+    let name = found.row.as_ref().and_then(|row| row.name.as_deref());
     html! {
         h1 { (name.unwrap_or("Organization without a row")) }
         div #organization data-live {
@@ -42,16 +42,13 @@ pub(super) fn one(found: &OrganizationDetail, now: DateTime<Utc>) -> Markup {
                 }
             }
         }
-        h2 { "Events" }
-        div.box {
-            div.bar {
-                @if let Some(workos_id) = &found.workos_id {
-                    a href=(Parameters::default().with("organization", workos_id).on("/events")) { "All of them, with filters" }
-                }
-                (refresh_control())
+        (live_heading(&html! {
+            h2 { "Events" }
+            @if let Some(workos_id) = &found.workos_id {
+                a href=(Parameters::default().with("organization", workos_id).on("/events")) { "All, with filters" }
             }
-            div #events data-live { (events::table(&found.events.items, false, now)) }
-        }
+        }))
+        div #events .box data-live { (events::table(&found.events.items, false, now)) }
     }
 }
 
@@ -62,7 +59,7 @@ fn row(found: &OrganizationDetail, now: DateTime<Utc>) -> Markup {
     html! {
         dl.facts {
             dt { "Id" } dd { (whole_id(&row.id)) }
-            dt { "Slug" } dd { code { (row.slug) } }
+            dt { "Slug" } dd { code { (row.slug.as_deref().unwrap_or("none")) } }
             dt { "WorkOS id" } dd {
                 @match &row.workos_id { Some(id) => (whole_id(id)), None => span.dim { "not linked" } }
             }

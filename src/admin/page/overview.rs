@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use super::causes;
 use super::events;
-use super::layout::refresh_control;
+use super::layout::live_heading;
 use super::parts::{count, duration, of, time};
 use crate::heal::trust::Status;
 use crate::operate::events::{CauseSummary, EventSummary};
@@ -52,7 +52,10 @@ fn sentence(status: &Status) -> Sentence {
     Sentence {
         class: "wait",
         verdict: "Not in step",
-        why: dead.into_iter().chain(status.reasons.iter().cloned()).collect(),
+        why: dead
+            .into_iter()
+            .chain(status.reasons.iter().cloned())
+            .collect(),
         next: next.or((waiting > 0).then_some(("/events?status=pending", "Show what waits"))),
     }
 }
@@ -76,16 +79,11 @@ impl Overview<'_> {
                 h2 { "What fails, by cause" }
                 (causes::table(self.causes, self.may_change, "/", self.now))
             }
-            h2 { "Latest events" }
-            div.box {
-                div.bar {
-                    a href="/events" { "All events, with filters" }
-                    (refresh_control())
-                }
-                div #events data-live {
-                    (events::table(self.events, false, self.now))
-                }
-            }
+            (live_heading(&html! {
+                h2 { "Latest events" }
+                a href="/events" { "All, with filters" }
+            }))
+            div #events .box data-live { (events::table(self.events, false, self.now)) }
         }
     }
 
@@ -103,11 +101,20 @@ impl Overview<'_> {
                 }
             };
         }
-        let Sentence { class, verdict, why, next } = sentence(self.status);
+        let Sentence {
+            class,
+            verdict,
+            why,
+            next,
+        } = sentence(self.status);
         html! {
             section.sentence.(class) aria-labelledby="verdict" {
                 h1 #verdict { (verdict) }
-                p.dim { (why.join("; ")) "." }
+                @if let [only] = &*why {
+                    p.dim { (only) "." }
+                } @else {
+                    ul.dim { @for why in &why { li { (why) } } }
+                }
                 span.next {
                     @if let Some((href, name)) = next { a href=(href) { (name) } }
                     @if self.may_change { " " a.button href="/pause" data-ask { "Pause…" } }

@@ -82,7 +82,9 @@ fn length(length: TimeDelta) -> String {
 
 /// How long something took, to two digits or so: the number and its unit.
 pub(super) fn duration(length: TimeDelta) -> (String, &'static str) {
-    let ms = length.num_microseconds().map_or(f64::MAX, |us| us as f64 / 1_000.0);
+    let ms = length
+        .num_microseconds()
+        .map_or(f64::MAX, |us| us as f64 / 1_000.0);
     match ms.abs() {
         ms if ms < 10.0 => (format!("{ms:.1}"), "ms"),
         ms if ms < 1_000.0 => (format!("{ms:.0}"), "ms"),
@@ -125,7 +127,9 @@ pub(super) fn short(id: &str) -> String {
     if length <= MOST_OF_AN_ID {
         return id.to_owned();
     }
-    let head = id.char_indices().position(|(at, _)| id[..at].ends_with('_'));
+    let head = id
+        .char_indices()
+        .position(|(at, _)| id[..at].ends_with('_'));
     let head = std::cmp::min(head.unwrap_or(0) + 6, MOST_OF_AN_ID / 2);
     let start: String = id.chars().take(head).collect();
     let end: String = id.chars().skip(length - 8).collect();
@@ -157,6 +161,20 @@ pub(super) fn beginning(text: &str) -> String {
         beginning.push('…');
     }
     beginning
+}
+
+/// An error, or another sentence of ours: what stands in backticks is code.
+pub(super) fn prose(text: &str) -> Markup {
+    let is_paired = text.matches('`').count().is_multiple_of(2);
+    html! {
+        @if is_paired {
+            @for (n, part) in text.split('`').enumerate() {
+                @if n % 2 == 1 { code { (part) } } @else { (part) }
+            }
+        } @else {
+            (text)
+        }
+    }
 }
 
 /// A segment of a path.
@@ -193,7 +211,11 @@ mod tests {
             r#"<time datetime="2027-01-15T07:56:00.000Z" title="2027-01-15 07:56:00.000 UTC" data-relative>4 min ago</time>"#
         );
         assert!(at(3_600).ends_with(">15 Jan 07:00</time>"), "{}", at(3_600));
-        assert!(at(40_000_000).ends_with(">9 Oct 2025 08:53</time>"), "{}", at(40_000_000));
+        assert!(
+            at(40_000_000).ends_with(">9 Oct 2025 08:53</time>"),
+            "{}",
+            at(40_000_000)
+        );
     }
 
     #[test]
@@ -214,10 +236,31 @@ mod tests {
 
     #[test]
     fn counts_have_groups_of_three_digits() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (100_000, "100,000"), (-1_234_567, "-1,234,567")] {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (100_000, "100,000"),
+            (-1_234_567, "-1,234,567"),
+        ] {
             assert_eq!(count(number), text);
         }
-        assert_eq!((of(1, "event"), of(0, "event")), ("1 event".to_owned(), "0 events".to_owned()));
+        assert_eq!(
+            (of(1, "event"), of(0, "event")),
+            ("1 event".to_owned(), "0 events".to_owned())
+        );
+    }
+
+    #[test]
+    fn backticks_make_code() {
+        for (text, expected) in [
+            ("`a<b` is long", "<code>a&lt;b</code> is long"),
+            ("run `x` or `y`", "run <code>x</code> or <code>y</code>"),
+            ("one ` alone", "one ` alone"),
+            ("", ""),
+        ] {
+            assert_eq!(prose(text).into_string(), expected);
+        }
     }
 
     #[test]

@@ -133,7 +133,9 @@ fn selection(filter: Option<&Value>) -> Markup {
             .collect();
         let parameters = parts
             .iter()
-            .fold(Parameters::default(), |all, (name, value)| all.with(name, *value));
+            .fold(Parameters::default(), |all, (name, value)| {
+                all.with(name, *value)
+            });
         let text: Vec<_> = parts
             .iter()
             .map(|(name, value)| format!("{name} {value}"))
