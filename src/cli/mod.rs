@@ -218,8 +218,10 @@ impl Cli {
                 }
                 replay::run(config, &files).await
             }
-            Command::Replay { filter, yes, .. } => replay::from_inbox(config, filter, yes).await,
-            Command::Events { command } => events::run(config, command).await,
+            Command::Replay { filter, yes, .. } => {
+                Box::pin(replay::from_inbox(config, filter, yes)).await
+            }
+            Command::Events { command } => Box::pin(events::run(config, command)).await,
             Command::Organization { id, json } => organization::run(config, &id, json).await,
             Command::Pause {
                 length,

@@ -71,7 +71,7 @@ impl Verb {
 
     /// What becomes of the columns. The outcome of an event that is replayed stays until it has another: what it did once
     /// counts in what it does again.
-    const fn changes(self) -> &'static str {
+    const fn set(self) -> &'static str {
         match self {
             Self::Retry => "status = 'pending', next_attempt_at = null, refusals = 0",
             Self::Discard => "status = 'discarded', next_attempt_at = null, processed_at = now()",
@@ -105,7 +105,7 @@ impl Selection {
 
     fn record(&self) -> serde_json::Value {
         match self {
-            Self::Ids(ids) => json!({ "ids": &ids[..ids.len().min(RECORDED_IDS)] }),
+            Self::Ids(ids) => json!({ "ids": &ids[..std::cmp::min(ids.len(), RECORDED_IDS)] }),
             Self::Filter(filter) => json!({ "filter": filter }),
         }
     }
@@ -210,7 +210,7 @@ pub async fn begin(
             let until = filter.until.map_or(at, |until| std::cmp::min(until, at));
             filter.until = Some(until);
             Work::Filter {
-                arms: arms(&filter),
+                arms: arms(&filter).to_vec(),
                 filter,
                 after: None,
             }
@@ -275,11 +275,11 @@ pub async fn replay(
 /// What is left to do.
 #[derive(Debug)]
 enum Work {
-    /// In order, the last first taken.
     Ids(Vec<String>),
     Filter {
         filter: Filter,
-        arms: &'static [Arm],
+        /// Those that are left; never empty.
+        arms: Vec<Arm>,
         /// Where the next batch begins: each event is met once, also one that fails again meanwhile.
         after: Option<Place>,
     },
@@ -310,15 +310,15 @@ impl Bulk {
     /// # Errors
     /// The database doesn't answer; what was changed before stays, and is on record.
     pub async fn next(&mut self) -> Result<Option<Vec<String>>, OperateError> {
+        let mut tries = 1;
         while !self.is_done {
-            let changed = match &mut self.work {
-                Work::Ids(ids) => {
-                    let rest = ids.split_off(std::cmp::min(BATCH, ids.len()));
-                    let named = std::mem::replace(ids, rest);
-                    self.is_done = ids.is_empty();
-                    self.change_named(named).await?
+            let changed = match self.change_batch().await {
+                // Another operator's batch was in the way.
+                Err(error) if classify(&error) == FailureClass::Conflict && tries < TRIES => {
+                    tries += 1;
+                    continue;
                 }
-                Work::Filter { .. } => self.change_selected().await?,
+                changed => changed?,
             };
             if !changed.is_empty() {
                 return Ok(Some(changed));
@@ -356,118 +356,122 @@ impl Bulk {
         info!(action_id, %actor, action = verb.as_str(), count, reason, "{actor} has {past} {count} events");
     }
 
-    async fn change_named(&mut self, named: Vec<String>) -> Result<Vec<String>, OperateError> {
-        let (verb, action_id) = (self.verb, self.action_id);
-        let ids = &named;
-        let mut tries = 0;
-        let (changed, standing, count) = loop {
-            let done = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            let mut query = QueryBuilder::new(format!(
-                "update workos_sync.webhook_events set {}, action_id = ",
-                verb.changes()
-            ));
-            query.push_bind(action_id);
-            // Rows are locked in one order, whoever else is at it.
-            query.push(" where event_id = any (array(select event_id from workos_sync.webhook_events where event_id = any (");
-            query.push_bind(ids).push(")");
-            push_status(&mut query, verb.takes());
-            query.push(" order by event_id for update)) returning event_id");
-            let changed: Vec<String> = query
-                .build_query_scalar()
-                .fetch_all(&mut *connection)
-                .await?;
-            let more = i64::try_from(changed.len()).unwrap_or(i64::MAX);
-            let count = count_more(&mut *connection, action_id, more).await?;
-            let standing = if changed.len() < ids.len() {
-                standing(connection, ids).await?
-            } else {
-                Vec::new()
-            };
-            Ok((changed, standing, count))
-            })
-            .await;
-            tries += 1;
-            match done {
-                Err(error) if is_in_the_way(&error, tries) => {}
-                done => break done?,
+    async fn change_batch(&mut self) -> Result<Vec<String>, sqlx::Error> {
+        let (pool, verb, action_id) = (&self.pool, self.verb, self.action_id);
+        match &mut self.work {
+            Work::Ids(ids) => {
+                let batch = &ids[..std::cmp::min(BATCH, ids.len())];
+                let (changed, standing, count) =
+                    postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+                        change_named(connection, verb, action_id, batch).await
+                    })
+                    .await?;
+                let is_changed: HashSet<_> = changed.iter().collect();
+                let others = batch.iter().filter(|id| !is_changed.contains(id));
+                let left = others.map(|id| Left {
+                    event_id: id.clone(),
+                    status: standing
+                        .iter()
+                        .find(|event| event.event_id == *id)
+                        .map(|event| event.status.clone()),
+                });
+                self.progress.left.extend(left);
+                self.progress.count = count;
+                ids.drain(..std::cmp::min(BATCH, ids.len()));
+                self.is_done = ids.is_empty();
+                Ok(changed)
             }
-        };
-        self.progress.count = count;
-        let is_changed: HashSet<_> = changed.iter().collect();
-        let others = named.iter().filter(|id| !is_changed.contains(id));
-        let left = others.map(|id| Left {
-            event_id: id.clone(),
-            status: standing
-                .iter()
-                .find(|event| event.event_id == *id)
-                .map(|event| event.status.clone()),
-        });
-        self.progress.left.extend(left);
-        Ok(changed)
-    }
-
-    async fn change_selected(&mut self) -> Result<Vec<String>, OperateError> {
-        let Work::Filter {
-            filter,
-            arms,
-            after,
-        } = &mut self.work
-        else {
-            return Ok(Vec::new());
-        };
-        let Some(arm) = arms.first().copied() else {
-            self.is_done = true;
-            return Ok(Vec::new());
-        };
-        let (verb, action_id) = (self.verb, self.action_id);
-        let (place, selected) = (after.as_ref(), &*filter);
-        let mut tries = 0;
-        let (changed, count) = loop {
-            let done = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-                let mut query = QueryBuilder::new(
-                    "with chosen as materialized (
-                     select event_id, received_at from workos_sync.webhook_events",
-                );
-                push_where(&mut query, selected, arm);
-                push_status(&mut query, verb.takes());
-                if let Some(place) = place {
-                    push_beyond(&mut query, ">", place);
+            Work::Filter {
+                filter,
+                arms,
+                after,
+            } => {
+                let arm = arms[0];
+                let (changed, count) =
+                    postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+                        let after = after.as_ref();
+                        change_selected(connection, verb, action_id, filter, arm, after).await
+                    })
+                    .await?;
+                self.progress.count = count;
+                *after = changed.last().cloned();
+                if after.is_none() {
+                    arms.remove(0);
+                    self.is_done = arms.is_empty();
                 }
-                query.push(" order by received_at, event_id limit ");
-                query.push_bind(i64::try_from(BATCH).unwrap_or(i64::MAX));
-                query.push(format!(
-                    " for update),
-                 changed as (update workos_sync.webhook_events as event set {}, action_id = ",
-                    verb.changes()
-                ));
-                query.push_bind(action_id);
-                query.push(
-                    " from chosen where event.event_id = chosen.event_id)
-                 select event_id, received_at from chosen order by received_at, event_id",
-                );
-                let changed: Vec<Place> =
-                    query.build_query_as().fetch_all(&mut *connection).await?;
-                let more = i64::try_from(changed.len()).unwrap_or(i64::MAX);
-                let count = count_more(connection, action_id, more).await?;
-                Ok((changed, count))
-            })
-            .await;
-            tries += 1;
-            match done {
-                Err(error) if is_in_the_way(&error, tries) => {}
-                done => break done?,
+                Ok(changed.into_iter().map(|place| place.event_id).collect())
             }
-        };
-        self.progress.count = count;
-        *after = changed.last().cloned();
-        if after.is_none() {
-            *arms = &arms[1..];
         }
-        Ok(changed
-            .into_iter()
-            .map(|changed| changed.event_id)
-            .collect())
     }
+}
+
+/// Changes those of the events that the verb takes; says which, where the others stand, and how many the action has changed.
+async fn change_named(
+    connection: &mut PgConnection,
+    verb: Verb,
+    action_id: i64,
+    ids: &[String],
+) -> Result<(Vec<String>, Vec<Standing>, i64), sqlx::Error> {
+    let set = verb.set();
+    let mut query = QueryBuilder::new(format!(
+        "update workos_sync.webhook_events set {set}, action_id = "
+    ));
+    query.push_bind(action_id);
+    // Rows are locked in one order, whoever else is at it.
+    query.push(
+        " where event_id = any (array(
+             select event_id from workos_sync.webhook_events where event_id = any (",
+    );
+    query.push_bind(ids).push(")");
+    push_status(&mut query, verb.takes());
+    query.push(" order by event_id for update)) returning event_id");
+    let changed: Vec<String> = query
+        .build_query_scalar()
+        .fetch_all(&mut *connection)
+        .await?;
+    let count = count_more(&mut *connection, action_id, changed.len()).await?;
+    let standing = if changed.len() < ids.len() {
+        standing(connection, ids).await?
+    } else {
+        Vec::new()
+    };
+    Ok((changed, standing, count))
+}
+
+/// Changes the next of the events that a filter selects and the verb takes; says which, in order, and how many the action
+/// has changed.
+async fn change_selected(
+    connection: &mut PgConnection,
+    verb: Verb,
+    action_id: i64,
+    filter: &Filter,
+    arm: Arm,
+    after: Option<&Place>,
+) -> Result<(Vec<Place>, i64), sqlx::Error> {
+    let mut query = QueryBuilder::new(
+        "with chosen as materialized (
+             select event_id, received_at from workos_sync.webhook_events",
+    );
+    push_where(&mut query, filter, arm);
+    push_status(&mut query, verb.takes());
+    if let Some(place) = after {
+        push_beyond(&mut query, ">", place);
+    }
+    query.push(" order by received_at, event_id limit ");
+    query.push_bind(i64::try_from(BATCH).unwrap_or(i64::MAX));
+    let set = verb.set();
+    query.push(format!(
+        " for update),
+             changed as (update workos_sync.webhook_events as event set {set}, action_id = "
+    ));
+    query.push_bind(action_id);
+    query.push(
+        " from chosen where event.event_id = chosen.event_id)
+         select event_id, received_at from chosen order by received_at, event_id",
+    );
+    let changed: Vec<Place> = query.build_query_as().fetch_all(&mut *connection).await?;
+    let count = count_more(connection, action_id, changed.len()).await?;
+    Ok((changed, count))
 }
 
 /// Where an event stands.
@@ -489,9 +493,4 @@ async fn standing(
     )
     .fetch_all(connection)
     .await
-}
-
-/// Says whether another operator's batch is in the way of this one, which is to be tried again.
-fn is_in_the_way(error: &sqlx::Error, tries: u32) -> bool {
-    classify(error) == FailureClass::Conflict && tries < TRIES
 }

@@ -31,8 +31,11 @@ pub struct FilterTexts {
     /// WorkOS organization id
     #[arg(long, value_name = "ID")]
     pub organization: Option<String>,
-    /// Source: webhook, events_api, catch_up, replay, backfill or reconcile
-    #[arg(long)]
+    /// Where they came from
+    #[arg(
+        long,
+        help = "Source: webhook, events_api, catch_up, replay, backfill or reconcile"
+    )]
     pub source: Option<String>,
     /// Cause of the last failure, as `events causes` prints it
     #[arg(long)]

@@ -139,12 +139,13 @@ pub(super) async fn record(
     Ok((recorded.action_id, recorded.at))
 }
 
-/// An action has changed this many events more.
+/// An action has changed this many events more; says how many it has changed in all.
 pub(super) async fn count_more(
     connection: &mut PgConnection,
     action_id: i64,
-    more: i64,
+    more: usize,
 ) -> Result<i64, sqlx::Error> {
+    let more = i64::try_from(more).unwrap_or(i64::MAX);
     query_scalar!(
         r#"
         update workos_sync.operator_actions

@@ -12,9 +12,9 @@ use crate::inbox::Status;
 pub(super) enum Arm {
     /// All of it.
     All,
-    /// Those of an organization that are pending: by webhook_events_lane_idx.
+    /// Those of an organization that are pending: by `webhook_events_lane_idx`.
     Pending,
-    /// The others of an organization: by webhook_events_organization_idx.
+    /// The others of an organization: by `webhook_events_organization_idx`.
     Settled,
 }
 

@@ -21,6 +21,7 @@ mod listener;
 mod matrix;
 mod metrics;
 mod migrations;
+mod operate;
 mod organizations;
 mod outbox;
 mod pooler;
