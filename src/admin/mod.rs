@@ -210,11 +210,14 @@ pub fn router(admin: Admin) -> Router {
         .route("/assets/{name}", get(assets::serve))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
-        .with_state(admin.clone())
+        .with_state(admin.clone());
+    // Around a router, not in it: there, a refusal would name the methods of a path that exists.
+    let guarded = Router::new()
+        .fallback_service(routes)
         .layer(from_fn(within_limit))
         .layer(from_fn_with_state(admin, security::admit));
     // Outermost: a panic's answer has them, too.
-    surrounded(routes).layer(map_response(with_headers))
+    surrounded(guarded).layer(map_response(with_headers))
 }
 
 /// Where the API is.

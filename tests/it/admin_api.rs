@@ -127,7 +127,6 @@ async fn populated() -> TestApp {
     app.apply(&updated(6, "org_4", "Globex")).await;
     app.execute(
         "update webhook_events set status = 'failed', next_attempt_at = now() where organization_id = 'org_3';
-         insert into event_attempts select event_id, 1, now(), cause, last_error from webhook_events where cause is not null;
          insert into runs (kind, status, started_at, ended_at) values ('backfill', 'complete', now(), now());
          insert into runs (kind, started_at) values ('reconcile', now())",
     )
