@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::json;
-use sqlx::{PgConnection, PgPool, QueryBuilder, query_as};
+use sqlx::{PgConnection, PgPool, QueryBuilder, query_as, query_scalar};
 use tracing::info;
 
 use super::records::{NewAction, count_more, record};
@@ -188,7 +189,7 @@ pub async fn begin(
     if verb == Verb::Discard && reason.is_none() {
         return Err(OperateError::NoReason);
     }
-    let (action_id, at) = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
+    let (action_id, newest) = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
         let action = NewAction {
             actor,
             action: verb.as_str(),
@@ -196,7 +197,8 @@ pub async fn begin(
             count: Some(0),
             reason,
         };
-        record(connection, action).await
+        let action_id = record(&mut *connection, action).await?;
+        Ok::<_, sqlx::Error>((action_id, newest(connection).await?))
     })
     .await?;
     let work = match selection {
@@ -207,8 +209,14 @@ pub async fn begin(
         }
         Selection::Filter(mut filter) => {
             // What comes meanwhile isn't meant.
-            let until = filter.until.map_or(at, |until| std::cmp::min(until, at));
-            filter.until = Some(until);
+            if let Some(newest) = newest {
+                let until = newest + TimeDelta::microseconds(1);
+                filter.until = Some(
+                    filter
+                        .until
+                        .map_or(until, |asked| std::cmp::min(asked, until)),
+                );
+            }
             Work::Filter {
                 arms: arms(&filter).to_vec(),
                 filter,
@@ -479,6 +487,14 @@ async fn change_selected(
 struct Standing {
     event_id: String,
     status: String,
+}
+
+/// When the newest event was received.
+async fn newest(connection: &mut PgConnection) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    // By webhook_events_received_at_idx.
+    query_scalar!("select max(received_at) from workos_sync.webhook_events")
+        .fetch_one(connection)
+        .await
 }
 
 /// Where events stand; those that aren't there are left out.

@@ -128,9 +128,8 @@ pub(super) async fn list_on(
     };
     // One more shows whether there are more.
     let limit = page.limit + 1;
-    let mut query = QueryBuilder::<Postgres>::new("");
-    let arms = arms(filter);
-    for (n, arm) in arms.iter().enumerate() {
+    let mut query = QueryBuilder::<Postgres>::new("select * from (");
+    for (n, arm) in arms(filter).iter().enumerate() {
         query.push(if n == 0 { "(" } else { " union all (" });
         query.push(format!("select {SUMMARY} from workos_sync.webhook_events"));
         push_where(&mut query, filter, *arm);
@@ -140,10 +139,8 @@ pub(super) async fn list_on(
         query.push(" order by received_at desc, event_id desc limit ");
         query.push_bind(limit).push(")");
     }
-    if arms.len() > 1 {
-        query.push(" order by received_at desc, event_id desc limit ");
-        query.push_bind(limit);
-    }
+    query.push(") as found order by received_at desc, event_id desc limit ");
+    query.push_bind(limit);
     let mut items: Vec<EventSummary> = query.build_query_as().fetch_all(connection).await?;
     let has_more = i64::try_from(items.len()).is_ok_and(|count| count > page.limit);
     if has_more {

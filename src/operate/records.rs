@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool, query, query_as, query_scalar};
+use sqlx::{PgConnection, PgPool, query_as, query_scalar};
 
 use super::{Actor, OperateError};
 use crate::postgres;
@@ -117,16 +117,16 @@ pub(super) struct NewAction<'a> {
     pub(super) reason: Option<&'a str>,
 }
 
-/// Records an action; says its number, and the time.
+/// Records an action; says its number.
 pub(super) async fn record(
     connection: &mut PgConnection,
     action: NewAction<'_>,
-) -> Result<(i64, DateTime<Utc>), sqlx::Error> {
-    let recorded = query!(
+) -> Result<i64, sqlx::Error> {
+    query_scalar!(
         r#"
         insert into workos_sync.operator_actions (actor, action, filter, count, reason)
         values ($1, $2, $3, $4, $5)
-        returning action_id, at
+        returning action_id
         "#,
         action.actor.to_string(),
         action.action,
@@ -135,8 +135,7 @@ pub(super) async fn record(
         action.reason,
     )
     .fetch_one(connection)
-    .await?;
-    Ok((recorded.action_id, recorded.at))
+    .await
 }
 
 /// An action has changed this many events more; says how many it has changed in all.
