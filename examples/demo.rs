@@ -52,8 +52,9 @@ async fn main() -> Result<(), Failure> {
         program.backfill(&api)?;
         shorten_names(&program.database()?).await?;
         announce(&page);
+        let secret = program.secret()?;
         tokio::select! {
-            failed = deliver(&workos, &webhook, &program.secret()?) => failed?,
+            failed = deliver(&workos, &webhook, &secret) => failed?,
             // The service gets the signal, too.
             _ = tokio::signal::ctrl_c() => {}
         }

@@ -156,7 +156,11 @@ async fn the_page_asks_for_the_token() {
     assert!(
         wrong.text.contains("This is not the token.") && !wrong.headers.contains_key("set-cookie")
     );
-    assert!(logs.text().contains("with a wrong token"), "{}", logs.text());
+    assert!(
+        logs.text().contains("with a wrong token"),
+        "{}",
+        logs.text()
+    );
     assert!(
         !logs.text().contains("nearly-right"),
         "what was tried may be"

@@ -6,10 +6,12 @@ use axum::http::HeaderMap;
 use axum::http::header::SET_COOKIE;
 use axum::response::Response;
 use maud::{Markup, html};
+use serde_json::json;
 use tracing::warn;
 
 use super::layout::{Question, Tab};
 use super::parts::{count, of, time};
+use super::records::in_words;
 use super::{answer, lead_to};
 use crate::admin::form::{Parameters, body};
 use crate::admin::questions::{read_filter, refuse_nul, unusable};
@@ -146,12 +148,9 @@ fn what(selection: &Selection, number: i64) -> Markup {
                 @if others > 0 { " It can't be done to " (count(others)) " of them." }
             }
         }
-        Selection::Filter(Filter {
-            cause: Some(cause), ..
-        }) => {
-            html! { (events) ", all that fail of " code { (cause) } "." }
-        }
-        Selection::Filter(_) => html! { (events) ", all that the filter selects." },
+        Selection::Filter(filter) => html! {
+            (events) ", all with " code { (in_words(&json!(filter))) } "."
+        },
     }
 }
 

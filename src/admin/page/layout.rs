@@ -149,6 +149,8 @@ pub(in crate::admin) fn login(
                 form.box method="post" action=(LOGIN) {
                     @if is_wrong { p #wrong .problem role="alert" { "This is not the token." } }
                     input type="hidden" name="next" value=(next);
+                    // For password managers, which keep a token by the name of an account.
+                    input type="text" name="username" value="workos-sync" autocomplete="username" hidden;
                     label {
                         "Token: the value of ADMIN_TOKEN"
                         input type="password" name="token" autocomplete="current-password" required autofocus

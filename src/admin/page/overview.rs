@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use super::causes;
 use super::events;
 use super::layout::live_heading;
-use super::parts::{count, duration, of, time};
+use super::parts::{age, count, duration, of, time};
 use crate::heal::trust::Status;
 use crate::operate::events::{CauseSummary, EventSummary};
 
@@ -129,7 +129,7 @@ impl Overview<'_> {
             ul.tiles {
                 li {
                     h2 { "Last webhook" }
-                    (age(status.last_webhook_at, *now))
+                    (ago(status.last_webhook_at, *now))
                     p { (since(status.last_webhook_at, "nothing was delivered yet")) }
                 }
                 li {
@@ -145,7 +145,7 @@ impl Overview<'_> {
                 }
                 li {
                     h2 { "Poll of the Events API" }
-                    (age(status.last_drained_poll_at, *now))
+                    (ago(status.last_drained_poll_at, *now))
                     p { (since(status.last_drained_poll_at, "it has not read all events yet, or is off")) }
                 }
                 li {
@@ -158,15 +158,14 @@ impl Overview<'_> {
     }
 }
 
-/// How long ago something was, in large; the number and its unit.
-fn age(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Markup {
+/// How long ago something was, in large.
+fn ago(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Markup {
     let Some(at) = at else {
         return html! { strong { "never" } };
     };
-    let (number, unit) = duration(now - at);
-    // Without a decimal: it is as old as the page, too.
-    let number = number.split('.').next().unwrap_or_default().to_owned();
-    html! { strong { (number) " " small { (unit) " ago" } } }
+    let age = age(now - at);
+    let (number, unit) = age.split_once(' ').unwrap_or((&age, ""));
+    html! { strong { (number) " " small { (unit) } } }
 }
 
 fn since(at: Option<DateTime<Utc>>, none: &str) -> Markup {

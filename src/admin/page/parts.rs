@@ -62,7 +62,7 @@ pub(super) fn machine(at: DateTime<Utc>) -> String {
 }
 
 /// An age in one unit: `ago` of the script says the same.
-fn age(age: TimeDelta) -> String {
+pub(super) fn age(age: TimeDelta) -> String {
     let text = length(age);
     if age < TimeDelta::zero() {
         format!("in {text}")

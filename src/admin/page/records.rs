@@ -126,21 +126,25 @@ fn selection(filter: Option<&Value>) -> Markup {
             @if more > 0 { span.dim { "and " (more) " more" } }
         };
     }
-    if let Some(parts) = filter.and_then(|filter| filter.get("filter")?.as_object()) {
-        let parts: Vec<_> = parts
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)))
-            .collect();
-        let parameters = parts
-            .iter()
-            .fold(Parameters::default(), |all, (name, value)| {
-                all.with(name, *value)
-            });
-        let text: Vec<_> = parts
-            .iter()
-            .map(|(name, value)| format!("{name} {value}"))
-            .collect();
-        return html! { a href=(parameters.on("/events")) { (text.join(", ")) } };
-    }
-    html! { span.dim { "–" } }
+    let Some(filter) = filter.and_then(|filter| filter.get("filter")) else {
+        return html! { span.dim { "–" } };
+    };
+    let parameters = parts(filter).fold(Parameters::default(), |all, (name, value)| {
+        all.with(name, value)
+    });
+    html! { a href=(parameters.on("/events")) { (in_words(filter)) } }
+}
+
+/// The parts of a filter.
+fn parts(filter: &Value) -> impl Iterator<Item = (&str, &str)> {
+    let parts = filter.as_object().into_iter().flatten();
+    parts.filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)))
+}
+
+/// A filter, as a person reads it.
+pub(super) fn in_words(filter: &Value) -> String {
+    let parts: Vec<_> = parts(filter)
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    parts.join(", ")
 }

@@ -176,7 +176,7 @@ const scenarios = {
       await page.goto(at('/events?status=dead'));
       assert.equal(await page.locator('button:visible:has-text("Pause refresh")').count(), 0);
       assert.equal(await page.locator('button[data-copy]:visible').count(), 0);
-      await page.locator('input[name=id]').first().check();
+      await page.locator('input[name=id]').last().check();
       await page.click('button:has-text("Retry selected…")');
       await page.click('button:has-text("Retry 1 event")');
       assert.match(await page.textContent('.notice'), /1 event/);
