@@ -10,14 +10,14 @@ use tracing::info;
 use super::{Database, bring_schema_up_to_date, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::{Config, ConfigError};
+use crate::entities::organization::Target;
+use crate::entities::organization::host::Host;
 use crate::event::parse_timestamp;
 use crate::heal::{Means, Progress};
 use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::sync::Target;
-use crate::sync::host::Host;
 use crate::workos::{Priority, WorkosClient};
 
 /// Has a command's work done with all that it needs to ask WorkOS, and ends what it has begun.

@@ -28,13 +28,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
+use crate::entities::organization::host::HostTable;
+use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
 use crate::shutdown::Shutdown;
-use crate::sync::host::HostTable;
-use crate::sync::schema::{self, Schema, UpdateError};
 
 /// How long a database that can't be reached is waited for at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -17,12 +17,12 @@ use super::values::{Value, Values};
 use super::{Database, bring_schema_up_to_date, open, unusable};
 use crate::clock::DatabaseClock;
 use crate::config::Config;
+use crate::entities::organization::Target;
+use crate::entities::organization::host::Host;
 use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::sync::Target;
-use crate::sync::host::Host;
 use crate::telemetry;
 
 /// The most events of a chunk. As many may wait to be applied.

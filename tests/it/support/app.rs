@@ -14,15 +14,15 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
+use workos_sync::entities::organization::Target;
+use workos_sync::entities::organization::host::{Host, HostTable};
+use workos_sync::entities::organization::organization_id::default_namespace;
 use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
 use workos_sync::inbox::{Capacity, Inbox, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
-use workos_sync::sync::Target;
-use workos_sync::sync::host::{Host, HostTable};
-use workos_sync::sync::organization_id::default_namespace;
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature};
 
