@@ -17,6 +17,7 @@ mod lifecycle;
 mod migrate;
 mod pgbouncer;
 mod private_database;
+mod readme;
 mod replay;
 mod signing;
 mod skew;
