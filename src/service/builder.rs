@@ -198,13 +198,13 @@ impl Builder {
         if !is_webhook_path(&self.webhook_path) {
             return Err(BuildError::WebhookPath);
         }
-        let metrics = Metrics::default();
-        let client = self.client(&metrics)?;
         let options = PgConnectOptions::clone(&self.pool.connect_options());
         let target = Target {
             host: self.look_at_table(&options).await?,
             namespace: self.org_id_namespace,
         };
+        let metrics = Metrics::default();
+        let client = self.client(&metrics)?;
         let poll_interval = self.events_poll.filter(|_| client.is_some());
         note_interval(&self.pool, poll_interval).await;
         let (engine, clock) = Engine::on(

@@ -17,7 +17,6 @@ mod lifecycle;
 mod migrate;
 mod pgbouncer;
 mod private_database;
-mod readme;
 mod replay;
 mod signing;
 mod skew;
