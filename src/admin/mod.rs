@@ -29,12 +29,12 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::clock::Clock;
+use crate::entities::organization::host::Host;
 use crate::http::listener::{self, Limits};
 use crate::http::problem::Problem;
 use crate::http::surrounded;
 use crate::operate::Actor;
 use crate::postgres;
-use crate::sync::host::Host;
 use security::Guard;
 
 /// Where the page is if nobody says so, where there is one: beside a private database.

@@ -10,9 +10,9 @@ use super::events;
 use super::operating::Desk;
 use super::table::{Facts, time};
 use crate::config::Config;
+use crate::entities::organization::host::{Host, HostTable};
 use crate::operate::organization::{self, OrganizationDetail};
 use crate::postgres;
-use crate::sync::host::{Host, HostTable};
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
 pub(super) async fn run(config: Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {

@@ -9,23 +9,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use sqlx::PgPool;
 use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
 use super::operating::{self, Desk};
 use super::values::{Value, Values};
-use super::{Database, bring_schema_up_to_date, open, unusable};
-use crate::clock::{Clock, DatabaseClock};
+use super::{Database, open};
 use crate::config::Config;
-use crate::inbox::{Capacity, DrainError, Inbox, RecordError, Recorded, Status};
-use crate::metrics::Metrics;
+use crate::inbox::{DrainError, Inbox, RecordError, Recorded, Status};
 use crate::operate::{FilterTexts, Selection, Verb, bulk};
-use crate::outbox::Outbox;
 use crate::pause::Pause;
-use crate::postgres;
-use crate::sync::Target;
-use crate::sync::host::Host;
+use crate::service::Engine;
 use crate::telemetry;
 
 /// The most events of a chunk. As many may wait to be applied.
@@ -36,9 +30,9 @@ const CHUNK_EVENTS: usize = 8_000;
 const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
 
 pub(super) async fn run(config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
-    with_inbox(config, async |_, inbox| {
+    with_engine(config, async |_, engine| {
         let mut replay = Replay {
-            inbox,
+            inbox: &engine.inbox,
             waiting: Vec::new(),
             report: Report::default(),
         };
@@ -55,7 +49,7 @@ pub(super) async fn from_inbox(
     filter: FilterTexts,
     yes: bool,
 ) -> anyhow::Result<ExitCode> {
-    with_inbox(config, async |desk, inbox| {
+    with_engine(config, async |desk, engine| {
         let selection = Selection::Filter(desk.filter(filter)?);
         let count = bulk::count(&desk.pool, Verb::Replay, &selection).await?;
         let question = format!("replay {} in {}", operating::events(count), desk.url);
@@ -68,7 +62,7 @@ pub(super) async fn from_inbox(
         let mut report = Report::default();
         // Batch by batch, so that those that are to be applied don't pile up before what comes meanwhile.
         while let Some(ids) = bulk.next().await? {
-            report.settle(inbox, ids).await?;
+            report.settle(&engine.inbox, ids).await?;
             bar.set_position(bulk.progress().count.unsigned_abs());
         }
         bar.finish_and_clear();
@@ -80,66 +74,24 @@ pub(super) async fn from_inbox(
     .await
 }
 
-/// Runs a command's work with an inbox whose events it applies. What is in hand at its end is finished.
-async fn with_inbox(
+async fn with_engine(
     mut config: Config,
-    work: impl AsyncFnOnce(&Desk, &Inbox) -> anyhow::Result<ExitCode>,
+    work: impl AsyncFnOnce(&Desk, &Engine) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     Database::with(&config, async |database| {
         info!(database = %database.url, "replaying into {}", database.url);
-        let pool = postgres::pool(
-            database.url.options.clone(),
-            config.database_max_connections,
-        );
-        let result = work_on(&config, database, &pool, work).await;
-        pool.close().await;
-        result
+        let replay = async |engine: &Engine| {
+            let desk = Desk {
+                pool: engine.pool.clone(),
+                url: database.url.clone(),
+                now: engine.clock.now(),
+            };
+            work(&desk, engine).await
+        };
+        database.with_engine(&config, replay).await
     })
     .await
-}
-
-async fn work_on(
-    config: &Config,
-    database: &Database,
-    pool: &PgPool,
-    work: impl AsyncFnOnce(&Desk, &Inbox) -> anyhow::Result<ExitCode>,
-) -> anyhow::Result<ExitCode> {
-    let schema = bring_schema_up_to_date(&database.url).await?;
-    if !schema.table.is_usable() {
-        return Err(unusable(&schema.table));
-    }
-    let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-    let clock = Arc::new(clock);
-    let capacity = Capacity {
-        apply_connections: usize::try_from(config.database_max_connections / 2)?,
-        lock_places: postgres::transaction(pool, postgres::PATIENCE, postgres::lock_places).await?,
-    };
-    let shutdown = database.stop.child_token();
-    let host = Host::new(schema.table, database.url.schema.clone());
-    let inbox = Inbox::new(
-        pool.clone(),
-        clock.clone(),
-        // Intentions are recorded; `serve` delivers them.
-        Outbox::new(pool.clone(), None, clock.clone(), Arc::new(host.clone())),
-        Target {
-            host,
-            namespace: config.org_id_namespace,
-        },
-        Metrics::default(),
-        capacity,
-        shutdown.clone(),
-    );
-    let desk = Desk {
-        pool: pool.clone(),
-        url: database.url.clone(),
-        now: clock.now(),
-    };
-    let done = work(&desk, &inbox).await;
-    // Lanes that our events are in may have others without end: what is in hand is finished, and nothing more begun.
-    shutdown.cancel();
-    inbox.idle().await;
-    done
 }
 
 /// A file, or a line of it.

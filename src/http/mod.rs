@@ -108,20 +108,41 @@ impl App {
     }
 }
 
-/// The routes, with what surrounds them.
+/// All routes, and the answer to every other path.
 pub fn router(app: App, webhook_path: &str) -> Router {
-    let mut router = Router::new().route(webhook_path, post(webhook::receive));
-    if !webhook_path.ends_with('/') {
-        // Not a redirect: WorkOS follows none.
-        router = router.route(&format!("{webhook_path}/"), post(webhook::receive));
+    let routes = webhook_routes(webhook_path).merge(probe_routes());
+    served(app, routes.fallback(not_found))
+}
+
+/// The route that receives webhooks.
+pub fn webhook_router(app: App, webhook_path: &str) -> Router {
+    served(app, webhook_routes(webhook_path))
+}
+
+/// The probes and the metrics.
+pub fn probes_router(app: App) -> Router {
+    served(app, probe_routes())
+}
+
+fn webhook_routes(path: &str) -> Router<App> {
+    let router = Router::new().route(path, post(webhook::receive));
+    if path.ends_with('/') {
+        return router;
     }
-    let router = router
+    // Not a redirect: WorkOS follows none.
+    router.route(&format!("{path}/"), post(webhook::receive))
+}
+
+fn probe_routes() -> Router<App> {
+    Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::metrics))
-        .fallback(not_found)
-        .method_not_allowed_fallback(async || Problem::method_not_allowed());
-    surrounded(router.with_state(app))
+}
+
+fn served(app: App, routes: Router<App>) -> Router {
+    let routes = routes.method_not_allowed_fallback(async || Problem::method_not_allowed());
+    surrounded(routes.with_state(app))
 }
 
 /// What surrounds the routes of every listener: request ids, the log, and a net under panics.

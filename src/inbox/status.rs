@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::entities::Outcome;
 use crate::pause::Pause;
-use crate::sync::Outcome;
 
 /// The status of an inbox row (R27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -6,9 +6,9 @@ use sqlx::{PgConnection, PgPool, query_as};
 
 use super::events::{EventSummary, list_on};
 use super::{Filter, Listed, OperateError, Page};
+use crate::entities::organization::host::Host;
+use crate::entities::organization::mirror::MappedRow;
 use crate::postgres;
-use crate::sync::host::Host;
-use crate::sync::mirror::MappedRow;
 
 /// What is known of an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

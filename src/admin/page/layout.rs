@@ -46,6 +46,8 @@ impl Page<'_> {
     /// The page around its content.
     pub(in crate::admin) fn show(&self, content: &Markup) -> Markup {
         let admin = self.admin;
+        // Without the commit.
+        let version = crate::VERSION.split(' ').next().unwrap_or_default();
         document(
             self.title,
             self.now,
@@ -60,7 +62,7 @@ impl Page<'_> {
                         }
                     }
                     span.where {
-                        (admin.database()) " · " (env!("CARGO_PKG_VERSION"))
+                        (admin.database()) " · " span title=(crate::VERSION) { (version) }
                         @if admin.guard().read_only { " · read only" }
                     }
                     @if admin.guard().has_token() {
