@@ -20,7 +20,7 @@ mod store;
 
 use std::fmt;
 
-pub use apply::{Applied, apply, preview};
+pub use apply::{Applied, Slugs, apply, preview};
 
 use uuid::Uuid;
 
