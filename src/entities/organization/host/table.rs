@@ -164,6 +164,13 @@ impl HostTable {
         findings.filter(|finding| finding.severity != Severity::Warning)
     }
 
+    /// What keeps events from being applied, a line each.
+    #[must_use]
+    pub fn why_unusable(&self) -> String {
+        let errors: Vec<_> = self.errors().map(ToString::to_string).collect();
+        errors.join("\n")
+    }
+
     /// What is to be known beside.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         let findings = self.findings.iter();
@@ -179,7 +186,7 @@ impl HostTable {
 
     /// The table, where what it lacks couldn't be made, for these reasons.
     #[must_use]
-    pub(in crate::sync) fn with(mut self, reasons: Vec<Finding>) -> Self {
+    pub(in crate::entities::organization) fn with(mut self, reasons: Vec<Finding>) -> Self {
         if !reasons.is_empty() {
             let findings = &mut self.findings;
             findings.retain(|finding| finding.severity != Severity::Unmade);
@@ -237,7 +244,7 @@ impl HostTable {
 
 impl UniqueIndex {
     /// A column has a part in it, as far as can be told.
-    pub(in crate::sync) fn may_cover(&self, column: &str) -> bool {
+    pub(in crate::entities::organization) fn may_cover(&self, column: &str) -> bool {
         self.keys.iter().any(|key| match key {
             Key::Column(name) | Key::Lower(name) => name == column,
             Key::Expression(_) => true,
