@@ -31,6 +31,17 @@ pub struct Slugs<'a> {
     pub places: &'a mut Places,
 }
 
+impl<'a> Slugs<'a> {
+    /// None was refused yet.
+    #[must_use]
+    pub const fn any(places: &'a mut Places) -> Self {
+        Self {
+            refused: &[],
+            places,
+        }
+    }
+}
+
 /// What applying events did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
