@@ -8,6 +8,7 @@
 //! ```
 
 use std::error::Error;
+use std::future::IntoFuture;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +24,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use ulid::Ulid;
 use workos_sync::clock::{Clock, SystemClock};
 use workos_sync::signature;
@@ -45,26 +47,22 @@ async fn main() -> Result<(), Failure> {
     }
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let api = format!("http://{}", listener.local_addr()?);
-    let serving = axum::serve(listener, workos.router());
+    let mut server = JoinSet::new();
+    server.spawn(axum::serve(listener, workos.router()).into_future());
+
     let program = Program::beside_this()?;
-    let running = async {
-        let (mut service, webhook, page) = program.serve(&api)?;
-        program.backfill(&api)?;
-        shorten_names(&program.database()?).await?;
-        announce(&page);
-        let secret = program.secret()?;
-        tokio::select! {
-            failed = deliver(&workos, &webhook, &secret) => failed?,
-            // The service gets the signal, too.
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        service.wait()?;
-        Ok::<_, Failure>(())
-    };
+    let (mut service, webhook, page) = program.serve(&api)?;
+    program.backfill(&api)?;
+    shorten_names(&program.database()?).await?;
+    announce(&page);
+    let secret = program.secret()?;
     tokio::select! {
-        served = serving => Ok(served?),
-        ran = running => ran,
+        failed = deliver(&workos, &webhook, &secret) => failed?,
+        // The service gets the signal, too.
+        _ = tokio::signal::ctrl_c() => {}
     }
+    service.wait()?;
+    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "it is what the demo is for")]

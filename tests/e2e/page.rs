@@ -213,3 +213,52 @@ async fn an_address_is_wanted_and_guarded() {
     let line = refused.error_line();
     assert!(line.contains(&format!("ADMIN_ADDR: {address}: ")), "{line}");
 }
+
+/// R50: neither the token, nor one that is nearly right, nor a session is printed at any level.
+#[tokio::test]
+async fn the_token_is_printed_at_no_level() {
+    const WRONG: &str = "s3cr3t-of-the-pagf";
+    for format in ["json", "text"] {
+        let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+        let variables = [
+            ("DATABASE_URL", &*database.url),
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("ADMIN_ADDR", "127.0.0.1:0"),
+            ("ADMIN_TOKEN", TOKEN),
+            ("LOG_LEVEL", "trace"),
+            ("LOG_FORMAT", format),
+        ];
+        let service = Service::start(&folder, &variables).await;
+        let page = service.page_url();
+        let mut session = String::new();
+        for (token, status) in [(TOKEN, 200), (WRONG, 401)] {
+            let asked = http()
+                .get(format!("{page}api/v1/status"))
+                .bearer_auth(token);
+            assert_eq!(asked.send().await.unwrap().status(), status);
+            let signed_in = reqwest::Client::builder()
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .unwrap()
+                .post(format!("{page}login"))
+                .body(format!("token={token}&next=/runs"))
+                .send()
+                .await
+                .unwrap();
+            for cookie in signed_in.headers().get_all("set-cookie") {
+                let cookie = cookie.to_str().unwrap();
+                cookie.split(';').next().unwrap().clone_into(&mut session);
+            }
+        }
+        let (_, proof) = session.split_once('.').expect("the token opens a session");
+        let asked = http().get(&page).header("cookie", &session);
+        assert_eq!(asked.send().await.unwrap().status(), 200);
+        let finished = service.terminate().await.assert(0);
+        let printed = [finished.stdout, finished.stderr].concat();
+        assert!(printed.contains("a wrong token"), "{printed}");
+        for secret in [TOKEN, WRONG, proof] {
+            assert!(!printed.contains(secret), "{secret}");
+        }
+    }
+}

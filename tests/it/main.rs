@@ -26,6 +26,7 @@ mod migrations;
 mod operate;
 mod organizations;
 mod outbox;
+mod pause;
 mod pooler;
 mod properties;
 mod races;

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use super::layout::live_heading;
 use super::parts::{
-    beginning, clock, id_link, of, prose, segment, short, state, time, took, whole_id,
+    beginning, clock, due, id_link, of, prose, segment, short, state, time, took, whole_id,
 };
 use crate::admin::form::Parameters;
 use crate::inbox::{Source, Status};
@@ -215,7 +215,7 @@ fn said(event: &EventSummary, now: DateTime<Utc>) -> Markup {
             "discarded" => { "given up" @if event.last_error.is_some() { span.dim { " · " (error) } } },
             "failed" => {
                 (error)
-                @if let Some(at) = event.next_attempt_at { span.dim { " · next try " (time(at, now)) } }
+                @if let Some(at) = event.next_attempt_at { span.dim { " · next try " (due(at, now)) } }
             }
             _ => (error),
         }
@@ -300,7 +300,7 @@ impl One<'_> {
                     @if let Some(at) = event.delivered_at { small { "delivered " (time(at, *now)) } }
                 }
                 dt { "Received" } dd { (time(summary.received_at, *now)) }
-                @if let Some(at) = summary.next_attempt_at { dt { "Next try" } dd { (time(at, *now)) } }
+                @if let Some(at) = summary.next_attempt_at { dt { "Next try" } dd { (due(at, *now)) } }
                 dt { "Tries" } dd {
                     (summary.attempts)
                     @if event.refusals > 0 { small { (of(event.refusals.into(), "refusal")) " by a rule of the application" } }
@@ -360,7 +360,7 @@ impl One<'_> {
                             strong { (summary.status) }
                             @match &*summary.status {
                                 "dead" => p { "not tried again by itself" },
-                                "failed" => @if let Some(at) = summary.next_attempt_at { p { "next try " (time(at, *now)) } },
+                                "failed" => @if let Some(at) = summary.next_attempt_at { p { "next try " (due(at, *now)) } },
                                 _ => p { (said(summary, *now)) },
                             }
                         }

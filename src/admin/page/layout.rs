@@ -130,7 +130,7 @@ pub(in crate::admin) fn failure(admin: &Admin, problem: &Problem) -> Response {
     };
     let content = html! {
         h1 { (title) }
-        p { (sentence(problem.detail())) }
+        p { (as_sentence(problem.detail())) }
         p { a href="/" { "To the overview" } }
     };
     (status, page.show(&content)).into_response()
@@ -208,7 +208,7 @@ impl Question<'_> {
 }
 
 /// A sentence of a person's: errors begin small and end without a full stop.
-fn sentence(detail: &str) -> String {
+pub(super) fn as_sentence(detail: &str) -> String {
     let mut characters = detail.chars();
     let first = characters.next().map(char::to_uppercase);
     let mut text: String = first.into_iter().flatten().chain(characters).collect();

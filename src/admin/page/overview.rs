@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use super::causes;
 use super::events;
-use super::layout::live_heading;
+use super::layout::{as_sentence, live_heading};
 use super::parts::{age, count, duration, of, time};
 use crate::heal::trust::Status;
 use crate::operate::events::{CauseSummary, EventSummary};
@@ -111,9 +111,9 @@ impl Overview<'_> {
             section.sentence.(class) aria-labelledby="verdict" {
                 h1 #verdict { (verdict) }
                 @if let [only] = &*why {
-                    p.dim { (only) "." }
+                    p.dim { (as_sentence(only)) }
                 } @else {
-                    ul.dim { @for why in &why { li { (why) } } }
+                    ul.dim { @for why in &why { li { (as_sentence(why)) } } }
                 }
                 span.next {
                     @if let Some((href, name)) = next { a href=(href) { (name) } }

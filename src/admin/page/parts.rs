@@ -43,6 +43,15 @@ pub(super) fn time_or(at: Option<DateTime<Utc>>, now: DateTime<Utc>, none: &str)
     }
 }
 
+/// When something is due, which may have been a moment ago.
+pub(super) fn due(at: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
+    if at <= now {
+        html! { "now" }
+    } else {
+        time(at, now)
+    }
+}
+
 /// The time of day, for a list that is in the order of time; with the day where that is another.
 pub(super) fn clock(at: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
     let text = if at.date_naive() == now.date_naive() {
