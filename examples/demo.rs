@@ -220,7 +220,7 @@ impl Pretended {
         });
         let mut world = self.world();
         world.organizations.push(organization.clone());
-        world.record("organization.created", organization)
+        world.record("organization.created", &organization)
     }
 
     /// Something happens; says which event tells of it.
@@ -229,7 +229,7 @@ impl Pretended {
             0..3 => return self.create(),
             3 => {
                 let user = json!({ "object": "user", "id": format!("user_{}", ulid()) });
-                return self.world().record("user.updated", user);
+                return self.world().record("user.updated", &user);
             }
             _ => {}
         }
@@ -237,7 +237,7 @@ impl Pretended {
         let at = fastrand::usize(..world.organizations.len());
         if world.organizations.len() > FIRST && fastrand::u32(..10) == 0 {
             let gone = world.organizations.swap_remove(at);
-            return world.record("organization.deleted", gone);
+            return world.record("organization.deleted", &gone);
         }
         let organization = &mut world.organizations[at];
         organization["name"] = match fastrand::u32(..40) {
@@ -251,12 +251,12 @@ impl Pretended {
         .into();
         organization["updated_at"] = now().into();
         let organization = organization.clone();
-        world.record("organization.updated", organization)
+        world.record("organization.updated", &organization)
     }
 }
 
 impl World {
-    fn record(&mut self, event_type: &str, data: Value) -> Value {
+    fn record(&mut self, event_type: &str, data: &Value) -> Value {
         let event = json!({
             "id": format!("event_{}", ulid()),
             "event": event_type,

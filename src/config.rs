@@ -255,23 +255,8 @@ impl Settings {
             ("WORKOS_API_KEY_FILE", self.workos_api_key_file),
             visible_secret,
         )?;
-        let admin_addr = given(self.admin_addr)
-            .map(|value| {
-                let expected = "an address and a port, such as 127.0.0.1:8081";
-                parse::<SocketAddr>("ADMIN_ADDR", expected, &value)
-            })
-            .transpose()?;
-        let admin_token = either(
-            ("ADMIN_TOKEN", self.admin_token),
-            ("ADMIN_TOKEN_FILE", self.admin_token_file),
-            visible_secret,
-        )?;
-        if admin_token.is_none() && admin_addr.is_some_and(|address| !address.ip().is_loopback()) {
-            return Err(wrong(
-                "ADMIN_TOKEN",
-                "required when ADMIN_ADDR is not a loopback address",
-            ));
-        }
+        let (admin_addr, admin_token) =
+            admin(self.admin_addr, self.admin_token, self.admin_token_file)?;
         let log_format = match given(self.log_format).as_deref() {
             None => None,
             Some("text") => Some(LogFormat::Text),
@@ -465,6 +450,30 @@ fn visible_secret(variable: &'static str, secret: &str) -> Result<SecretString, 
         return Err(wrong(variable, "expected visible ASCII characters"));
     }
     Ok(secret.into())
+}
+
+/// Where the page is, and the token that it asks for: whoever can be reached from elsewhere has one.
+fn admin(
+    address: Option<String>,
+    token: Option<String>,
+    token_file: Option<String>,
+) -> Result<(Option<SocketAddr>, Option<SecretString>), ConfigError> {
+    let expected = "an address and a port, such as 127.0.0.1:8081";
+    let address = given(address)
+        .map(|value| parse::<SocketAddr>("ADMIN_ADDR", expected, &value))
+        .transpose()?;
+    let token = either(
+        ("ADMIN_TOKEN", token),
+        ("ADMIN_TOKEN_FILE", token_file),
+        visible_secret,
+    )?;
+    if token.is_none() && address.is_some_and(|address| !address.ip().is_loopback()) {
+        return Err(wrong(
+            "ADMIN_TOKEN",
+            "required when ADMIN_ADDR is not a loopback address",
+        ));
+    }
+    Ok((address, token))
 }
 
 /// A word that is no level is the name of a target to [`EnvFilter`], which then logs that target alone:

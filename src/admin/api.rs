@@ -105,7 +105,9 @@ async fn organization(
 
 async fn status(State(admin): State<Admin>) -> Result<Json<Status>, Problem> {
     let status = trust::status(admin.pool()).await;
-    status.map(Json).map_err(questions::unanswered)
+    status
+        .map(Json)
+        .map_err(|error| questions::unanswered(&error))
 }
 
 async fn runs(

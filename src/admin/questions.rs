@@ -78,7 +78,7 @@ pub(super) fn no_organization(id: &str) -> Problem {
 }
 
 /// 503: the database doesn't answer, or takes longer than an operator's question may.
-pub(super) fn unanswered(error: sqlx::Error) -> Problem {
+pub(super) fn unanswered(error: &sqlx::Error) -> Problem {
     // query_canceled: by the limit of the statement.
     let is_slow = error
         .as_database_error()
@@ -90,7 +90,7 @@ pub(super) fn unanswered(error: sqlx::Error) -> Problem {
             COME_BACK_AFTER,
         );
     }
-    let reason = describe(&error);
+    let reason = describe(error);
     error!(reason, "an operator's question is not answered: {reason}");
     Problem::unavailable(
         "database_unavailable",
@@ -102,7 +102,7 @@ pub(super) fn unanswered(error: sqlx::Error) -> Problem {
 impl From<OperateError> for Problem {
     fn from(error: OperateError) -> Self {
         match error {
-            OperateError::Database(error) => unanswered(error),
+            OperateError::Database(error) => unanswered(&error),
             OperateError::StillApplying { .. } => {
                 error!(%error, "{error}");
                 Self::unavailable(

@@ -288,17 +288,13 @@ pub(super) async fn login(State(admin): State<Admin>, headers: HeaderMap, body: 
         return lead_to("/");
     }
     let session = admin.guard().open_session(&headers, admin.now());
-    match session.filter(|_| admin.guard().is_token(given)) {
-        Some(session) => {
-            let mut response = lead_to(&next);
-            response.headers_mut().insert(SET_COOKIE, session);
-            response
-        }
-        None => {
-            warn!("somebody tried to sign in to the page with a wrong token");
-            page::login(&admin, &next, true, false)
-        }
-    }
+    let Some(session) = session.filter(|_| admin.guard().is_token(given)) else {
+        warn!("somebody tried to sign in to the page with a wrong token");
+        return page::login(&admin, &next, true, false);
+    };
+    let mut response = lead_to(&next);
+    response.headers_mut().insert(SET_COOKIE, session);
+    response
 }
 
 pub(super) async fn logout() -> Response {

@@ -76,7 +76,7 @@ async fn overview(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Resp
     let content = async {
         let status = trust::status(admin.pool())
             .await
-            .map_err(questions::unanswered)?;
+            .map_err(|error| questions::unanswered(&error))?;
         let causes = operate::events::causes(admin.pool()).await?;
         let latest = operate::Page {
             limit: LATEST,

@@ -169,8 +169,6 @@ fn ago(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Markup {
 }
 
 fn since(at: Option<DateTime<Utc>>, none: &str) -> Markup {
-    match at {
-        Some(at) => html! { (at.format("%-d %b %H:%M:%S UTC").to_string()) },
-        None => html! { (none) },
-    }
+    let said = at.map(|at| at.format("%-d %b %H:%M:%S UTC").to_string());
+    html! { (said.as_deref().unwrap_or(none)) }
 }

@@ -37,10 +37,7 @@ pub(super) fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
 
 /// The same, or that there was none.
 pub(super) fn time_or(at: Option<DateTime<Utc>>, now: DateTime<Utc>, none: &str) -> Markup {
-    match at {
-        Some(at) => time(at, now),
-        None => html! { span.dim { (none) } },
-    }
+    at.map_or_else(|| html! { span.dim { (none) } }, |at| time(at, now))
 }
 
 /// When something is due, which may have been a moment ago.
@@ -91,9 +88,7 @@ fn length(length: TimeDelta) -> String {
 
 /// How long something took, to two digits or so: the number and its unit.
 pub(super) fn duration(length: TimeDelta) -> (String, &'static str) {
-    let ms = length
-        .num_microseconds()
-        .map_or(f64::MAX, |us| us as f64 / 1_000.0);
+    let ms = length.as_seconds_f64() * 1_000.0;
     match ms.abs() {
         ms if ms < 10.0 => (format!("{ms:.1}"), "ms"),
         ms if ms < 1_000.0 => (format!("{ms:.0}"), "ms"),
