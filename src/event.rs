@@ -331,6 +331,7 @@ impl<'a> Event<'a> {
         };
         Ok(OrganizationEvent {
             id: self.id.clone(),
+            event_type,
             workos_id,
             external_id,
             change,
@@ -345,6 +346,8 @@ impl<'a> Event<'a> {
 pub struct OrganizationEvent {
     /// The id of the event.
     pub id: EventId,
+    /// Its type.
+    pub event_type: OrganizationEventType,
     /// The organization.
     pub workos_id: WorkosId,
     /// The organization id that WorkOS knows; never empty.

@@ -5,7 +5,8 @@
 //! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
-//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
+//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what looks for mistakes of the setup ([`doctor`]), and what
+//! starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
 
@@ -13,6 +14,7 @@ mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod dotenv;
 pub mod event;
 pub mod heal;

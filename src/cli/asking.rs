@@ -55,6 +55,7 @@ pub(super) async fn with<T>(
         let target = Target {
             host: Host::new(schema.table, database.url.schema.clone()),
             namespace: config.org_id_namespace,
+            notifies: config.notify_changes,
         };
         let inbox = Inbox::new(
             pool.clone(),

@@ -73,6 +73,7 @@ async fn replay(
         Target {
             host,
             namespace: config.org_id_namespace,
+            notifies: config.notify_changes,
         },
         Metrics::default(),
         capacity,

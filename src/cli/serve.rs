@@ -9,7 +9,6 @@
 //! 5. the background tasks, then the door.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,15 +23,16 @@ use tracing::{error, info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{bring_schema_up_to_date, embedded_options, private_url, unusable, wait_for, warn_of};
+use super::{
+    bring_schema_up_to_date, embedded_options, private_url, reachable, unusable, wait_for, warn_of,
+};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::heal::key::KeyGuard;
 use crate::heal::poll::{self, Poll};
-use crate::heal::trust;
 use crate::http::{App, health::Health, listener, router};
 use crate::inbox::{Capacity, Inbox};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, gauges};
 use crate::outbox::Outbox;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl, migrate};
@@ -146,6 +146,7 @@ async fn serve(
         Target {
             host: host.clone(),
             namespace: config.org_id_namespace,
+            notifies: config.notify_changes,
         },
         metrics.clone(),
         capacity,
@@ -228,15 +229,19 @@ fn spawn_housekeeping(
         async move { clock.keep(pool, stop).await }
     });
     shutdown.spawn("sweeper", inbox.clone().run_sweeper());
-    shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
+    shutdown.spawn(
+        "gauges",
+        gauges::keep(
+            pool.clone(),
+            clock.clone(),
+            metrics.clone(),
+            shutdown.soft().clone(),
+        ),
+    );
     if let Some(age) = config.inbox_retention {
         let inbox = inbox.clone();
         shutdown.spawn("retention", async move { inbox.run_retention(age).await });
     }
-    shutdown.spawn(
-        "trust gauge",
-        trust::keep_gauge(pool.clone(), metrics.clone(), shutdown.soft().clone()),
-    );
 }
 
 /// What asks WorkOS, and writes to it.
@@ -328,16 +333,6 @@ async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<Host
         error!("{finding}: events wait in the inbox until it is mended");
     }
     Ok(Host::new(schema.table, database.schema.clone()))
-}
-
-/// An address that can be connected to: a wildcard address is one to listen on only.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        _ => address.ip(),
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::lanes::{Lanes, TakenLane};
 use super::record::{Recorder, Stored};
-use super::status::{RecordError, Recorded, Source};
+use super::status::{EventName, RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
 use crate::event::{EnvelopeError, Event, EventId, OrganizationEvent};
@@ -51,6 +51,12 @@ impl SavedEvent {
         let decode = |event: &Event<'_>| event.organization().ok();
         let (event, decoded) = NewEvent::read(body, None, source, now, decode)?;
         Ok(Self { event, decoded })
+    }
+
+    /// What the log calls it.
+    #[must_use]
+    pub fn name(&self) -> EventName {
+        self.event.name()
     }
 
     /// The id of the event.

@@ -14,6 +14,7 @@ use sqlx::{PgConnection, PgPool};
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
 use super::locks::LockBudget;
+use super::notify::Change;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
@@ -21,7 +22,7 @@ use crate::event::{Event, OrganizationEvent};
 use crate::outbox::Outbox;
 use crate::panics;
 use crate::postgres;
-use crate::sync::{self, Outcome, Target};
+use crate::sync::{self, Applied, Outcome, Target};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
 /// even answer that.
@@ -288,9 +289,16 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let Target { host, namespace } = &self.target;
+        let Target {
+            host,
+            namespace,
+            notifies,
+        } = &self.target;
         let statements = host.statements();
         let applied = sync::apply(tx, &statements, &events, namespace, refused_slugs, now).await?;
+        if *notifies {
+            notify(tx, &events, &applied).await?;
+        }
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()
@@ -416,6 +424,27 @@ fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
         return Err(AttemptError::WrongLane(event.workos_id));
     }
     Ok(Some(event))
+}
+
+/// Tells whoever listens what each event did to a row, once it is committed (R53).
+async fn notify(
+    tx: &mut PgConnection,
+    events: &[OrganizationEvent],
+    applied: &Applied,
+) -> Result<(), sqlx::Error> {
+    let results = applied.changed.iter().zip(&applied.outcomes);
+    let payloads: Vec<_> = events
+        .iter()
+        .zip(results)
+        .filter_map(|(event, (changed, outcome))| {
+            let id = changed.as_ref()?;
+            Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
+        })
+        .collect();
+    if payloads.is_empty() {
+        return Ok(());
+    }
+    store::notify(tx, &payloads).await
 }
 
 /// Takes those of the events that are new; to be applied are those whose lane is locked and has nothing in the inbox

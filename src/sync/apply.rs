@@ -14,7 +14,7 @@ use super::ledger::Ledger;
 use super::statements::{NewRow, Statements};
 use super::store;
 use super::{ApplyError, Outcome, Write, slug};
-use crate::event::{OrganizationEvent, OrganizationId};
+use crate::event::{OrganizationEvent, OrganizationId, WorkosId};
 use crate::outbox;
 
 /// How many slug candidates are asked for at once. The second is free in practice; the rest cost nothing.
@@ -25,6 +25,8 @@ const SLUGS_AT_ONCE: usize = 5;
 pub struct Applied {
     /// The outcome of each event, as the inbox records it, in the order of the events.
     pub outcomes: Vec<Outcome>,
+    /// The id of the row that each event changed, if it did, in the same order.
+    pub changed: Vec<Option<OrganizationId>>,
     /// An intention was recorded to write an organization id to WorkOS: once this is committed, the outbox has
     /// something to do.
     pub push_recorded: bool,
@@ -65,6 +67,7 @@ pub async fn apply(
     }
     Ok(Applied {
         outcomes,
+        changed: ledger.into_changed(),
         push_recorded,
     })
 }
@@ -168,7 +171,7 @@ async fn write(
         let ids = created.iter().map(|row| row.id.as_str());
         all_written(Write::Insert, ids, inserted.len())?;
         for (workos_id, id) in inserted {
-            ledger.rename(&workos_id, id);
+            ledger.rename(&WorkosId::from_database(workos_id), id);
         }
     }
     let cursors = ledger.moved_cursors();

@@ -35,6 +35,8 @@ pub struct Target {
     pub host: Host,
     /// Of derived organization ids (R3).
     pub namespace: Uuid,
+    /// Whoever listens is told which rows were changed (R53).
+    pub notifies: bool,
 }
 
 /// What applying an event did to the database: the `outcome` of a processed inbox row (R27).
