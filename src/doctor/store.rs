@@ -105,7 +105,9 @@ pub(super) async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::
 
 /// A statement isn't there that was prepared, or is there and wasn't: 26000, 42P05.
 pub(super) fn lost_a_statement(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
     matches!(code.as_deref(), Some("26000" | "42P05"))
 }
 

@@ -22,7 +22,6 @@ mod matrix;
 mod metrics;
 mod migrations;
 mod notify;
-mod ops;
 mod organizations;
 mod outbox;
 mod pooler;
