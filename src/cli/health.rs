@@ -29,7 +29,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         total: TIMEOUT,
     };
     // A proxy of the environment is for what is elsewhere.
-    let client = workos::http(timeouts).no_proxy().build()?;
+    let client = workos::http(timeouts)?.no_proxy().build()?;
     let request = client.get(format!("http://{address}/healthz"));
     let response = request
         .send()

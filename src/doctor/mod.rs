@@ -279,6 +279,7 @@ struct Answer {
 
 async fn post(url: &Url, signature: String, body: String) -> Result<Pong, String> {
     let client = workos::http(workos::Timeouts::default())
+        .map_err(|error| error.to_string())?
         .build()
         .map_err(|error| workos::chain(&error))?;
     let request = client

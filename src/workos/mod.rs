@@ -22,6 +22,7 @@ use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, redirect};
+use rustls_platform_verifier::BuilderVerifierExt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -199,6 +200,15 @@ impl fmt::Debug for WorkosClient {
     }
 }
 
+/// TLS as reqwest sets it up, by a provider that we name: reqwest takes that of the process, which isn't ours to choose.
+fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?;
+    Ok(config.with_no_client_auth())
+}
+
 /// Each key but `external_id` is ignored: what isn't used can't fail us (R13).
 #[derive(Deserialize)]
 struct Organization {
@@ -249,7 +259,7 @@ impl WorkosClient {
         authorization.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, authorization)]);
 
-        let http = http(timeouts)
+        let http = http(timeouts)?
             .default_headers(headers)
             .build()
             .map_err(|error| ClientError::Tls(chain(&error)))?;
@@ -508,15 +518,14 @@ impl WorkosClient {
 
 /// How requests are made, here and where somebody else does it. An API doesn't move: a redirect would carry a PUT to who
 /// knows where.
-pub(crate) fn http(timeouts: Timeouts) -> ClientBuilder {
-    // reqwest takes the provider of the process, and panics without one. That it stands already is no error: the first
-    // client, or main, installed the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
+pub(crate) fn http(timeouts: Timeouts) -> Result<ClientBuilder, ClientError> {
+    let tls = tls().map_err(|error| ClientError::Tls(chain(&error)))?;
+    Ok(Client::builder()
+        .tls_backend_preconfigured(tls)
         .user_agent(USER_AGENT)
         .connect_timeout(timeouts.connect)
         .timeout(timeouts.total)
-        .redirect(redirect::Policy::none())
+        .redirect(redirect::Policy::none()))
 }
 
 /// An answer of which the head has come.
@@ -644,6 +653,13 @@ mod tests {
     fn path(base_url: &str, id: &str) -> String {
         let id = WorkosId::new(id).unwrap();
         client(base_url).organization_url(&id).unwrap().to_string()
+    }
+
+    /// The TLS provider of the process is the host's to choose, where the service is inside an application.
+    #[test]
+    fn a_client_installs_no_tls_provider() {
+        client("https://api.workos.com");
+        assert!(rustls::crypto::CryptoProvider::get_default().is_none());
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod bugs;
 mod connections;
 mod convergence;
 mod doctor;
+mod documents;
+mod embed;
 mod failures;
 mod heal;
 mod health;
