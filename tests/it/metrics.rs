@@ -41,7 +41,7 @@ enum Format {
 
 /// A family of metrics, as a scrape describes it.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Family {
+pub(crate) struct Family {
     kind: String,
     help: String,
     unit: Option<String>,
@@ -51,8 +51,8 @@ type Labels = BTreeMap<String, String>;
 
 /// What a scrape shows.
 #[derive(Debug, Default)]
-struct Scrape {
-    families: BTreeMap<String, Family>,
+pub(crate) struct Scrape {
+    pub(crate) families: BTreeMap<String, Family>,
     samples: BTreeMap<(String, Labels), f64>,
 }
 
@@ -246,7 +246,7 @@ async fn scrape_as(app: &TestApp, format: Format) -> Scrape {
     Scrape::read(format, &answer.text)
 }
 
-async fn scrape(app: &TestApp) -> Scrape {
+pub(crate) async fn scrape(app: &TestApp) -> Scrape {
     scrape_as(app, Format::Text).await
 }
 
@@ -276,7 +276,7 @@ async fn with_api(url: Url) -> TestApp {
 }
 
 /// Everything that there is to scrape.
-async fn busy_app() -> TestApp {
+pub(crate) async fn busy_app() -> TestApp {
     let (app, workos) = with_workos().await;
     workos.add_organization(ACME, None);
     app.deliver(&created(1, ACME, "Acme").body())
@@ -318,12 +318,6 @@ async fn a_scrape_is_in_the_format_that_was_asked_for() {
         .filter_map(|family| family.unit.as_deref())
         .collect();
     assert_eq!(units, BTreeSet::from(["bytes", "seconds"]));
-}
-
-/// The names of all families that a scrape shows.
-pub(crate) async fn shown_by_a_scrape() -> BTreeSet<String> {
-    let app = busy_app().await;
-    scrape(&app).await.families.into_keys().collect()
 }
 
 /// R51: docs/metrics.md names each metric, its type and its labels, and no other; no page names a metric that there isn't.

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use serde_json::Value;
 use workos_sync::cli::Cli;
 
-use crate::metrics::{named, shown_by_a_scrape};
+use crate::metrics::{busy_app, named, scrape};
 
 fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
@@ -76,6 +76,12 @@ fn all_of<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
         }
         _ => {}
     }
+}
+
+/// The names of all families that a scrape shows.
+async fn shown_by_a_scrape() -> BTreeSet<String> {
+    let app = busy_app().await;
+    scrape(&app).await.families.into_keys().collect()
 }
 
 /// Each alarm is about metrics that there are, is tested, and has its page: what it means, and what to do.
