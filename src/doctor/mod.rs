@@ -20,12 +20,12 @@ use ulid::Ulid;
 use url::Url;
 
 use crate::clock::Clock;
-use crate::event::OrganizationEventType;
+use crate::entities::organization::OrganizationEventType;
+use crate::entities::organization::host::{Host, HostTable, LookupError};
 use crate::heal::key::KeyGuard;
 use crate::postgres::error::describe;
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::signature;
-use crate::sync::host::{Host, HostTable, LookupError};
 use crate::workos::{self, ReadFrom, WebhookEndpoint, WorkosClient, WorkosError};
 use verdict::{Ours, Pong, Pooling, Resource};
 

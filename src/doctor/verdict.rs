@@ -7,10 +7,10 @@ use secrecy::SecretString;
 use serde::Serialize;
 use url::Url;
 
-use crate::event::OrganizationEventType;
+use crate::entities::organization::OrganizationEventType;
+use crate::entities::organization::host::HostTable;
 use crate::heal::HealError;
 use crate::signature;
-use crate::sync::host::HostTable;
 use crate::workos::{Answered, WebhookEndpoint, WorkosError};
 
 /// The oldest Postgres that is supported.

@@ -9,9 +9,9 @@ use tracing::warn;
 use super::key::KeyGuard;
 use super::{HealError, Patience};
 use crate::clock::Clock;
+use crate::entities::organization::Target;
+use crate::entities::organization::statements::Statements;
 use crate::inbox::Inbox;
-use crate::sync::Target;
-use crate::sync::statements::Statements;
 use crate::workos::{Page, WorkosClient, WorkosError};
 
 /// What a command that asks WorkOS for everything needs.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::HealError;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
-use crate::event::OrganizationEventType;
+use crate::entities::organization::OrganizationEventType;
 use crate::inbox::{Beside, EventName, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use crate::entities::Outcome;
 use crate::event::{EventId, OrganizationId, WorkosId};
-use crate::sync::Outcome;
 
 /// The longest payload that Postgres takes.
 const MOST_BYTES: usize = 7_999;

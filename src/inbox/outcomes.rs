@@ -14,9 +14,9 @@ use super::request_ids::RequestIds;
 use super::status::{Ended, EventName, Source, Status};
 use super::store::{Claimed, NewEvent};
 use crate::clock::Clock;
+use crate::entities::Outcome;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
-use crate::sync::Outcome;
 use crate::telemetry::repeats::{Repeats, Summary};
 use crate::telemetry::rfc3339;
 

@@ -9,8 +9,9 @@ use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::status::{EventName, Source, Status};
+use crate::entities::Outcome;
+use crate::entities::organization::OrganizationEventType;
 use crate::event::{EnvelopeError, Event, EventId};
-use crate::sync::Outcome;
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
 const LANE_LOCKS: i32 = 1_061_423_321;
@@ -130,7 +131,7 @@ impl NewEvent {
         let mut event = Self {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
-            ignored: event.organization_event_type().is_none(),
+            ignored: OrganizationEventType::parse(&event.event_type).is_none(),
             received_at,
             source,
             request_id: None,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::postgres::PgListener;
 use tokio::time::timeout;
+use workos_sync::entities::organization::organization_id::{default_namespace, derive};
 use workos_sync::event::WorkosId;
-use workos_sync::sync::organization_id::{default_namespace, derive};
 
 use crate::support::app::Options;
 use crate::support::event::event_id;

@@ -14,6 +14,9 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor, PgPoo
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
+use workos_sync::entities::organization::Target;
+use workos_sync::entities::organization::host::{Host, HostTable};
+use workos_sync::entities::organization::organization_id::default_namespace;
 use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
@@ -21,9 +24,6 @@ use workos_sync::inbox::{Inbox, Recorded, Source};
 use workos_sync::metrics::{Metrics, gauges};
 use workos_sync::outbox::Outbox;
 use workos_sync::service::Engine;
-use workos_sync::sync::Target;
-use workos_sync::sync::host::{Host, HostTable};
-use workos_sync::sync::organization_id::default_namespace;
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature};
 
