@@ -69,6 +69,7 @@ pub mod metrics;
 pub mod outbox;
 mod panics;
 pub mod postgres;
+mod repeats;
 pub mod service;
 pub mod shutdown;
 pub mod signature;

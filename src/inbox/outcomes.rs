@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::broadcast;
 use tracing::{Level, debug, error, info, warn};
 
@@ -17,8 +17,7 @@ use crate::clock::Clock;
 use crate::entities::Outcome;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
-use crate::telemetry::repeats::{Repeats, Summary};
-use crate::telemetry::rfc3339;
+use crate::repeats::{Repeats, Summary};
 
 /// What is told of an event.
 #[derive(Debug)]
@@ -319,6 +318,11 @@ impl Outcomes {
         // Nobody has to listen.
         let _ = self.ended.send(ended);
     }
+}
+
+/// A time, as the log has it.
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 fn summarize(summaries: Vec<Summary<(Happened, String), EventName>>) {

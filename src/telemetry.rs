@@ -4,11 +4,8 @@
 //! `organization_id` (ours), `source`, `attempts`, `outcome`, `error`. A message can be read without its
 //! fields, and found by them. Times are RFC 3339. Bodies, secrets and signatures are never logged, at no level.
 
-pub mod repeats;
-
 use std::io::IsTerminal;
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
@@ -39,10 +36,4 @@ pub fn init(format: Option<LogFormat>, level: EnvFilter) {
             .with_span_list(false)
             .init(),
     }
-}
-
-/// A time, as the log has it.
-#[must_use]
-pub fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

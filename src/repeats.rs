@@ -10,7 +10,7 @@ const WINDOW: TimeDelta = TimeDelta::seconds(30);
 
 /// The causes that were named lately, each with its others. What happened is a key of the caller's.
 #[derive(Debug)]
-pub struct Repeats<K, E>(Mutex<BTreeMap<K, Window<E>>>);
+pub(crate) struct Repeats<K, E>(Mutex<BTreeMap<K, Window<E>>>);
 
 #[derive(Debug)]
 struct Window<E> {
@@ -21,13 +21,13 @@ struct Window<E> {
 
 /// What became of the events that were not named.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary<K, E> {
+pub(crate) struct Summary<K, E> {
     /// What happened.
-    pub cause: K,
+    pub(crate) cause: K,
     /// How many there were.
-    pub count: u64,
+    pub(crate) count: u64,
     /// The last of them.
-    pub example: E,
+    pub(crate) example: E,
 }
 
 impl<K, E> Default for Repeats<K, E> {
@@ -38,7 +38,7 @@ impl<K, E> Default for Repeats<K, E> {
 
 impl<K: Ord, E> Repeats<K, E> {
     /// Says whether an event is to be named; if not, it is counted.
-    pub fn is_first(&self, cause: K, now: DateTime<Utc>, event: impl FnOnce() -> E) -> bool {
+    pub(crate) fn is_first(&self, cause: K, now: DateTime<Utc>, event: impl FnOnce() -> E) -> bool {
         let mut windows = self.windows();
         if let Some(window) = windows.get_mut(&cause) {
             window.others += 1;
@@ -55,12 +55,12 @@ impl<K: Ord, E> Repeats<K, E> {
     }
 
     /// Takes what is due to be said of the others. Whoever asks does so every second or so.
-    pub fn take_due(&self, now: DateTime<Utc>) -> Vec<Summary<K, E>> {
+    pub(crate) fn take_due(&self, now: DateTime<Utc>) -> Vec<Summary<K, E>> {
         self.take(|window| window.ends <= now)
     }
 
     /// Takes all that is still to be said of the others: at the end of the process.
-    pub fn take_all(&self) -> Vec<Summary<K, E>> {
+    pub(crate) fn take_all(&self) -> Vec<Summary<K, E>> {
         self.take(|_| true)
     }
 
