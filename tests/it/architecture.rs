@@ -74,7 +74,7 @@ const LAYERS: [&str; 22] = [
 ];
 
 /// The parts of the inbox, in the same way. None knows the façade.
-const INBOX: [&str; 20] = [
+const INBOX: [&str; 19] = [
     "bulk",
     "page",
     "record",
@@ -90,7 +90,6 @@ const INBOX: [&str; 20] = [
     "status",
     "conditions",
     "crew",
-    "locks",
     "notify",
     "queue",
     "request_ids",
