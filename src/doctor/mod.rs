@@ -132,7 +132,8 @@ impl Setup {
         let mut may_ask_version = true;
         if let Some(may_use) = store::may_use_schema(&mut tx).await? {
             let missing = store::missing_rights(&mut tx).await?;
-            may_ask_version = may_use && missing.iter().all(|(table, _)| table != "migrations");
+            may_ask_version =
+                may_use && missing.iter().all(|(on, _)| on != "workos_sync.migrations");
             checks.push(verdict::rights(&server.role, may_use, &missing));
             let writers = store::other_writers(&mut tx).await?;
             checks.extend(verdict::writers(&writers));

@@ -5,7 +5,7 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 use super::verdict::Server;
 
 /// The rights that the service needs on our own tables; `docs/security.md` has them as grants.
-pub(super) const RIGHTS: [(&str, &[&str]); 10] = [
+const RIGHTS: [(&str, &[&str]); 12] = [
     ("workos_organization_syncs", &["select", "insert", "update"]),
     ("external_id_pushes", &["select", "insert", "update"]),
     ("webhook_events", &["select", "insert", "update", "delete"]),
@@ -17,6 +17,8 @@ pub(super) const RIGHTS: [(&str, &[&str]); 10] = [
     ("event_poll", &["select", "insert", "update"]),
     ("runs", &["select", "insert", "update"]),
     ("last_webhook", &["select", "insert", "update"]),
+    ("pause", &["select", "insert", "update"]),
+    ("operator_actions", &["select", "insert", "update"]),
     ("migrations", &["select"]),
     ("status", &["select"]),
 ];
@@ -45,7 +47,7 @@ pub(super) async fn may_use_schema(
     found.fetch_optional(connection).await
 }
 
-/// Which rights the role lacks, by table, as a grant names them.
+/// Which rights the role lacks, by what they are on, as a grant names both.
 pub(super) async fn missing_rights(
     connection: &mut PgConnection,
 ) -> Result<Vec<(String, String)>, sqlx::Error> {
@@ -68,10 +70,28 @@ pub(super) async fn missing_rights(
         &relations as _,
         &rights as _,
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
     let missing = missing.into_iter();
-    Ok(missing.map(|row| (row.relation, row.rights)).collect())
+    let mut missing: Vec<_> = missing
+        .map(|row| (format!("workos_sync.{}", row.relation), row.rights))
+        .collect();
+    let may_ask_for_a_pause = query_scalar!(
+        r#"
+        select has_function_privilege(pg_proc.oid, 'execute') as "may!"
+        from pg_proc
+                 join pg_namespace on pg_namespace.oid = pronamespace
+        where nspname = 'workos_sync'
+          and proname = 'is_paused'
+        "#
+    )
+    .fetch_optional(connection)
+    .await?;
+    if may_ask_for_a_pause == Some(false) {
+        let function = "function workos_sync.is_paused()".to_owned();
+        missing.push((function, "execute".to_owned()));
+    }
+    Ok(missing)
 }
 
 /// The roles that may write the inbox, beside its owner and ourselves.

@@ -149,7 +149,7 @@ pub(super) fn migrations(pending: &[i64], migrates_on_start: bool) -> Check {
     }
 }
 
-/// `missing`: the rights, by relation of our schema.
+/// `missing`: the rights, by what they are on.
 pub(super) fn rights(role: &str, may_use_schema: bool, missing: &[(String, String)]) -> Check {
     if !may_use_schema {
         let says = format!(
@@ -163,7 +163,7 @@ pub(super) fn rights(role: &str, may_use_schema: bool, missing: &[(String, Strin
     }
     let grants: Vec<_> = missing
         .iter()
-        .map(|(relation, rights)| format!("grant {rights} on workos_sync.{relation} to {role}"))
+        .map(|(object, rights)| format!("grant {rights} on {object} to {role}"))
         .collect();
     let says = format!("role {role} lacks rights: {}", grants.join("; "));
     Check::fail("rights", says)

@@ -19,6 +19,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Readings {
     /// The table of organizations may be taken for what WorkOS has (R45).
     pub trusted: bool,
+    /// Nothing is applied or written back, because an operator wants it so (R49).
+    pub paused: bool,
     /// Events to be applied.
     pub pending: i64,
     /// Events that will be tried again.
@@ -76,12 +78,13 @@ async fn ask(connection: &mut PgConnection) -> Result<Readings, sqlx::Error> {
     query_as!(
         Readings,
         r#"
-        select trusted             as "trusted!",
-               pending             as "pending!",
-               failed              as "failed!",
-               dead                as "dead!",
-               oldest_unapplied_at as oldest_unapplied,
-               pushes              as "pushes!",
+        select trusted                  as "trusted!",
+               paused_until is not null as "paused!",
+               pending                  as "pending!",
+               failed                   as "failed!",
+               dead                     as "dead!",
+               oldest_unapplied_at      as oldest_unapplied,
+               pushes                   as "pushes!",
                (select min(created_at)
                 from (select created_at
                       from workos_sync.external_id_pushes

@@ -77,6 +77,7 @@ struct Series {
     poll_gaps: Counters<0>,
     missed_deliveries: Counters<0>,
     mirror_trusted: Unknown<Gauge>,
+    paused: Unknown<Gauge>,
     schema_usable: Gauge,
     connections: Connections,
 }
@@ -157,6 +158,10 @@ impl Default for Metrics {
             mirror_trusted: ours.add(
                 "mirror_trusted",
                 "Whether the table of organizations may be taken for what WorkOS has",
+            ),
+            paused: ours.add(
+                "paused",
+                "Whether an operator has paused applying and writing back",
             ),
             schema_usable: ours.add(
                 "schema_usable",
@@ -283,6 +288,7 @@ impl Metrics {
             oldest_push,
             backlog_asked_at,
             mirror_trusted,
+            paused,
             ..
         } = &*self.series;
         for (gauges, status, count) in [
@@ -305,6 +311,7 @@ impl Metrics {
         mirror_trusted
             .get_or_create(&[])
             .set(readings.trusted.into());
+        paused.get_or_create(&[]).set(readings.paused.into());
         backlog_asked_at
             .get_or_create(&[])
             .set(seconds(now - DateTime::UNIX_EPOCH));

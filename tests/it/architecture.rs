@@ -27,6 +27,7 @@ fn pure_modules_know_no_io() {
         "inbox/retry.rs",
         "inbox/request_ids.rs",
         "keyed_mutex.rs",
+        "operate/filter.rs",
         "outbox/pace.rs",
         "outbox/verdict.rs",
         "repeats.rs",
@@ -53,6 +54,7 @@ const LAYERS: [&str; 22] = [
     "doctor",
     "service",
     "http",
+    "operate",
     "heal",
     "shutdown",
     "inbox",
@@ -70,6 +72,7 @@ const LAYERS: [&str; 22] = [
     "dotenv",
     "config",
     "clock",
+    "pause",
     "postgres",
 ];
 

@@ -442,6 +442,14 @@ async fn what_waits_is_measured() {
         waiting.shows(series, value);
     }
 
+    waiting.shows("workos_sync_paused", 0.0);
+    app.execute(
+        "insert into pause (since, until, actor) values (now(), now() + interval '1 hour', 'me')",
+    )
+    .await;
+    app.measure().await.unwrap();
+    scrape(&app).await.shows("workos_sync_paused", 1.0);
+
     app.execute("alter table external_id_pushes rename to gone")
         .await;
     app.clock.advance(TimeDelta::hours(1));

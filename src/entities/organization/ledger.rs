@@ -12,6 +12,7 @@ use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow
 use super::store::NewCursor;
 use super::{Change, OrganizationEvent, TwoRows};
 use crate::entities::Outcome;
+use crate::entities::guard::Replay;
 use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// Rows and cursors are kept in order, so that concurrent batches write them in the same order.
@@ -169,7 +170,11 @@ impl<'e> Ledger<'e> {
         let (outcome, changed) = match decide(&found, candidate, event) {
             Decision::Stale => {
                 self.changed.push(None);
-                return Outcome::Stale;
+                // It stays on record that it disabled the row: it does so once (R46).
+                return match event.replay {
+                    Replay::AfterDisabling => Outcome::Disabled,
+                    _ => Outcome::Stale,
+                };
             }
             Decision::Tombstone => (Outcome::Tombstoned, None),
             Decision::Disable { id, deleted_at } => {
