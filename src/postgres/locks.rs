@@ -121,9 +121,8 @@ mod tests {
             assert!(now(budget.take(1)).is_none(), "{server}");
             first.take_slugs(lanes).await;
             assert!(now(second.take_slugs(1)).is_none(), "{server}");
-            let most = TRANSACTIONS * (lanes + LOCKS_BESIDE)
-                + lanes
-                + 8 * (LOCKS_A_LANE + LOCKS_BESIDE);
+            let most =
+                TRANSACTIONS * (lanes + LOCKS_BESIDE) + lanes + 8 * (LOCKS_A_LANE + LOCKS_BESIDE);
             assert!(most <= std::cmp::max(server / 10, 30), "{most} of {server}");
 
             // What a transaction had is free after it.

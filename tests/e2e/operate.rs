@@ -121,7 +121,7 @@ async fn events_are_looked_at() {
     );
     let json = look(&["organization", "org_a", "--json"]).await.assert(0);
     let found = &objects(&json)[0];
-    assert_eq!(found["events"]["items"].as_array().unwrap().len(), 3);
+    assert_eq!(found["events"]["items"].as_array().unwrap().len(), 2);
     let id = found["row"]["id"].as_str().unwrap();
     let same = look(&["organization", id, "--json"]).await.assert(0);
     assert_eq!(same.stdout, json.stdout);

@@ -71,7 +71,7 @@ const LAYERS: [&str; 22] = [
 ];
 
 /// The parts of the inbox, in the same way. None knows the façade.
-const INBOX: [&str; 18] = [
+const INBOX: [&str; 17] = [
     "bulk",
     "page",
     "record",
@@ -87,7 +87,6 @@ const INBOX: [&str; 18] = [
     "status",
     "conditions",
     "crew",
-    "locks",
     "queue",
     "retry",
 ];
