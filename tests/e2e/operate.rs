@@ -81,9 +81,9 @@ async fn events_are_looked_at() {
     let page = look(&["events", "list", "--limit", "3", "--json"])
         .await
         .assert(0);
-    let last = objects(&page)[2]["event_id"].as_str().unwrap().to_owned();
-    assert_eq!(page.error_line(), format!("there are more: --after {last}"));
-    let rest = look(&["events", "list", "--after", &last, "--json"])
+    let end = objects(&page)[2]["event_id"].as_str().unwrap().to_owned();
+    assert_eq!(page.error_line(), format!("there are more: --after {end}"));
+    let rest = look(&["events", "list", "--after", &end, "--json"])
         .await
         .assert(0);
     assert_eq!(objects(&rest).len(), 1);
