@@ -39,6 +39,7 @@ e2e: packages ## Drive the built binary, with the official WorkOS emulator as cl
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
 	npm ci --prefix tests/e2e/browser --no-audit --no-fund
 	cargo test --locked --test e2e
+	cargo test --locked --features otlp --test e2e otlp::
 
 faults: packages ## Break everything at random under load, 200 times, and look for what was lost (docs/reliability.md)
 	@scripts/install-packages faketime

@@ -8,6 +8,7 @@ use workos_sync::config::ConfigError;
 use workos_sync::dotenv;
 use workos_sync::operate::OperateError;
 use workos_sync::postgres::embedded::EmbeddedError;
+use workos_sync::telemetry;
 
 /// Wrong usage or configuration, as clap has it.
 const USAGE: u8 = 2;
@@ -37,6 +38,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let code = runtime.block_on(cli.run());
     // A thread may still wait for standard input, or for a name server; the process doesn't.
     runtime.shutdown_background();
+    telemetry::end();
     code
 }
 

@@ -12,7 +12,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tracing::error;
+use tracing::{Instrument, debug_span, error};
 
 use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
 use super::lanes::Lanes;
@@ -256,7 +256,10 @@ impl Recorder {
     /// event was stored.
     async fn store_caught(&self, batch: Vec<Waiting>) {
         let events = batch.len();
-        if let Err(panic) = panics::caught(self.store_batch(batch)).await {
+        let storing = self
+            .store_batch(batch)
+            .instrument(debug_span!("record", events));
+        if let Err(panic) = panics::caught(storing).await {
             error!(
                 panic,
                 events,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
+use tracing::{Instrument, debug_span};
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
@@ -221,7 +222,8 @@ impl Transactions {
         let statements = host.statements();
         let attempt =
             async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch, places).await;
-        let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
+        let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt)
+            .instrument(debug_span!("apply", lanes = lanes.len()));
         let done = panics::caught(done)
             .await
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()));

@@ -17,6 +17,8 @@ mod interrupted;
 mod lifecycle;
 mod migrate;
 mod operate;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod page;
 mod pgbouncer;
 mod private_database;

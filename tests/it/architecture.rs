@@ -210,7 +210,7 @@ fn the_image_can_be_built() {
 /// service inside.
 #[test]
 fn nothing_is_installed_behind_the_hosts_back() {
-    let program = ["cli", "main.rs", "dotenv.rs", "telemetry.rs", "shutdown.rs"];
+    let program = ["cli", "main.rs", "dotenv.rs", "telemetry", "shutdown.rs"];
     for entry in source("").read_dir().unwrap() {
         let module = entry.unwrap().path();
         let name = module.file_name().unwrap().to_str().unwrap();
