@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, SecondsFormat, Utc};
 use tracing::{info, warn};
 
-use super::decide::{Decision, Found, Link, OrganizationRow, SyncCursor, decide};
+use super::decide::{Compared, Decision, Found, Link, OrganizationRow, SyncCursor, decide};
 use super::precision::RowPrecision;
 use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow};
 use super::store::NewCursor;
@@ -30,6 +30,8 @@ pub(super) struct Ledger<'e> {
     pushes: BTreeMap<&'e str, OrganizationId>,
     /// Of each event so far, the row that it changed, if it did.
     changed: Vec<Option<OrganizationId>>,
+    /// The places of the stale events among them, and what each was compared with.
+    refused: Vec<(usize, Compared)>,
     /// What the log is to say.
     notes: Vec<Note<'e>>,
 }
@@ -106,6 +108,7 @@ impl<'e> Ledger<'e> {
             cursors: BTreeMap::new(),
             pushes: BTreeMap::new(),
             changed: Vec::new(),
+            refused: Vec::new(),
             notes: Vec::new(),
         };
         for Named { asked, row } in by_workos_id {
@@ -169,12 +172,14 @@ impl<'e> Ledger<'e> {
         let found = self.found(&event.workos_id, &candidate);
         let (outcome, changed) = match decide(&found, candidate, event) {
             Decision::Stale => {
+                let place = self.changed.len();
                 self.changed.push(None);
                 // It stays on record that it disabled the row: it does so once (R46).
-                return match event.replay {
-                    Replay::AfterDisabling => Outcome::Disabled,
-                    _ => Outcome::Stale,
-                };
+                if event.replay == Replay::AfterDisabling {
+                    return Outcome::Disabled;
+                }
+                self.refused.push((place, found.refusal(event)));
+                return Outcome::Stale;
             }
             Decision::Tombstone => (Outcome::Tombstoned, None),
             Decision::Disable { id, deleted_at } => {
@@ -383,9 +388,10 @@ impl<'e> Ledger<'e> {
         &self.pushes
     }
 
-    /// Of each event, in order, the row that it changed, if it did.
-    pub(super) fn into_changed(self) -> Vec<Option<OrganizationId>> {
-        self.changed
+    /// Of each event, in order, the row that it changed, if it did; and of the stale ones, with their places, what refused
+    /// them.
+    pub(super) fn into_results(self) -> (Vec<Option<OrganizationId>>, Vec<(usize, Compared)>) {
+        (self.changed, self.refused)
     }
 
     /// A new row has another id than it was given (R14).
