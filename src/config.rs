@@ -338,6 +338,18 @@ impl Settings {
     }
 }
 
+fn log_format(value: Option<String>) -> Result<Option<LogFormat>, ConfigError> {
+    match given(value).as_deref() {
+        None => Ok(None),
+        Some("text") => Ok(Some(LogFormat::Text)),
+        Some("json") => Ok(Some(LogFormat::Json)),
+        Some(other) => Err(wrong(
+            "LOG_FORMAT",
+            format!("expected text or json: {other:?}"),
+        )),
+    }
+}
+
 /// An empty value is none.
 fn given(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
