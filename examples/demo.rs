@@ -50,7 +50,7 @@ async fn main() -> Result<(), Failure> {
     server.spawn(axum::serve(listener, workos.router()).into_future());
 
     let (mut service, webhook, page) = program.serve(&api).await?;
-    program.backfill(&api).await?;
+    program.ask_for_everything(&api).await?;
     shorten_names(&program.database()?).await?;
     announce(&page);
     let secret = program.secret()?;
@@ -122,19 +122,22 @@ impl Program {
         Err("the service does not start".into())
     }
 
-    async fn backfill(&self, api: &str) -> Result<(), Failure> {
-        let done = self
-            .command(api)
-            .arg("backfill")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .await?;
-        if done.success() {
-            Ok(())
-        } else {
-            Err("the backfill failed".into())
+    /// Reads all organizations, and compares them: the mirror may be trusted then.
+    async fn ask_for_everything(&self, api: &str) -> Result<(), Failure> {
+        for what in ["backfill", "reconcile"] {
+            let done = self
+                .command(api)
+                .arg(what)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .await?;
+            // 3: they differ, by what was poison the last time.
+            if !matches!(done.code(), Some(0 | 3)) {
+                return Err(format!("{what}: {done}").into());
+            }
         }
+        Ok(())
     }
 
     fn database(&self) -> Result<String, Failure> {

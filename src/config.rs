@@ -485,18 +485,6 @@ fn admin(
     Ok((address, token))
 }
 
-fn log_format(value: Option<String>) -> Result<Option<LogFormat>, ConfigError> {
-    match given(value).as_deref() {
-        None => Ok(None),
-        Some("text") => Ok(Some(LogFormat::Text)),
-        Some("json") => Ok(Some(LogFormat::Json)),
-        Some(other) => Err(wrong(
-            "LOG_FORMAT",
-            format!("expected text or json: {other:?}"),
-        )),
-    }
-}
-
 /// A word that is no level is the name of a target to [`EnvFilter`], which then logs that target alone:
 /// `warning` would be silence.
 fn log_level(value: &str) -> Result<EnvFilter, ConfigError> {
