@@ -96,11 +96,11 @@ enum Command {
     /// Read the events of a period from WorkOS, and apply those that are missing
     CatchUp {
         /// Begin of the period: a time such as 2026-11-26T08:00:00Z, or how long ago, such as 2h or 7d
-        #[arg(long, value_name = "TIME", value_parser = asking::When::parse)]
-        since: asking::When,
+        #[arg(long, value_name = "TIME")]
+        since: String,
         /// End of the period. The default is now
-        #[arg(long, value_name = "TIME", value_parser = asking::When::parse)]
-        until: Option<asking::When>,
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
     },
     /// Print whether the table can be trusted. Exits with 3 if not
     Status {
@@ -168,7 +168,9 @@ impl Cli {
                 let options = heal::reconcile::Options { apply, max_disable };
                 reconcile::run(config, options, json).await
             }
-            Command::CatchUp { since, until } => catch_up::run(config, since, until).await,
+            Command::CatchUp { since, until } => {
+                catch_up::run(config, &since, until.as_deref()).await
+            }
             Command::Status { json } => status::run(config, json).await,
         }
     }

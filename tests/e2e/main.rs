@@ -12,6 +12,7 @@ mod configuration;
 mod database_url;
 mod emulator;
 mod hardening;
+mod healing;
 mod interrupted;
 mod lifecycle;
 mod migrate;
