@@ -4,25 +4,28 @@ ARG RUST_VERSION=1.95
 FROM rust:${RUST_VERSION}-bookworm AS builder
 WORKDIR /build
 
-# No database while building: the SQL macros read .sqlx/.
-ENV SQLX_OFFLINE=true
+# Writes the list of dependencies into the binary, for scanners (`cargo audit bin`, Trivy, Grype).
+RUN cargo install cargo-auditable --version 0.7.7 --locked
 
 # The dependencies, in a layer that only a change of these four files throws away. Cargo wants every target
 # that Cargo.toml names to exist, so each is an empty stub. `cargo clean` forgets what the stubs became:
 # COPY keeps modification times, and Cargo would take an older source for one it has already compiled.
 COPY Cargo.toml Cargo.lock build.rs sqlx.toml ./
-RUN mkdir -p src benches tests/it tests/e2e \
-    && touch src/lib.rs benches/functions.rs tests/it/main.rs tests/e2e/main.rs \
+RUN mkdir -p src benches tests/it tests/e2e tests/faults \
+    && touch src/lib.rs benches/functions.rs tests/it/main.rs tests/e2e/main.rs tests/faults/main.rs \
     && echo 'fn main() {}' > src/main.rs \
-    && cargo build --release --locked \
+    && cargo auditable build --release --locked \
     && cargo clean --release --package workos-sync
 
 COPY migrations migrations
 COPY .sqlx .sqlx
 COPY src src
+# What `--version` tells: there is no repository here.
+ARG REVISION=
+ENV WORKOS_SYNC_REVISION=${REVISION}
 # --frozen is --locked and offline: what isn't in the layer above fails here instead of being fetched again
-# at every build.
-RUN cargo build --release --frozen
+# at every build. The SQL macros read .sqlx, and want no database.
+RUN cargo auditable build --release --frozen
 
 
 # Of the same Debian as the builder: the binary is linked to its glibc.
@@ -48,8 +51,9 @@ EXPOSE 8080
 # told otherwise: `docker stop -t 30`; Kubernetes' 30 s are enough.
 STOPSIGNAL SIGTERM
 
-# No HEALTHCHECK: there is no curl in here, and Kubernetes ignores it. Probe GET /healthz (alive) and
-# GET /readyz (may have traffic) from outside.
+# For Docker and Compose; Kubernetes ignores it, and probes GET /healthz (alive) and GET /readyz (may have traffic).
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["workos-sync", "health"]
+
 ENTRYPOINT ["workos-sync"]
 
 # Last, because they change with every build.

@@ -463,10 +463,15 @@ fn api_url(value: &str) -> Result<Url, ConfigError> {
     }
 }
 
-fn webhook_path(value: String) -> Result<String, ConfigError> {
+/// Says whether a path can receive webhooks.
+pub(crate) fn is_webhook_path(path: &str) -> bool {
     // Unreserved characters of RFC 3986 and "/": what no router reads as a pattern.
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
-    if !value.starts_with('/') || value.len() < 2 || !value.bytes().all(plain) {
+    path.starts_with('/') && path.len() >= 2 && path.bytes().all(plain)
+}
+
+fn webhook_path(value: String) -> Result<String, ConfigError> {
+    if !is_webhook_path(&value) {
         return Err(wrong(
             "WEBHOOK_PATH",
             format!(

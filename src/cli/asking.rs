@@ -1,23 +1,16 @@
 //! What the commands share that ask WorkOS for everything.
 
 use std::io::{IsTerminal, stderr};
-use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
 
-use super::{Database, bring_schema_up_to_date, unusable};
-use crate::clock::DatabaseClock;
+use super::Database;
 use crate::config::{Config, ConfigError};
 use crate::event::parse_timestamp;
 use crate::heal::{Means, Progress};
-use crate::inbox::{Capacity, Inbox};
-use crate::metrics::Metrics;
-use crate::outbox::Outbox;
-use crate::postgres;
-use crate::sync::Target;
-use crate::sync::host::Host;
+use crate::service::Engine;
 use crate::workos::{Priority, WorkosClient};
 
 /// Has a command's work done with all that it needs to ask WorkOS, and ends what it has begun.
@@ -38,53 +31,25 @@ pub(super) async fn with<T>(
         .with_priority(Priority::Command);
     Database::with(config, async |database| {
         info!(database = %database.url, "{what}: into {}", database.url);
-        let schema = bring_schema_up_to_date(&database.url).await?;
-        if !schema.table.is_usable() {
-            return Err(unusable(&schema.table));
-        }
-        let options = database.url.options.clone();
-        let pool = postgres::pool(options.clone(), config.database_max_connections);
-        let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-        let clock = Arc::new(clock);
-        let capacity = Capacity {
-            apply_connections: usize::try_from(config.database_max_connections / 2)?,
-            lock_places: postgres::transaction(&pool, postgres::PATIENCE, postgres::lock_places)
-                .await?,
+        let ask = async |engine: &Engine| {
+            let Engine {
+                pool,
+                inbox,
+                clock,
+                target,
+                ..
+            } = engine.clone();
+            let means = Means {
+                pool,
+                options: database.url.options.clone(),
+                inbox,
+                client,
+                clock,
+                target,
+            };
+            work(&means).await
         };
-        let shutdown = database.stop.child_token();
-        let target = Target {
-            host: Host::new(schema.table, database.url.schema.clone()),
-            namespace: config.org_id_namespace,
-        };
-        let inbox = Inbox::new(
-            pool.clone(),
-            clock.clone(),
-            // Intentions are recorded; `serve` delivers them.
-            Outbox::new(
-                pool.clone(),
-                None,
-                clock.clone(),
-                Arc::new(target.host.clone()),
-            ),
-            target.clone(),
-            Metrics::default(),
-            capacity,
-            shutdown.clone(),
-        );
-        let means = Means {
-            pool: pool.clone(),
-            options,
-            inbox: inbox.clone(),
-            client,
-            clock,
-            target,
-        };
-        let done = work(&means).await;
-        // What is in hand is finished, and nothing more begun.
-        shutdown.cancel();
-        inbox.idle().await;
-        pool.close().await;
-        done
+        database.with_engine(config, ask).await
     })
     .await
 }

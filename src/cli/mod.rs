@@ -3,6 +3,7 @@
 mod asking;
 mod backfill;
 mod catch_up;
+mod definition;
 mod migrate;
 mod reconcile;
 mod replay;
@@ -21,6 +22,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
@@ -29,11 +31,14 @@ use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
 use crate::heal;
+use crate::metrics::Metrics;
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
+use crate::service::Engine;
 use crate::shutdown::Shutdown;
-use crate::sync::host::HostTable;
+use crate::sync::Target;
+use crate::sync::host::{Host, HostTable};
 use crate::sync::schema::{self, Schema, UpdateError};
 
 /// How long a database that can't be reached is waited for at the start.
@@ -44,7 +49,7 @@ const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// Keeps a Postgres table of organizations in step with `WorkOS`.
 #[derive(Parser)]
-#[command(name = "workos-sync", version, about, max_term_width = 100)]
+#[command(name = "workos-sync", version = crate::VERSION, about, max_term_width = 100)]
 #[expect(missing_debug_implementations, reason = "holds secrets as text")]
 pub struct Cli {
     #[command(subcommand)]
@@ -108,6 +113,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, in roff
+    #[command(hide = true)]
+    Man,
 }
 
 impl Cli {
@@ -150,15 +163,16 @@ impl Cli {
     /// # Errors
     /// [`ConfigError`] for a setting that can't be used; else what went wrong while running.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let config = self.settings.check()?;
+        // Of a command that uses none, none is wrong.
+        let config = self.settings.check();
         match self.command.unwrap_or(Command::Serve) {
-            Command::Serve => Box::pin(serve::run(config)).await,
-            Command::Migrate => migrate::run(config).await,
-            Command::Sign { file } => sign::run(&config, &file),
-            Command::Replay { files } => replay::run(config, &files).await,
+            Command::Serve => Box::pin(serve::run(config?)).await,
+            Command::Migrate => migrate::run(config?).await,
+            Command::Sign { file } => sign::run(&config?, &file),
+            Command::Replay { files } => replay::run(config?, &files).await,
             Command::Backfill { restart, dry_run } => {
                 let options = heal::backfill::Options { restart, dry_run };
-                backfill::run(config, options).await
+                backfill::run(config?, options).await
             }
             Command::Reconcile {
                 apply,
@@ -166,12 +180,14 @@ impl Cli {
                 max_disable,
             } => {
                 let options = heal::reconcile::Options { apply, max_disable };
-                reconcile::run(config, options, json).await
+                reconcile::run(config?, options, json).await
             }
             Command::CatchUp { since, until } => {
-                catch_up::run(config, &since, until.as_deref()).await
+                catch_up::run(config?, &since, until.as_deref()).await
             }
-            Command::Status { json } => status::run(config, json).await,
+            Command::Status { json } => status::run(config?, json).await,
+            Command::Completions { shell } => definition::completions(shell),
+            Command::Man => definition::man(),
         }
     }
 }
@@ -235,6 +251,7 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
             &["database_max_connections", "org_id_namespace"],
         ]
         .concat(),
+        "completions" | "man" => Vec::new(),
         "sign" => vec![
             "workos_webhook_secret",
             "workos_webhook_secret_file",
@@ -303,6 +320,32 @@ impl Database {
         stopped?;
         Ok(result)
     }
+
+    /// Does a command's work with what records and applies events, on an up-to-date schema, and ends what it has begun.
+    /// What WorkOS is to be told is recorded; `serve` tells it.
+    async fn with_engine<T>(
+        &self,
+        config: &Config,
+        work: impl AsyncFnOnce(&Engine) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let schema = bring_schema_up_to_date(&self.url).await?;
+        if !schema.table.is_usable() {
+            return Err(unusable(&schema.table));
+        }
+        let target = Target {
+            host: Host::new(schema.table, self.url.schema.clone()),
+            namespace: config.org_id_namespace,
+        };
+        let pool = postgres::pool(self.url.options.clone(), config.database_max_connections);
+        let stop = self.stop.child_token();
+        let (engine, _) = Engine::on(pool, target, None, Metrics::default(), stop.clone()).await?;
+        let done = work(&engine).await;
+        // The lanes of our events may have others without end: what is in hand is finished, and nothing more begun.
+        stop.cancel();
+        engine.inbox.idle().await;
+        engine.pool.close().await;
+        done
+    }
 }
 
 fn no_database(error: &EmbeddedError) -> ConfigError {
@@ -354,10 +397,14 @@ async fn wait_for(database: &DatabaseUrl) -> anyhow::Result<()> {
 /// Brings the schema up to date.
 async fn bring_schema_up_to_date(database: &DatabaseUrl) -> anyhow::Result<Schema> {
     let schema = schema::bring_up_to_date(&database.options, database.schema.as_deref()).await;
-    schema.map_err(|error| match error {
+    schema.map_err(|error| not_up_to_date(database, error))
+}
+
+fn not_up_to_date(database: &DatabaseUrl, error: UpdateError) -> anyhow::Error {
+    match error {
         UpdateError::Schema(SchemaError::Connect(error)) => unreachable_database(database, &error),
         error => anyhow::Error::new(error).context("the schema can't be brought up to date"),
-    })
+    }
 }
 
 /// Says what is to be known of the application's table.
@@ -369,8 +416,7 @@ fn warn_of(table: &HostTable) {
 
 /// The application's table can't be used: what keeps it from working, a line each.
 fn unusable(table: &HostTable) -> anyhow::Error {
-    let errors: Vec<_> = table.errors().map(ToString::to_string).collect();
-    anyhow!(errors.join("\n"))
+    anyhow!(table.why_unusable())
 }
 
 /// The setting, the place and the reason; no user and no password.

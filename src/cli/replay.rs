@@ -9,20 +9,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use sqlx::PgPool;
 use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
 use super::values::{Value, Values};
-use super::{Database, bring_schema_up_to_date, open, unusable};
-use crate::clock::DatabaseClock;
+use super::{Database, open};
 use crate::config::Config;
-use crate::inbox::{Capacity, Inbox, RecordError, Recorded};
-use crate::metrics::Metrics;
-use crate::outbox::Outbox;
-use crate::postgres;
-use crate::sync::Target;
-use crate::sync::host::Host;
+use crate::inbox::{Inbox, RecordError, Recorded};
+use crate::service::Engine;
 use crate::telemetry;
 
 /// The most events of a chunk. As many may wait to be applied.
@@ -36,59 +30,18 @@ pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     Database::with(&config, async |database| {
         info!(database = %database.url, "replaying into {}", database.url);
-        let pool = postgres::pool(
-            database.url.options.clone(),
-            config.database_max_connections,
-        );
-        let result = replay(&config, database, &pool, files).await;
-        pool.close().await;
-        result
+        let replay = async |engine: &Engine| {
+            let mut replay = Replay {
+                inbox: &engine.inbox,
+                waiting: Vec::new(),
+                report: Report::default(),
+            };
+            replay.run(files).await?;
+            Ok(replay.report.print())
+        };
+        database.with_engine(&config, replay).await
     })
     .await
-}
-
-async fn replay(
-    config: &Config,
-    database: &Database,
-    pool: &PgPool,
-    files: &[PathBuf],
-) -> anyhow::Result<ExitCode> {
-    let schema = bring_schema_up_to_date(&database.url).await?;
-    if !schema.table.is_usable() {
-        return Err(unusable(&schema.table));
-    }
-    let clock = postgres::transaction(pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-    let clock = Arc::new(clock);
-    let capacity = Capacity {
-        apply_connections: usize::try_from(config.database_max_connections / 2)?,
-        lock_places: postgres::transaction(pool, postgres::PATIENCE, postgres::lock_places).await?,
-    };
-    let shutdown = database.stop.child_token();
-    let host = Host::new(schema.table, database.url.schema.clone());
-    let inbox = Inbox::new(
-        pool.clone(),
-        clock.clone(),
-        // Intentions are recorded; `serve` delivers them.
-        Outbox::new(pool.clone(), None, clock, Arc::new(host.clone())),
-        Target {
-            host,
-            namespace: config.org_id_namespace,
-        },
-        Metrics::default(),
-        capacity,
-        shutdown.clone(),
-    );
-    let mut replay = Replay {
-        inbox: &inbox,
-        waiting: Vec::new(),
-        report: Report::default(),
-    };
-    let done = replay.run(files).await;
-    // Lanes that our events are in may have others without end: what is in hand is finished, and nothing more begun.
-    shutdown.cancel();
-    inbox.idle().await;
-    done?;
-    Ok(replay.report.print())
 }
 
 /// A file, or a line of it.

@@ -14,35 +14,25 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use secrecy::SecretString;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::PgPool;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{bring_schema_up_to_date, embedded_options, private_url, unusable, wait_for, warn_of};
-use crate::clock::{Clock, DatabaseClock, SystemClock};
+use super::{embedded_options, not_up_to_date, private_url, wait_for};
+use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
-use crate::heal::key::KeyGuard;
-use crate::heal::poll::{self, Poll};
-use crate::heal::trust;
-use crate::http::{App, health::Health, listener, router};
-use crate::inbox::{Capacity, Inbox};
-use crate::metrics::Metrics;
-use crate::outbox::Outbox;
+use crate::http::listener;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
-use crate::postgres::{self, DatabaseUrl, migrate};
+use crate::postgres::{self, DatabaseUrl};
+use crate::service::{BuildError, Builder, WorkosSync};
 use crate::shutdown::{Exit, Shutdown};
 use crate::signature;
-use crate::sync::Target;
-use crate::sync::host::Host;
-use crate::sync::schema::Schema;
 use crate::telemetry;
-use crate::workos::{Priority, WorkosClient};
 
 /// How long the last connections may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,7 +46,7 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
         .into());
     }
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
-    let shutdown = Shutdown::on_signals()?;
+    let shutdown = Arc::new(Shutdown::on_signals()?);
     let port = listener::bind(config.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
 
@@ -72,7 +62,7 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
 async fn with_private_postgres(
     config: Config,
     port: TcpSocket,
-    shutdown: &Shutdown,
+    shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     let mut server = match Embedded::start(&embedded_options(&config), shutdown.ending()).await {
         Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
@@ -91,7 +81,7 @@ async fn serve_on(
     server: &mut Embedded,
     mut config: Config,
     port: TcpSocket,
-    shutdown: &Shutdown,
+    shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     if config.webhook_secrets.is_empty() {
         config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
@@ -113,75 +103,22 @@ async fn serve(
     config: &Config,
     database: &DatabaseUrl,
     port: TcpSocket,
-    shutdown: &Shutdown,
+    shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     let pool = postgres::pool(database.options.clone(), config.database_max_connections);
-    let poll_interval = config.events_poll.filter(|_| config.api_key.is_some());
     let start = async {
-        let host = prepare(config, database).await?;
-        let clock = postgres::transaction(&pool, postgres::PATIENCE, DatabaseClock::ask).await?;
-        note_interval(&pool, poll_interval).await;
-        anyhow::Ok((host, Arc::new(clock)))
+        wait_for(database).await?;
+        let built = builder(config, database, pool.clone(), shutdown)
+            .build()
+            .await;
+        built.map_err(|error| not_started(database, error))
     };
-    let (host, clock) = tokio::select! {
+    let sync = tokio::select! {
         started = start => started?,
         () = shutdown.ending().cancelled() => return Ok(shutdown.unless_forced(Exit::Clean)),
     };
 
-    let metrics = Metrics::default();
-    let client = client(config, &metrics)?;
-    let ids = Arc::new(host.clone());
-    let outbox = Outbox::new(pool.clone(), client.clone(), clock.clone(), ids);
-    // The other half records, answers probes and delivers the outbox: lanes that all wait for locks can't
-    // keep a delivery from being made durable.
-    let capacity = Capacity {
-        apply_connections: usize::try_from(config.database_max_connections / 2)?,
-        lock_places: postgres::transaction(&pool, postgres::PATIENCE, postgres::lock_places)
-            .await?,
-    };
-    let inbox = Inbox::new(
-        pool.clone(),
-        clock.clone(),
-        outbox.clone(),
-        Target {
-            host: host.clone(),
-            namespace: config.org_id_namespace,
-        },
-        metrics.clone(),
-        capacity,
-        shutdown.soft().clone(),
-    );
-
-    spawn_housekeeping(shutdown, config, &pool, &clock, &inbox, &metrics);
-    if let Some(client) = client {
-        let asking = Asking {
-            pool: pool.clone(),
-            host: host.clone(),
-            inbox: inbox.clone(),
-            outbox,
-            client: client.with_priority(Priority::Poll),
-            clock,
-            metrics: metrics.clone(),
-            poll_interval,
-        };
-        shutdown.spawn("WorkOS", asking.run(shutdown.soft().clone()));
-    }
-
-    let health = Health::new(
-        shutdown.ending().clone(),
-        database.options.clone(),
-        host,
-        Some(inbox.clone()),
-    );
-    let app = App::new(
-        inbox,
-        health,
-        Arc::new(SystemClock),
-        metrics,
-        config.webhook_secrets.clone(),
-        config.webhook_tolerance,
-        config.max_body_bytes,
-    );
+    sync.spawn_tasks();
     let tcp =
         listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
@@ -189,7 +126,7 @@ async fn serve(
     info!(
         %address,
         %database,
-        version = env!("CARGO_PKG_VERSION"),
+        version = crate::VERSION,
         "listening on {address}, writing into {database}"
     );
     if config.database_url.is_none() {
@@ -197,7 +134,7 @@ async fn serve(
     }
     let stop = shutdown.soft().clone();
     let tracker = shutdown.tracker().clone();
-    let router = router(app, &config.webhook_path);
+    let router = sync.router();
     let limits = listener::Limits::within_open_files(config.database_max_connections);
     shutdown.spawn("listener", async move {
         listener::serve(tcp, router, limits, stop, tracker).await;
@@ -214,120 +151,42 @@ async fn serve(
     Ok(exit)
 }
 
-/// What goes on whether or not anybody sends anything.
-fn spawn_housekeeping(
-    shutdown: &Shutdown,
+fn builder(
     config: &Config,
-    pool: &PgPool,
-    clock: &Arc<DatabaseClock>,
-    inbox: &Inbox,
-    metrics: &Metrics,
-) {
-    shutdown.spawn("database clock", {
-        let (clock, pool, stop) = (clock.clone(), pool.clone(), shutdown.soft().clone());
-        async move { clock.keep(pool, stop).await }
-    });
-    shutdown.spawn("sweeper", inbox.clone().run_sweeper());
-    shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
-    if let Some(age) = config.inbox_retention {
-        let inbox = inbox.clone();
-        shutdown.spawn("retention", async move { inbox.run_retention(age).await });
-    }
-    shutdown.spawn(
-        "trust gauge",
-        trust::keep_gauge(pool.clone(), metrics.clone(), shutdown.soft().clone()),
-    );
-}
-
-/// What asks WorkOS, and writes to it.
-struct Asking {
+    database: &DatabaseUrl,
     pool: PgPool,
-    host: Host,
-    inbox: Inbox,
-    outbox: Outbox,
-    client: WorkosClient,
-    clock: Arc<dyn Clock>,
-    metrics: Metrics,
-    poll_interval: Option<Duration>,
+    shutdown: &Arc<Shutdown>,
+) -> Builder {
+    let mut builder = WorkosSync::builder(pool)
+        .migrate(config.migrate_on_start)
+        .webhook_path(&config.webhook_path)
+        .webhook_tolerance(config.webhook_tolerance)
+        .max_body_bytes(config.max_body_bytes)
+        .api_url(config.api_url.clone())
+        .api_rps(config.api_rps)
+        .events_poll(config.events_poll)
+        .org_id_namespace(config.org_id_namespace)
+        .inbox_retention(config.inbox_retention)
+        .ended_by(Arc::clone(shutdown));
+    if let Some(schema) = &database.schema {
+        builder = builder.schema(schema);
+    }
+    if let Some(key) = &config.api_key {
+        builder = builder.api_key(key.clone());
+    }
+    let secrets = config.webhook_secrets.iter().cloned();
+    secrets.fold(builder, Builder::webhook_secret)
 }
 
-impl Asking {
-    /// Polls and writes back, once the key is known to be of the environment of this database.
-    async fn run(self, stop: CancellationToken) {
-        let clock = Arc::clone(&self.clock);
-        let guard = KeyGuard::new(self.pool.clone(), self.host, self.client.clone(), clock);
-        if !guard.accepted(self.metrics.clone(), stop.clone()).await {
-            return;
-        }
-        let polling = async {
-            if let Some(interval) = self.poll_interval {
-                let (pool, inbox, client) = (self.pool, self.inbox, self.client);
-                Poll::new(pool, inbox, client, self.clock, self.metrics, interval)
-                    .run(stop.clone())
-                    .await;
-            }
-        };
-        tokio::join!(polling, self.outbox.run(stop.clone()));
+/// The same error, as whoever set the variables is to read it.
+fn not_started(database: &DatabaseUrl, error: BuildError) -> anyhow::Error {
+    match error {
+        BuildError::Schema(error) => not_up_to_date(database, error),
+        BuildError::Outdated => anyhow!(
+            "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
+        ),
+        error => error.into(),
     }
-}
-
-/// A role may lack the right: that is no reason to take no webhooks.
-async fn note_interval(pool: &PgPool, interval: Option<Duration>) {
-    if let Err(error) = poll::note_interval(pool, interval).await {
-        let reason = postgres::error::describe(&error);
-        warn!(
-            reason,
-            "`workos-sync status` won't know how often this polls: {reason}"
-        );
-    }
-}
-
-/// The client of the WorkOS API, if there is a key.
-fn client(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<WorkosClient>> {
-    let Some(key) = &config.api_key else {
-        warn!(
-            "WORKOS_API_KEY is not set: organization ids wait in external_id_pushes, and are not written to WorkOS; \
-             events that webhooks lose are not found"
-        );
-        return Ok(None);
-    };
-    let client = WorkosClient::new(config.api_url.clone(), key.clone())?
-        .counted_by(metrics.clone())
-        .limited_to(config.api_rps);
-    Ok(Some(client))
-}
-
-/// Waits for the database, brings its schema up to date, and looks at the application's table.
-async fn prepare(config: &Config, database: &DatabaseUrl) -> anyhow::Result<Host> {
-    wait_for(database).await?;
-    let schema = if config.migrate_on_start {
-        bring_schema_up_to_date(database).await?
-    } else {
-        let mut connection = PgConnection::connect_with(&database.options).await?;
-        if !migrate::pending(&mut connection).await?.is_empty() {
-            bail!(
-                "the database schema is not current, and MIGRATE_ON_START is false: run `workos-sync migrate`"
-            );
-        }
-        let schema = Schema::read(&mut connection, database.schema.as_deref()).await?;
-        connection.close().await?;
-        schema
-    };
-    for version in &schema.applied {
-        info!(version, "applied migration {version}");
-    }
-    for made in &schema.made {
-        info!("{made}");
-    }
-    warn_of(&schema.table);
-    if !schema.table.is_usable() && !schema.is_in_use {
-        return Err(unusable(&schema.table));
-    }
-    // It worked before, and is going to again: what comes meanwhile is accepted.
-    for finding in schema.table.errors() {
-        error!("{finding}: events wait in the inbox until it is mended");
-    }
-    Ok(Host::new(schema.table, database.schema.clone()))
 }
 
 /// An address that can be connected to: a wildcard address is one to listen on only.

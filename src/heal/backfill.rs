@@ -69,7 +69,10 @@ async fn read_all(
         let shown = Shown::of(page.answered)?;
         // The poll reads by WorkOS's clock, which may be behind ours.
         let asked_at = shown.asked_at() - OVERLAP;
-        run.boundary = Some(run.boundary.map_or(asked_at, |at| at.min(asked_at)));
+        run.boundary = Some(
+            run.boundary
+                .map_or(asked_at, |at| std::cmp::min(at, asked_at)),
+        );
         let bodies = snapshots(&shown, &page.elements);
         let mut tally = take_in(&means.inbox, &bodies, Source::Backfill).await?;
         tally.dead += i64::try_from(page.elements.len() - bodies.len()).unwrap_or(i64::MAX);

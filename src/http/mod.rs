@@ -108,8 +108,40 @@ impl App {
     }
 }
 
-/// The routes, with what surrounds them.
+/// All routes, and the answer to every other path.
 pub fn router(app: App, webhook_path: &str) -> Router {
+    let routes = webhook_routes(webhook_path).merge(probe_routes());
+    surrounded(app, routes.fallback(not_found))
+}
+
+/// The route that receives webhooks.
+pub fn webhook_router(app: App, webhook_path: &str) -> Router {
+    surrounded(app, webhook_routes(webhook_path))
+}
+
+/// The probes and the metrics.
+pub fn probes_router(app: App) -> Router {
+    surrounded(app, probe_routes())
+}
+
+fn webhook_routes(path: &str) -> Router<App> {
+    let router = Router::new().route(path, post(webhook::receive));
+    if path.ends_with('/') {
+        return router;
+    }
+    // Not a redirect: WorkOS follows none.
+    router.route(&format!("{path}/"), post(webhook::receive))
+}
+
+fn probe_routes() -> Router<App> {
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(metrics::metrics))
+}
+
+/// Routes, with what surrounds them.
+fn surrounded(app: App, routes: Router<App>) -> Router {
     // From outside in: the id first, so that the span has it; the span next, so that a panic is logged in it.
     let layers = ServiceBuilder::new()
         .map_request(without_odd_id)
@@ -124,17 +156,7 @@ pub fn router(app: App, webhook_path: &str) -> Router {
         )
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CatchPanicLayer::custom(panicked));
-
-    let mut router = Router::new().route(webhook_path, post(webhook::receive));
-    if !webhook_path.ends_with('/') {
-        // Not a redirect: WorkOS follows none.
-        router = router.route(&format!("{webhook_path}/"), post(webhook::receive));
-    }
-    router
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(metrics::metrics))
-        .fallback(not_found)
+    routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(app)
         .layer(layers)

@@ -20,6 +20,7 @@ use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
+use rustls_platform_verifier::BuilderVerifierExt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -200,6 +201,15 @@ impl fmt::Debug for WorkosClient {
     }
 }
 
+/// TLS as reqwest sets it up, by a provider that we name: reqwest takes that of the process, which isn't ours to choose.
+fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?;
+    Ok(config.with_no_client_auth())
+}
+
 /// Each key but `external_id` is ignored: what isn't used can't fail us (R13).
 #[derive(Deserialize)]
 struct Organization {
@@ -250,10 +260,8 @@ impl WorkosClient {
         authorization.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, authorization)]);
 
-        // reqwest takes the provider of the process, and panics without one. That it stands already is no error:
-        // the first client, or main, installed the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = Client::builder()
+            .tls_backend_preconfigured(tls().map_err(|error| ClientError::Tls(chain(&error)))?)
             .user_agent(USER_AGENT)
             .default_headers(headers)
             .connect_timeout(timeouts.connect)
@@ -646,6 +654,13 @@ mod tests {
     fn path(base_url: &str, id: &str) -> String {
         let id = WorkosId::new(id).unwrap();
         client(base_url).organization_url(&id).unwrap().to_string()
+    }
+
+    /// The TLS provider of the process is the host's to choose, where the service is inside an application.
+    #[test]
+    fn a_client_installs_no_tls_provider() {
+        client("https://api.workos.com");
+        assert!(rustls::crypto::CryptoProvider::get_default().is_none());
     }
 
     #[test]

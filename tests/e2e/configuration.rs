@@ -455,3 +455,44 @@ async fn a_malformed_dotenv_file_is_an_error() {
         assert!(!line.contains(PRIVATE), "{line}");
     }
 }
+
+/// Section 11: what describes the command line works in a place where nothing is configured rightly, and names every
+/// command that `--help` does.
+#[tokio::test]
+async fn the_command_line_is_described_for_shells_and_for_man() {
+    let folder = Folder::new();
+    let wrong = [("LISTEN_ADDR", "wrong")];
+    let help = run(&folder, &wrong, &["--help"]).await.assert(0).stdout;
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .map_while(|line| line.split_whitespace().next());
+    let commands: Vec<_> = commands.collect();
+    assert!(
+        commands.contains(&"completions") && !commands.contains(&"man"),
+        "{help}"
+    );
+    for arguments in [
+        &["completions", "bash"][..],
+        &["completions", "fish"],
+        &["man"],
+    ] {
+        let described = run(&folder, &wrong, arguments).await.assert(0).stdout;
+        for command in &commands {
+            // In roff, a hyphen that is to be one.
+            let command = if arguments == ["man"] {
+                command.replace('-', "\\-")
+            } else {
+                (*command).to_owned()
+            };
+            assert!(described.contains(&command), "{arguments:?}: {command}");
+        }
+    }
+    let version = run(&folder, &wrong, &["--version"]).await.assert(0).stdout;
+    let version = version.trim_end();
+    assert!(
+        version.starts_with(concat!("workos-sync ", env!("CARGO_PKG_VERSION"))),
+        "{version}"
+    );
+}

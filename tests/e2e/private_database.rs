@@ -332,3 +332,26 @@ async fn a_data_directory_that_is_not_ours_alone_is_refused() {
         );
     }
 }
+
+/// The image started without `DATABASE_URL`, as everybody does first: there is no room for a private Postgres, and what
+/// to set instead is said.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn where_nothing_may_be_written_the_database_is_asked_for() {
+    let folder = Folder::new();
+    // A file system that takes no directories, not even of root.
+    let nowhere = [
+        ("DATA_DIR", "/sys/workos-sync"),
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+    ];
+    let refused = run(&folder, &nowhere, &["serve"]).await.assert(1);
+    let hint = refused
+        .stderr
+        .lines()
+        .find(|line| line.starts_with("hint: "));
+    let hint = hint.unwrap_or_else(|| panic!("{refused:?}"));
+    assert!(
+        hint.contains("DATABASE_URL") && hint.contains("DATA_DIR"),
+        "{hint}"
+    );
+}

@@ -39,8 +39,9 @@ fn pure_modules_know_no_io() {
 }
 
 /// Every module, each above those that it may know: `cli → http → inbox → sync → event`, never back.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 20] = [
     "cli",
+    "service",
     "http",
     "heal",
     "shutdown",
@@ -146,6 +147,72 @@ fn the_image_asks_for_little() {
         "security_opt: [\"no-new-privileges:true\"]",
     ] {
         assert!(service.lines().any(|found| found.trim() == line), "{line}");
+    }
+}
+
+/// The image is built from what there is: each file that is copied, and a stub of each target that Cargo.toml names and
+/// the image leaves out, for Cargo refuses a manifest whose targets aren't there.
+#[test]
+fn the_image_can_be_built() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let (image, ignore) = (read("Dockerfile"), read(".dockerignore"));
+    let copied: Vec<&str> = image
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|arguments| !arguments.starts_with("--from"))
+        .flat_map(|arguments| arguments.rsplit_once(' ').unwrap().0.split(' '))
+        .collect();
+    assert!(copied.contains(&"Cargo.toml"), "{copied:?}");
+    for file in &copied {
+        assert!(root.join(file).exists(), "there is no {file}");
+        let let_in = format!("!{file}");
+        assert!(
+            ignore.lines().any(|line| line == let_in),
+            ".dockerignore keeps {file} out"
+        );
+    }
+    let manifest = read("Cargo.toml");
+    let paths = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("path = \""));
+    for target in paths
+        .map(|rest| rest.trim_end_matches('"'))
+        .chain(["src/lib.rs", "src/main.rs"])
+    {
+        assert!(root.join(target).exists(), "there is no {target}");
+        assert!(
+            image.contains(&format!(" {target}")),
+            "the image has no stub of {target}"
+        );
+    }
+}
+
+/// What belongs to a process is installed by the program, and nowhere behind the back of an application that has the
+/// service inside.
+#[test]
+fn nothing_is_installed_behind_the_hosts_back() {
+    let program = ["cli", "main.rs", "dotenv.rs", "telemetry.rs", "shutdown.rs"];
+    for entry in source("").read_dir().unwrap() {
+        let module = entry.unwrap().path();
+        let name = module.file_name().unwrap().to_str().unwrap();
+        if program.contains(&name) {
+            continue;
+        }
+        for file in files(&module) {
+            assert_knows_none_of(
+                file.strip_prefix(source("")).unwrap().to_str().unwrap(),
+                &[
+                    "install_default",
+                    "set_hook",
+                    "set_global_default",
+                    "set_var",
+                    "on_signals",
+                    "crate::telemetry",
+                    "crate::dotenv",
+                ],
+            );
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use workos_sync::sync::{Target, organization_id};
 
 use crate::support::app::look_at;
 use crate::support::event::rfc3339;
-use crate::support::fake_workos::{Dates, FakeEnvironment, Habits};
+use crate::support::fake_workos::{Dates, FakeEnvironment, Habits, Lists};
 use crate::support::logs::Logs;
 use crate::support::workos::Answer;
 use crate::support::{NOW, TestApp, eventually};
@@ -360,13 +360,13 @@ async fn a_round_that_would_never_end_fails() {
     }
     pair.later(TimeDelta::minutes(1));
     pair.workos.set_habits(Habits {
-        refuses_to_go_on: true,
+        lists: Lists::RefuseToGoOn,
         ..Habits::default()
     });
     let error = pair.round(&poll).await.unwrap_err();
     assert!(error.to_string().contains("400"), "{error}");
     pair.workos.set_habits(Habits {
-        runs_in_circles: true,
+        lists: Lists::RunInCircles,
         ..Habits::default()
     });
     let error = pair.round(&poll).await.unwrap_err();
@@ -699,7 +699,7 @@ async fn a_list_that_would_never_end_ends_the_run() {
         pair.workos.create(&format!("Org {n:03}"));
     }
     pair.workos.set_habits(Habits {
-        refuses_to_go_on: true,
+        lists: Lists::RefuseToGoOn,
         ..Habits::default()
     });
     let error = pair.backfill().await.unwrap_err();
@@ -708,7 +708,7 @@ async fn a_list_that_would_never_end_ends_the_run() {
     assert!(matches!(error, HealError::ListRefused(_)), "{error}");
 
     pair.workos.set_habits(Habits {
-        runs_in_circles: true,
+        lists: Lists::RunInCircles,
         ..Habits::default()
     });
     let error = pair.backfill().await.unwrap_err();

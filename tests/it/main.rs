@@ -10,6 +10,8 @@ mod batches;
 mod bugs;
 mod connections;
 mod convergence;
+mod documents;
+mod embed;
 mod failures;
 mod heal;
 mod health;

@@ -91,6 +91,18 @@ impl EmbeddedError {
                     .to_owned(),
             ),
             Self::Unusable { hint, .. } => Some(hint.clone()),
+            // As in the image, and under systemd.
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                Some(
+                    "set DATABASE_URL to use a PostgreSQL server that is there, or DATA_DIR to a directory that this user may write to"
+                        .to_owned(),
+                )
+            }
             Self::Interrupted
             | Self::Program { .. }
             | Self::Slow { .. }

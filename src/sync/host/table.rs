@@ -164,6 +164,13 @@ impl HostTable {
         findings.filter(|finding| finding.severity != Severity::Warning)
     }
 
+    /// What keeps events from being applied, a line each.
+    #[must_use]
+    pub fn why_unusable(&self) -> String {
+        let errors: Vec<_> = self.errors().map(ToString::to_string).collect();
+        errors.join("\n")
+    }
+
     /// What is to be known beside.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         let findings = self.findings.iter();

@@ -17,9 +17,10 @@ use workos_sync::clock::{Clock, ManualClock};
 use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
-use workos_sync::inbox::{Capacity, Inbox, Recorded, Source};
+use workos_sync::inbox::{Inbox, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
+use workos_sync::service::Engine;
 use workos_sync::sync::Target;
 use workos_sync::sync::host::{Host, HostTable};
 use workos_sync::sync::organization_id::default_namespace;
@@ -187,21 +188,17 @@ impl TestApp {
         let pool = postgres::pool(db.options.clone(), options.max_connections);
         let client = options.client;
         let client = client.map(|client| client.counted_by(metrics.clone()));
-        let ids = Arc::new(host.clone());
-        let outbox = Outbox::new(pool.clone(), client, clock.clone(), ids);
-        let inbox = Inbox::new(
+        let target = Target {
+            host: host.clone(),
+            namespace: default_namespace(),
+        };
+        let Engine { outbox, inbox, .. } = Engine::new(
             pool,
             clock.clone(),
-            outbox.clone(),
-            Target {
-                host: host.clone(),
-                namespace: default_namespace(),
-            },
+            target,
+            client,
             metrics.clone(),
-            Capacity {
-                apply_connections: usize::try_from(options.max_connections / 2).unwrap(),
-                lock_places: options.lock_places,
-            },
+            options.lock_places,
             shutdown.clone(),
         );
         let http = App::new(

@@ -41,10 +41,8 @@ pub(crate) struct Habits {
     pub(crate) shows_every_type: bool,
     /// Whether answers have a `Date`, and which.
     pub(crate) date: Dates,
-    /// No page but the first is shown.
-    pub(crate) refuses_to_go_on: bool,
-    /// The last page leads back to the first.
-    pub(crate) runs_in_circles: bool,
+    /// How lists end.
+    pub(crate) lists: Lists,
     /// Organizations that are known, but not in the list.
     pub(crate) unlisted: HashSet<String>,
 }
@@ -56,6 +54,17 @@ pub(crate) enum Dates {
     Unreadable,
 }
 
+/// How lists end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lists {
+    /// With a page that says so.
+    End,
+    /// No page but the first is shown.
+    RefuseToGoOn,
+    /// The last page leads back to the first.
+    RunInCircles,
+}
+
 impl Default for Habits {
     fn default() -> Self {
         Self {
@@ -64,8 +73,7 @@ impl Default for Habits {
             refuses_what_is_gone: false,
             shows_every_type: false,
             date: Dates::Right,
-            refuses_to_go_on: false,
-            runs_in_circles: false,
+            lists: Lists::End,
             unlisted: HashSet::new(),
         }
     }
@@ -337,11 +345,11 @@ impl Environment {
         }
         let start = match query.get("after") {
             None => 0,
-            Some(_) if self.habits.refuses_to_go_on => {
+            Some(_) if self.habits.lists == Lists::RefuseToGoOn => {
                 return refusal(400, json!({"message": "Invalid cursor"}));
             }
             Some(after) => match all.iter().position(|found| found.id == after) {
-                Some(place) if self.habits.runs_in_circles => (place + 1) % all.len(),
+                Some(place) if self.habits.lists == Lists::RunInCircles => (place + 1) % all.len(),
                 Some(place) => place + 1,
                 None => {
                     return refusal(400, json!({"message": "Invalid cursor", "code": "invalid"}));
@@ -350,7 +358,7 @@ impl Environment {
         };
         let rest = &all[start..];
         let page: Vec<_> = rest.iter().take(query.limit()).collect();
-        let is_last = page.len() == rest.len() && !self.habits.runs_in_circles;
+        let is_last = page.len() == rest.len() && self.habits.lists != Lists::RunInCircles;
         let after = (!is_last).then(|| page[page.len() - 1].id.clone());
         let data: Vec<_> = page.iter().map(|found| found.json()).collect();
         Json(json!({"object": "list", "data": data, "list_metadata": {"before": null, "after": after}}))
@@ -372,7 +380,7 @@ impl Environment {
         let kept_since = now - self.habits.keeps_events_for;
         let is_refused = match (query.get("after"), start) {
             (Some(_), Some(_)) => true,
-            (Some(_), None) if self.habits.refuses_to_go_on => true,
+            (Some(_), None) if self.habits.lists == Lists::RefuseToGoOn => true,
             (Some(after), None) => !self
                 .events
                 .iter()
@@ -390,7 +398,7 @@ impl Environment {
         let last = self.events.iter().rfind(|event| is_shown(event));
         // From the last one, the circle leads to the first.
         let after = query.get("after").filter(|after| {
-            !self.habits.runs_in_circles || last.is_none_or(|last| last.id != **after)
+            self.habits.lists != Lists::RunInCircles || last.is_none_or(|last| last.id != **after)
         });
         let visible: Vec<_> = self
             .events
@@ -406,7 +414,7 @@ impl Environment {
             })
             .collect();
         let page: Vec<_> = visible.iter().take(query.limit()).collect();
-        let is_last = page.len() == visible.len() && !self.habits.runs_in_circles;
+        let is_last = page.len() == visible.len() && self.habits.lists != Lists::RunInCircles;
         let after = (!is_last).then(|| page[page.len() - 1].id.clone());
         let data: Vec<_> = page.iter().map(|event| event.body.clone()).collect();
         Json(json!({"object": "list", "data": data, "list_metadata": {"after": after}}))

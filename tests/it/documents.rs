@@ -1,0 +1,179 @@
+//! The documents: what they link to is there, and so is what they tell the reader to run. Pages that no test reads are
+//! wrong within months.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every page that is for readers, by its path.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let mut pages = BTreeMap::new();
+    for directory in ["", "docs", "migrations", "ops"] {
+        // Not every directory has to be there.
+        let entries = root().join(directory).read_dir().into_iter().flatten();
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                pages.insert(path, text);
+            }
+        }
+    }
+    assert!(pages.len() > 8, "{:?}", pages.keys());
+    pages
+}
+
+/// The lines of a page with whether they are code.
+fn lines(page: &str) -> impl Iterator<Item = (bool, &str)> {
+    let mut in_block = false;
+    page.lines().map(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_block ^= is_fence;
+        (in_block || is_fence, line)
+    })
+}
+
+/// What its headings can be linked as.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = lines(page).filter(|(is_code, line)| !is_code && line.starts_with('#'));
+    headings
+        .map(|(_, line)| {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let pages = pages();
+    let mut broken = Vec::new();
+    for (page, text) in &pages {
+        for (_, line) in lines(text).filter(|(is_code, _)| !is_code) {
+            for rest in line.split("](").skip(1) {
+                let target = rest.split(')').next().unwrap();
+                if target.starts_with("https://") || target.contains(' ') {
+                    continue;
+                }
+                let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+                let path = if file.is_empty() {
+                    page.clone()
+                } else {
+                    let joined = page.parent().unwrap().join(file);
+                    joined.canonicalize().unwrap_or(joined)
+                };
+                let is_there = path.exists()
+                    && (anchor.is_empty()
+                        || pages
+                            .get(&path)
+                            .is_some_and(|text| anchors(text).contains(anchor)));
+                if !is_there {
+                    broken.push(format!("{}: {target}", page.display()));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// The tests, as `cargo test` names them, of the library or of a directory of tests.
+fn tests(directory: &str) -> Vec<String> {
+    let directory = root().join(directory);
+    let mut tests = Vec::new();
+    let mut unread = vec![directory.clone()];
+    while let Some(path) = unread.pop() {
+        if path.is_dir() {
+            unread.extend(path.read_dir().unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let module = path.strip_prefix(&directory).unwrap().with_extension("");
+            let module = module
+                .to_str()
+                .unwrap()
+                .replace('/', "::")
+                .replace("::mod", "");
+            let text = std::fs::read_to_string(&path).unwrap();
+            for line in text.lines().map(str::trim_start) {
+                let line = line.strip_prefix("pub(crate) ").unwrap_or(line);
+                let line = line.strip_prefix("async ").unwrap_or(line);
+                if let Some(function) = line.strip_prefix("fn ") {
+                    let name = function.split(['(', '<']).next().unwrap();
+                    tests.push(format!("{module}::{name}"));
+                }
+            }
+        }
+    }
+    tests
+}
+
+/// A `cargo test …` that finds no test passes: whoever runs it believes in what wasn't tried.
+#[test]
+fn commands_run_something() {
+    let targets = BTreeMap::from([
+        ("lib", tests("src")),
+        ("it", tests("tests/it")),
+        ("e2e", tests("tests/e2e")),
+        ("faults", tests("tests/faults")),
+    ]);
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    let mut seen = 0;
+    for (page, text) in pages() {
+        for (is_code, line) in lines(&text) {
+            let code: Vec<&str> = if is_code {
+                vec![line]
+            } else {
+                line.split('`').skip(1).step_by(2).collect()
+            };
+            for command in code {
+                let at = format!("{}: {command}", page.display());
+                let command = command.split(" #").next().unwrap();
+                let mut words = command
+                    .split_whitespace()
+                    .skip_while(|word| !matches!(*word, "cargo" | "make"));
+                match (words.next(), words.next()) {
+                    (Some("make"), Some(target)) => {
+                        assert!(makefile.contains(&format!("\n{target}: ")), "{at}");
+                        seen += 1;
+                    }
+                    (Some("cargo"), Some("test")) => {
+                        let (mut target, mut filter) = (None, "");
+                        while let Some(word) = words.next() {
+                            match word {
+                                "--lib" => target = Some("lib"),
+                                "--test" => target = words.next(),
+                                option if option.starts_with("--") => {}
+                                word => filter = word,
+                            }
+                        }
+                        let mut found = targets
+                            .iter()
+                            .filter(|(name, _)| target.is_none_or(|target| target == **name))
+                            .flat_map(|(_, tests)| tests);
+                        assert!(found.any(|test| test.contains(filter)), "{at}");
+                        seen += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(seen > 30, "{seen} commands were found");
+}
+
+/// A file that the reader is given is one that works: its event is as WorkOS would send it.
+#[test]
+fn the_sample_event_is_one() {
+    let body = std::fs::read(root().join("examples/event.json")).unwrap();
+    let event = workos_sync::event::Event::parse(&body).unwrap();
+    let organization = event.organization().unwrap();
+    assert!(organization.workos_id.as_str().starts_with("org_"));
+    for id in [event.id.as_str(), organization.workos_id.as_str()] {
+        let (_, ulid) = id.split_once('_').unwrap();
+        assert!(ulid::Ulid::from_string(ulid).is_ok(), "{id}");
+    }
+}
