@@ -20,6 +20,7 @@ run: packages ## Build, and serve on 127.0.0.1:8080 with a private Postgres in .
 
 test: packages ## Unit, property and integration tests, on a throw-away Postgres unless DATABASE_URL is set
 	cargo test --locked --lib --bins --test it --benches
+	cargo test --locked --doc
 	cargo test --locked $(IN_BENCH)
 
 loom: ## Run the keyed mutex through the interleavings of its threads

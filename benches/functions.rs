@@ -7,12 +7,14 @@ use chrono::{DateTime, Utc};
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use secrecy::SecretString;
+use workos_sync::entities::organization::decide::{
+    Found, OrganizationRow, SyncCursor, candidate_id, decide,
+};
+use workos_sync::entities::organization::precision::RowPrecision;
+use workos_sync::entities::organization::{OrganizationEvent, organization_id, slug};
 use workos_sync::event::{Event, EventId, OrganizationId, WorkosId};
 use workos_sync::keyed_mutex::KeyedMutex;
 use workos_sync::signature;
-use workos_sync::sync::decide::{Found, OrganizationRow, SyncCursor, candidate_id, decide};
-use workos_sync::sync::precision::RowPrecision;
-use workos_sync::sync::{organization_id, slug};
 
 const KILOBYTE: usize = 1_024;
 const MEGABYTE: usize = 1_024 * 1_024;
@@ -80,9 +82,8 @@ fn decode_and_decide(bencher: Bencher<'_, '_>) {
         ..Found::default()
     };
     bencher.bench(|| {
-        let event = envelope
-            .organization()
-            .expect("the data above are an organization");
+        let event =
+            OrganizationEvent::decode(&envelope).expect("the data above are an organization");
         let candidate = candidate_id(&event, &namespace);
         black_box(decide(black_box(&found), candidate, &event));
     });

@@ -11,9 +11,9 @@ use secrecy::SecretString;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use workos_sync::event::{Change, Event, MAX_ID_BYTES, OrganizationId, WorkosId};
+use workos_sync::entities::organization::{Change, OrganizationEvent, slug};
+use workos_sync::event::{Event, MAX_ID_BYTES, OrganizationId, WorkosId};
 use workos_sync::signature;
-use workos_sync::sync::slug;
 
 /// The secret that the signatures of the corpus are made with.
 const SECRET: &str = "secret";
@@ -133,7 +133,7 @@ fn organization(data: &[u8]) {
         let Ok(event) = Event::parse(&body) else {
             continue;
         };
-        let Ok(organization) = event.organization() else {
+        let Ok(organization) = OrganizationEvent::decode(&event) else {
             continue;
         };
         assert_eq!(event.workos_id.as_ref(), Some(&organization.workos_id));

@@ -493,7 +493,7 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
-    use crate::sync;
+    use crate::entities::organization::organization_id;
 
     #[derive(Parser)]
     struct Flags {
@@ -514,7 +514,7 @@ mod tests {
     fn the_default_namespace_is_the_documented_one() {
         assert_eq!(
             check(&[]).unwrap().org_id_namespace,
-            sync::organization_id::default_namespace()
+            organization_id::default_namespace()
         );
     }
 

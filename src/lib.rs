@@ -45,19 +45,20 @@
 //!
 //! The modules, in the order of an event's way: a request comes in ([`http`]), its signature is verified
 //! ([`signature`]), its envelope read ([`event`]); the event is made durable and acknowledged, and waits
-//! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`sync`]), and leaves an
+//! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`entities`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
 //! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what puts them together ([`service`]), and what starts
 //! it all ([`config`], [`dotenv`], [`cli`]).
 //!
-//! Arrows go one way: `cli → service → http → inbox → sync → event`; `sync` records in `outbox` and knows no more of it.
+//! Arrows go one way: `cli → service → http → inbox → entities → event`; `entities` records in `outbox` and knows no more of it.
 
 mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dotenv;
+pub mod entities;
 pub mod event;
 pub mod heal;
 pub mod http;
@@ -70,7 +71,6 @@ pub mod postgres;
 pub mod service;
 pub mod shutdown;
 pub mod signature;
-pub mod sync;
 pub mod telemetry;
 pub mod workos;
 

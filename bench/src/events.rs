@@ -112,8 +112,9 @@ mod tests {
         let event = |n| Event::new(n, Kind::Created, "org_1".into(), "Acme".into(), None);
         assert!(event(9).id < event(10).id);
         let body = event(1).body();
+        use workos_sync::entities::organization::OrganizationEvent;
         let parsed = workos_sync::event::Event::parse(body.as_bytes()).unwrap();
         assert_eq!(parsed.id.as_str(), event(1).id);
-        assert!(parsed.organization().is_ok());
+        assert!(OrganizationEvent::decode(&parsed).is_ok());
     }
 }

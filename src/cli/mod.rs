@@ -30,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
+use crate::entities::organization::Target;
+use crate::entities::organization::host::{Host, HostTable};
+use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
@@ -37,9 +40,6 @@ use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
 use crate::service::Engine;
 use crate::shutdown::Shutdown;
-use crate::sync::Target;
-use crate::sync::host::{Host, HostTable};
-use crate::sync::schema::{self, Schema, UpdateError};
 
 /// How long a database that can't be reached is waited for at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -10,10 +10,10 @@ use super::poll::OVERLAP;
 use super::runs::{self, Kind, Run};
 use super::snapshot::Shown;
 use super::{HealError, Means, Progress};
+use crate::entities::organization::{self, OrganizationEvent};
 use crate::event::Event;
 use crate::inbox::Source;
 use crate::postgres;
-use crate::sync;
 
 /// How a backfill is to go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -166,12 +166,12 @@ async fn dry_run(
         let bodies = snapshots(&shown, &page.elements);
         let events: Vec<_> = bodies
             .iter()
-            .filter_map(|body| Event::parse(body.as_bytes()).ok()?.organization().ok())
+            .filter_map(|body| OrganizationEvent::decode(&Event::parse(body.as_bytes()).ok()?).ok())
             .collect();
         total.dead += i64::try_from(page.elements.len() - events.len()).unwrap_or(i64::MAX);
         let now = means.clock.now();
         let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-            sync::preview(
+            organization::preview(
                 connection,
                 &statements,
                 &events,

@@ -10,10 +10,10 @@ use tracing::{error, info};
 use super::HealError;
 use crate::backoff::backoff;
 use crate::clock::Clock;
+use crate::entities::organization::host::Host;
 use crate::event::WorkosId;
 use crate::metrics::Metrics;
 use crate::postgres;
-use crate::sync::host::Host;
 use crate::workos::{Lookup, WorkosClient};
 
 /// How many organizations are asked for at most: so many of the first, and of the last.

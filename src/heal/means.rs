@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+
 use super::key::KeyGuard;
 use super::{HealError, Patience};
 use crate::clock::Clock;
+use crate::entities::organization::Target;
+use crate::entities::organization::statements::Statements;
 use crate::inbox::Inbox;
-use crate::sync::Target;
-use crate::sync::statements::Statements;
 use crate::workos::WorkosClient;
-use sqlx::PgPool;
-use sqlx::postgres::PgConnectOptions;
 
 /// What a command that asks WorkOS for everything needs.
 #[derive(Debug, Clone)]

@@ -26,9 +26,9 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::backoff::backoff;
+use crate::entities::organization::ApplyError;
 use crate::inbox::DrainError;
 use crate::postgres::error::{DatabaseCause, describe};
-use crate::sync::ApplyError;
 use crate::workos::WorkosError;
 
 /// How often a command asks again where WorkOS is in trouble, before it gives up.

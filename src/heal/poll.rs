@@ -14,7 +14,7 @@ use super::HealError;
 use super::list::Trail;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
-use crate::event::OrganizationEventType;
+use crate::entities::organization::OrganizationEventType;
 use crate::inbox::{Beside, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;

@@ -13,13 +13,14 @@ use super::list::List;
 use super::runs::{self, Kind, Run};
 use super::snapshot::{Shown, Snapshot};
 use super::{HealError, Means, Patience, Progress};
-use crate::event::{Event, OrganizationEvent, parse_timestamp};
+use crate::entities::Outcome;
+use crate::entities::organization::host::Host;
+use crate::entities::organization::mirror::LinkedRow;
+use crate::entities::organization::{self, OrganizationEvent};
+use crate::event::{Event, parse_timestamp};
 use crate::inbox::Source;
 use crate::outbox::{self, SameId};
 use crate::postgres;
-use crate::sync::host::Host;
-use crate::sync::mirror::LinkedRow;
-use crate::sync::{self, Outcome};
 use crate::workos::{Lookup, Object};
 
 /// What changed in WorkOS so shortly before the answer may be on its way here.
@@ -306,7 +307,7 @@ async fn compare_page(
     let (rows, outcomes, conflicts, found_gone) =
         postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
             let rows = statements.linked_rows(connection, &ids).await?;
-            let outcomes = sync::preview(
+            let outcomes = organization::preview(
                 connection,
                 &statements,
                 &events,
@@ -520,7 +521,7 @@ async fn is_older(means: &Means, snapshot: &Snapshot) -> Result<bool, HealError>
     let statements = means.statements();
     let now = means.clock.now();
     let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        sync::preview(
+        organization::preview(
             connection,
             &statements,
             &[event],
@@ -536,7 +537,7 @@ async fn is_older(means: &Means, snapshot: &Snapshot) -> Result<bool, HealError>
 
 fn organization(snapshot: &Snapshot) -> Option<OrganizationEvent> {
     let event = Event::parse(snapshot.body.as_bytes()).ok()?;
-    event.organization().ok()
+    OrganizationEvent::decode(&event).ok()
 }
 
 /// Applies the snapshots and the deletions; says how many organizations that didn't mend.
@@ -574,7 +575,7 @@ async fn record_conflicts(means: &Means, bodies: &[String]) -> Result<(), HealEr
     let told: Vec<_> = bodies
         .iter()
         .filter_map(|body| {
-            let event = Event::parse(body.as_bytes()).ok()?.organization().ok()?;
+            let event = OrganizationEvent::decode(&Event::parse(body.as_bytes()).ok()?).ok()?;
             Some((event.workos_id, event.external_id?))
         })
         .collect();

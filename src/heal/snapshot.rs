@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
-use crate::event::{OrganizationEventType, SNAPSHOT_PREFIX, WorkosId};
+use crate::entities::organization::OrganizationEventType;
+use crate::event::{SNAPSHOT_PREFIX, WorkosId};
 use crate::workos::Answered;
 
 /// How far before its answer a snapshot is dated. An event of that minute may have been made before the object was read,
@@ -141,6 +142,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::entities::organization::OrganizationEvent;
     use crate::event::Event;
 
     fn shown() -> Shown {
@@ -165,7 +167,7 @@ mod tests {
         assert_eq!(ulid.timestamp_ms(), 1_800_000_000_000 - 61_500);
         assert_eq!(event.workos_id, Some(snapshot.workos_id.clone()));
         assert!(snapshot.body.contains(text), "{}", snapshot.body);
-        let organization = event.organization().unwrap();
+        let organization = OrganizationEvent::decode(&event).unwrap();
         assert_eq!(organization.updated_at, organization.created_at);
 
         assert_eq!(shown().snapshot(&object).unwrap(), snapshot);
@@ -181,7 +183,8 @@ mod tests {
         let event = Event::parse(deletion.body.as_bytes()).unwrap();
         assert_eq!(event.event_type, "organization.deleted");
         assert_eq!(event.created_at, DateTime::from_timestamp(1_800_000_000, 0));
-        assert_eq!(event.organization().unwrap().workos_id, id);
+        let organization = OrganizationEvent::decode(&event).unwrap();
+        assert_eq!(organization.workos_id, id);
         assert!(event.id.is_snapshot());
     }
 

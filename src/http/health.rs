@@ -16,10 +16,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
+use crate::entities::organization::host::Host;
+use crate::entities::organization::schema;
 use crate::inbox::Inbox;
 use crate::postgres::{self, migrate};
-use crate::sync::host::Host;
-use crate::sync::schema;
 
 /// How long the database may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);

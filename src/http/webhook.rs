@@ -131,7 +131,7 @@ async fn accept(
     };
     if let Some(ended) = ended {
         answer.status = ended.status.as_str();
-        answer.outcome = ended.outcome.map(crate::sync::Outcome::as_str);
+        answer.outcome = ended.outcome.map(crate::entities::Outcome::as_str);
         answer.error = ended.error;
     }
     let mut response = Json(answer).into_response();

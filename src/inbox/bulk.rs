@@ -20,8 +20,9 @@ use super::record::{Recorder, Stored};
 use super::status::{RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
-use crate::event::{EnvelopeError, Event, EventId, OrganizationEvent};
-use crate::sync::Outcome;
+use crate::entities::Outcome;
+use crate::entities::organization::OrganizationEvent;
+use crate::event::{EnvelopeError, Event, EventId};
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
 const SIDES: usize = 4;
@@ -48,7 +49,7 @@ impl SavedEvent {
         source: Source,
         now: DateTime<Utc>,
     ) -> Result<Self, EnvelopeError> {
-        let decode = |event: &Event<'_>| event.organization().ok();
+        let decode = |event: &Event<'_>| OrganizationEvent::decode(event).ok();
         let (event, decoded) = NewEvent::read(body, None, source, now, decode)?;
         Ok(Self { event, decoded })
     }

@@ -5,10 +5,10 @@ use chrono::TimeDelta;
 
 use super::failure::AttemptError;
 use super::status::{Source, Status};
-use crate::event::OrganizationEventType;
+use crate::entities::Outcome;
+use crate::entities::organization::OrganizationEventType;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
-use crate::sync::Outcome;
 
 /// A source that isn't ours, or a type that isn't handled.
 const OTHER: &str = "other";

@@ -1,8 +1,10 @@
 //! Why an attempt came to nothing, which event it was, and what kind of failure that is (R26, R27).
 
+use crate::entities::organization::{
+    ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write,
+};
 use crate::event::{DecodeError, EnvelopeError, WorkosId};
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
-use crate::sync::{ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write};
 
 use super::store::Claimed;
 

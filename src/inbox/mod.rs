@@ -57,11 +57,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+use crate::entities::organization::Target;
 use crate::event::{EnvelopeError, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::sync::Target;
 use attempts::Attempts;
 use bulk::Bulk;
 pub use bulk::{Replayed, SavedEvent};

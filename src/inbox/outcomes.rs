@@ -13,9 +13,9 @@ use super::failure::AttemptError;
 use super::status::{Ended, Source, Status};
 use super::store::{Claimed, NewEvent};
 use crate::clock::Clock;
+use crate::entities::Outcome;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
-use crate::sync::Outcome;
 
 /// What is told of an event.
 #[derive(Debug)]

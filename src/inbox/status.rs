@@ -1,6 +1,6 @@
 //! The words of the inbox: what a row's columns say, and what callers are told.
 
-use crate::sync::Outcome;
+use crate::entities::Outcome;
 
 /// The status of an inbox row (R27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

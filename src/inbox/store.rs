@@ -9,9 +9,10 @@ use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::status::{Source, Status};
+use crate::entities::Outcome;
+use crate::entities::organization::OrganizationEventType;
 use crate::event::{EnvelopeError, Event, EventId};
 use crate::metrics::Backlog;
-use crate::sync::Outcome;
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
 const LANE_LOCKS: i32 = 1_061_423_321;
@@ -115,7 +116,7 @@ impl NewEvent {
         let mut event = Self {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
-            ignored: event.organization_event_type().is_none(),
+            ignored: OrganizationEventType::parse(&event.event_type).is_none(),
             received_at,
             source,
             event_id: event.id,

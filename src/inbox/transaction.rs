@@ -17,11 +17,12 @@ use super::locks::LockBudget;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
-use crate::event::{Event, OrganizationEvent};
+use crate::entities::Outcome;
+use crate::entities::organization::{self, OrganizationEvent, OrganizationEventType, Target};
+use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
 use crate::postgres;
-use crate::sync::{self, Outcome, Target};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
 /// even answer that.
@@ -290,7 +291,8 @@ impl Transactions {
         }
         let Target { host, namespace } = &self.target;
         let statements = host.statements();
-        let applied = sync::apply(tx, &statements, &events, namespace, refused_slugs, now).await?;
+        let applied =
+            organization::apply(tx, &statements, &events, namespace, refused_slugs, now).await?;
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()
@@ -407,10 +409,10 @@ fn read_all(
 fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
     let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
     let event = Event::parse(payload.as_bytes())?;
-    if event.organization_event_type().is_none() {
+    if OrganizationEventType::parse(&event.event_type).is_none() {
         return Ok(None);
     }
-    let event = event.organization()?;
+    let event = OrganizationEvent::decode(&event)?;
     // What is held are the mutex and the lock of the lane (R18).
     if event.workos_id.as_str() != claimed.lane {
         return Err(AttemptError::WrongLane(event.workos_id));

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::lanes::Lanes;
 use super::status::{Ended, Status};
 use super::store;
+use crate::entities::Outcome;
 use crate::event::EventId;
 use crate::postgres;
-use crate::sync::Outcome;
 
 /// How often to look into the database: another replica may have processed the event.
 const OUTCOME_POLL: Duration = Duration::from_millis(250);

@@ -15,16 +15,16 @@ use uuid::Uuid;
 use super::{Engine, WorkosSync};
 use crate::clock::SystemClock;
 use crate::config::is_webhook_path;
+use crate::entities::organization::Target;
+use crate::entities::organization::host::Host;
+use crate::entities::organization::organization_id::default_namespace;
+use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal::poll;
 use crate::http::App;
 use crate::http::health::Health;
 use crate::metrics::Metrics;
 use crate::postgres::{self, migrate};
 use crate::shutdown::Shutdown;
-use crate::sync::Target;
-use crate::sync::host::Host;
-use crate::sync::organization_id::default_namespace;
-use crate::sync::schema::{self, Schema, UpdateError};
 use crate::workos::{ClientError, WorkosClient};
 
 /// The settings of a service: each begins with the default of the setting of the same name in `docs/configuration.md`.

@@ -6,11 +6,11 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, DatabaseClock};
+use crate::entities::organization::Target;
 use crate::inbox::{Capacity, Inbox};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
-use crate::sync::Target;
 use crate::workos::WorkosClient;
 
 /// What records events, applies them, and remembers what WorkOS is to be told. `serve`, the commands beside it and the

@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
-use workos_sync::sync::schema;
+use workos_sync::entities::organization::schema;
 
 use crate::{eventually, retry};
 

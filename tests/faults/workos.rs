@@ -58,6 +58,17 @@ pub(crate) enum Kind {
     Refused,
 }
 
+impl Kind {
+    const fn event_type(self) -> &'static str {
+        match self {
+            Self::Created => "organization.created",
+            Self::Deleted => "organization.deleted",
+            Self::Unhandled => "organization_domain.verified",
+            Self::Updated | Self::Nul | Self::Undecodable | Self::Refused => "organization.updated",
+        }
+    }
+}
+
 /// The beginning of names that a CHECK of the application refuses, and the name of the constraint.
 pub(crate) const REFUSED: &str = "Refused";
 pub(crate) const CONSTRAINT: &str = "organization_metadata_name_check";
@@ -72,7 +83,6 @@ pub(crate) struct Event {
     pub(crate) external_id: Option<String>,
     pub(crate) body: String,
     at: DateTime<Utc>,
-    event_type: &'static str,
 }
 
 /// Who gave an organization its `external_id`.
@@ -319,12 +329,7 @@ impl Shared {
             Ulid::from_parts(ms, crate::scatter(number as u64))
         );
         let text = rfc3339(at);
-        let event_type = match kind {
-            Kind::Created => "organization.created",
-            Kind::Deleted => "organization.deleted",
-            Kind::Unhandled => "organization_domain.verified",
-            Kind::Updated | Kind::Nul | Kind::Undecodable | Kind::Refused => "organization.updated",
-        };
+        let event_type = kind.event_type();
         let mut data = json!({
             "object": "organization",
             "id": workos_id,
@@ -347,7 +352,6 @@ impl Shared {
             external_id,
             body: body.to_string(),
             at,
-            event_type,
         });
         truth.history.push(Arc::clone(&event));
         // Nobody listens any more at the end of a run.
@@ -427,7 +431,11 @@ impl Shared {
         let rest: Vec<_> = truth
             .history
             .iter()
-            .filter(|event| types.split(',').any(|asked| asked == event.event_type))
+            .filter(|event| {
+                types
+                    .split(',')
+                    .any(|asked| asked == event.kind.event_type())
+            })
             .filter(|event| start.is_none_or(|start| event.at >= start))
             .filter(|event| after.is_none_or(|after| event.id > *after))
             .filter(|event| event.at <= shown_until)

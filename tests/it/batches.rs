@@ -8,9 +8,10 @@ use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use workos_sync::entities::Outcome;
+use workos_sync::entities::organization::{OrganizationEvent, apply, organization_id};
 use workos_sync::event::Event;
 use workos_sync::inbox::Recorded;
-use workos_sync::sync::{Outcome, apply, organization_id};
 
 use crate::support::app::Answer;
 use crate::support::event::{at, event_id};
@@ -110,7 +111,7 @@ async fn organizations_that_share_a_row_take_turns_within_a_batch() {
     ];
     let events = bodies.each_ref().map(|body| {
         let event = Event::parse(body.as_bytes()).unwrap();
-        event.organization().unwrap()
+        OrganizationEvent::decode(&event).unwrap()
     });
     let namespace = organization_id::default_namespace();
     let mut tx = app.db.pool.begin().await.unwrap();

@@ -12,10 +12,10 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use workos_sync::clock::Clock;
+use workos_sync::entities::organization::{Target, organization_id};
 use workos_sync::inbox::{Capacity, Inbox, RecordError, Recorded, Source};
 use workos_sync::metrics::Metrics;
 use workos_sync::outbox::Outbox;
-use workos_sync::sync::{Target, organization_id};
 
 use crate::support::app::Options;
 use crate::support::event::event_id;

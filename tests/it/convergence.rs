@@ -17,13 +17,17 @@ use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 use ulid::Ulid;
 use uuid::Uuid;
-use workos_sync::event::{Change, Event, EventId, OrganizationEvent, OrganizationId, WorkosId};
-use workos_sync::sync::decide::{
-    Decision, Found, Link, OrganizationRow, SyncCursor, candidate_id, decide, should_process_event,
+use workos_sync::entities::Outcome;
+use workos_sync::entities::guard::should_process_event;
+use workos_sync::entities::organization::decide::{
+    Decision, Found, Link, OrganizationRow, SyncCursor, candidate_id, decide,
 };
-use workos_sync::sync::precision::RowPrecision;
-use workos_sync::sync::statements::Statements;
-use workos_sync::sync::{Outcome, apply, organization_id, slug};
+use workos_sync::entities::organization::precision::RowPrecision;
+use workos_sync::entities::organization::statements::Statements;
+use workos_sync::entities::organization::{
+    Change, OrganizationEvent, apply, organization_id, slug,
+};
+use workos_sync::event::{Event, EventId, OrganizationId, WorkosId};
 
 use crate::support::app::{Options, Organization};
 use crate::support::event::{at, rfc3339};
@@ -331,10 +335,7 @@ fn cases(tenants: impl Strategy<Value = Vec<Tenant>>) -> impl Strategy<Value = C
 }
 
 fn decode(event: &EventBuilder) -> OrganizationEvent {
-    Event::parse(event.body().as_bytes())
-        .unwrap()
-        .organization()
-        .unwrap()
+    OrganizationEvent::decode(&Event::parse(event.body().as_bytes()).unwrap()).unwrap()
 }
 
 /// A row, as far as R12 goes.

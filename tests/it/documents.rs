@@ -4,6 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use workos_sync::entities::organization::OrganizationEvent;
+use workos_sync::event::Event;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -169,8 +172,8 @@ fn commands_run_something() {
 #[test]
 fn the_sample_event_is_one() {
     let body = std::fs::read(root().join("examples/event.json")).unwrap();
-    let event = workos_sync::event::Event::parse(&body).unwrap();
-    let organization = event.organization().unwrap();
+    let event = Event::parse(&body).unwrap();
+    let organization = OrganizationEvent::decode(&event).unwrap();
     assert!(organization.workos_id.as_str().starts_with("org_"));
     for id in [event.id.as_str(), organization.workos_id.as_str()] {
         let (_, ulid) = id.split_once('_').unwrap();

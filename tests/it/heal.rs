@@ -6,12 +6,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::Clock;
+use workos_sync::entities::organization::{Target, organization_id};
 use workos_sync::heal::backfill::{self, Options as BackfillOptions};
 use workos_sync::heal::key::KeyGuard;
 use workos_sync::heal::poll::{Poll, Round};
 use workos_sync::heal::reconcile::{self, Difference, Found, Options, Report};
 use workos_sync::heal::{HealError, Means, Tally, catch_up, trust};
-use workos_sync::sync::{Target, organization_id};
 
 use crate::support::app::look_at;
 use crate::support::event::rfc3339;

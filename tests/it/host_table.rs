@@ -6,8 +6,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use workos_sync::sync::host::{HostTable, Key, Rows, Severity, Value};
-use workos_sync::sync::schema::{self, Schema};
+use workos_sync::entities::organization::host::{HostTable, Key, Rows, Severity, Value};
+use workos_sync::entities::organization::schema::{self, Schema};
 
 use crate::support::pooler::Pooler;
 use crate::support::{Role, TestApp, TestDatabase, eventually, release};

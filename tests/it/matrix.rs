@@ -8,13 +8,14 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::task::JoinSet;
 use uuid::Uuid;
-use workos_sync::event::{Event, OrganizationEvent};
+use workos_sync::entities::Outcome;
+use workos_sync::entities::organization::host::HostTable;
+use workos_sync::entities::organization::organization_id::default_namespace;
+use workos_sync::entities::organization::precision::Precision;
+use workos_sync::entities::organization::statements::Statements;
+use workos_sync::entities::organization::{ApplyError, OrganizationEvent, apply};
+use workos_sync::event::Event;
 use workos_sync::postgres;
-use workos_sync::sync::host::HostTable;
-use workos_sync::sync::organization_id::default_namespace;
-use workos_sync::sync::precision::Precision;
-use workos_sync::sync::statements::Statements;
-use workos_sync::sync::{ApplyError, Outcome, apply};
 
 use crate::support::event::{at, event_id, rfc3339};
 use crate::support::logs::Logs;
@@ -180,10 +181,7 @@ fn changed_at(n: u64) -> DateTime<Utc> {
 fn exact(event: EventBuilder, n: u64) -> OrganizationEvent {
     let at = rfc3339(changed_at(n));
     let body = event.created_at(&at).data("updated_at", at).body();
-    Event::parse(body.as_bytes())
-        .unwrap()
-        .organization()
-        .unwrap()
+    OrganizationEvent::decode(&Event::parse(body.as_bytes()).unwrap()).unwrap()
 }
 
 /// A row, read as text.
@@ -536,10 +534,8 @@ async fn another_type_changes_no_result() {
     let mut connection = db.connect().await;
     let namespace = default_namespace();
     let mut apply_one = async |event: EventBuilder| {
-        let event = Event::parse(event.body().as_bytes())
-            .unwrap()
-            .organization()
-            .unwrap();
+        let event =
+            OrganizationEvent::decode(&Event::parse(event.body().as_bytes()).unwrap()).unwrap();
         let mut tx = postgres::begin(&mut connection).await.unwrap();
         let applied = apply(&mut tx, &statements, &[event], &namespace, &[], NOW).await;
         tx.commit().await.unwrap();

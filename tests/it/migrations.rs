@@ -1,8 +1,8 @@
 //! Migrations: on an empty database, beside an application, and by several replicas at once.
 
 use sqlx::{Connection, Executor};
+use workos_sync::entities::organization::schema;
 use workos_sync::postgres::migrate;
-use workos_sync::sync::schema;
 
 use crate::support::{TestDatabase, eventually};
 

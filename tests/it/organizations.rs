@@ -506,8 +506,8 @@ async fn a_taken_slug_gets_the_same_suffix_again() {
 /// R9: taken suffixes are lengthened until one is free.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_taken_suffix_is_lengthened() {
+    use workos_sync::entities::organization::slug;
     use workos_sync::event::OrganizationId;
-    use workos_sync::sync::slug;
 
     let app = TestApp::new().await;
     let slugs: Vec<_> = slug::candidates(

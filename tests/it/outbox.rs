@@ -10,11 +10,11 @@ use sqlx::{Connection, Executor};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::{Clock, ManualClock};
+use workos_sync::entities::organization::host::Host;
+use workos_sync::entities::organization::{OrganizationEvent, apply, organization_id};
 use workos_sync::event::{Event, WorkosId};
 use workos_sync::outbox::Outbox;
 use workos_sync::postgres;
-use workos_sync::sync::host::Host;
-use workos_sync::sync::{apply, organization_id};
 use workos_sync::workos::{Timeouts, WorkosClient};
 
 use crate::support::logs::Logs;
@@ -82,10 +82,7 @@ impl Setting {
             "data": {"id": workos_id, "name": "Acme", "external_id": null},
         });
         let body = body.to_string();
-        let event = Event::parse(body.as_bytes())
-            .unwrap()
-            .organization()
-            .unwrap();
+        let event = OrganizationEvent::decode(&Event::parse(body.as_bytes()).unwrap()).unwrap();
         let namespace = organization_id::default_namespace();
         let mut tx = self.database.pool.begin().await.unwrap();
         let applied = apply(
@@ -236,7 +233,7 @@ async fn nothing_is_written_before_the_commit() {
     let mut tx = s.database.pool.begin().await.unwrap();
     let body =
         br#"{"id":"event_1","event":"organization.created","data":{"id":"org_1","name":"A"}}"#;
-    let event = Event::parse(body).unwrap().organization().unwrap();
+    let event = OrganizationEvent::decode(&Event::parse(body).unwrap()).unwrap();
     let namespace = organization_id::default_namespace();
     apply(
         &mut tx,

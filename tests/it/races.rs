@@ -527,8 +527,8 @@ async fn an_insert_keeps_its_slug_when_the_other_is_rolled_back() {
 /// no second attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn conflict_after_conflict_is_no_failure() {
+    use workos_sync::entities::organization::slug;
     use workos_sync::event::OrganizationId;
-    use workos_sync::sync::slug;
 
     let app = TestApp::new().await;
     let slugs: Vec<_> = slug::candidates(

@@ -8,13 +8,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::json;
-use workos_sync::event::{Change, Event, OrganizationEvent, WorkosId};
-use workos_sync::heal::snapshot::Shown;
-use workos_sync::sync::decide::{
+use workos_sync::entities::organization::decide::{
     Decision, Found, Link, OrganizationRow, SyncCursor, candidate_id, decide,
 };
-use workos_sync::sync::organization_id;
-use workos_sync::sync::precision::RowPrecision;
+use workos_sync::entities::organization::precision::RowPrecision;
+use workos_sync::entities::organization::{Change, OrganizationEvent, organization_id};
+use workos_sync::event::{Event, WorkosId};
+use workos_sync::heal::snapshot::Shown;
 use workos_sync::workos::Answered;
 
 use crate::support::event::{event_id, rfc3339};
@@ -235,7 +235,8 @@ proptest! {
         // All of them are told in the end, whatever came twice before.
         let all: Vec<_> = repeated.chain(bodies.iter().cloned()).collect();
         for body in &all {
-            let event = Event::parse(body.as_bytes()).unwrap().organization().unwrap();
+            let event = Event::parse(body.as_bytes()).unwrap();
+            let event = OrganizationEvent::decode(&event).unwrap();
             memory.apply(&event);
         }
 

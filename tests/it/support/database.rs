@@ -2,7 +2,7 @@
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
-use workos_sync::sync::schema;
+use workos_sync::entities::organization::schema;
 
 use super::server::server;
 

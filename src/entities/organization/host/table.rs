@@ -186,7 +186,7 @@ impl HostTable {
 
     /// The table, where what it lacks couldn't be made, for these reasons.
     #[must_use]
-    pub(in crate::sync) fn with(mut self, reasons: Vec<Finding>) -> Self {
+    pub(in crate::entities::organization) fn with(mut self, reasons: Vec<Finding>) -> Self {
         if !reasons.is_empty() {
             let findings = &mut self.findings;
             findings.retain(|finding| finding.severity != Severity::Unmade);
@@ -244,7 +244,7 @@ impl HostTable {
 
 impl UniqueIndex {
     /// A column has a part in it, as far as can be told.
-    pub(in crate::sync) fn may_cover(&self, column: &str) -> bool {
+    pub(in crate::entities::organization) fn may_cover(&self, column: &str) -> bool {
         self.keys.iter().any(|key| match key {
             Key::Column(name) | Key::Lower(name) => name == column,
             Key::Expression(_) => true,

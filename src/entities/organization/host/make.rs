@@ -47,11 +47,11 @@ const COLUMNS: [(&str, &str); 5] = [
 
 /// What was made, and what couldn't be.
 #[derive(Debug, Default)]
-pub(in crate::sync) struct Made {
+pub(in crate::entities::organization) struct Made {
     /// In a few words each.
-    pub(in crate::sync) done: Vec<String>,
+    pub(in crate::entities::organization) done: Vec<String>,
     /// Why the rest couldn't be.
-    pub(in crate::sync) findings: Vec<Finding>,
+    pub(in crate::entities::organization) findings: Vec<Finding>,
 }
 
 impl Made {
@@ -65,7 +65,7 @@ impl Made {
 
 /// Makes what the table lacks; `table` has just been read, and can work once it has that. Tells two kinds of failure
 /// apart: that the database doesn't answer is an error, what it refuses is a finding.
-pub(in crate::sync) async fn make(
+pub(in crate::entities::organization) async fn make(
     connection: &mut PgConnection,
     database: &PgConnectOptions,
     table: &HostTable,

@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::organization_id;
 use super::precision::RowPrecision;
-use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
+use super::{Change, OrganizationEvent, organization_id};
+use crate::entities::guard::should_process_event;
+use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// What the decision needs to know of a row of `organization_metadata`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,34 +183,6 @@ pub fn candidate_id(event: &OrganizationEvent, namespace: &Uuid) -> Organization
         .unwrap_or_else(|| organization_id::derive(namespace, &event.workos_id))
 }
 
-/// The guard (R7): is the event newer than what was already applied?
-///
-/// The event id is the order. Timestamps stand in for it where there is no cursor, or where only one of the
-/// two ids has a ULID, so that an odd id can't freeze a row; without a timestamp on either side the event is
-/// applied.
-///
-/// Between a snapshot and an event, timestamps come first: the id of a snapshot says when it was read, give or take a
-/// minute, and not when the object became so.
-#[must_use]
-pub fn should_process_event(
-    row_last_event_id: Option<&EventId>,
-    row_updated_at: Option<DateTime<Utc>>,
-    event_id: &EventId,
-    event_updated_at: Option<DateTime<Utc>>,
-) -> bool {
-    let times = event_updated_at.zip(row_updated_at);
-    if let (Some(last), Some((event, row))) = (row_last_event_id, times)
-        && event_id.is_snapshot() != last.is_snapshot()
-        && event != row
-    {
-        return event > row;
-    }
-    match row_last_event_id.and_then(|last| event_id.compare(last)) {
-        Some(order) => order.is_gt(),
-        None => times.is_none_or(|(event, row)| event >= row),
-    }
-}
-
 /// Decides what an event writes (R1–R7, R10).
 #[must_use]
 pub fn decide<'e>(
@@ -305,109 +278,6 @@ mod tests {
 
     fn at(seconds: i64) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp(seconds, 0)
-    }
-
-    /// R7: the whole table of the guard.
-    #[test]
-    fn the_guard() {
-        let odd = |text: &str| EventId::new(text).unwrap();
-        let (one, two) = (id(1), id(2));
-        let other_prefix = odd(&one.as_str().replace("event_", "evt_"));
-        for (row_id, row_at, event_id, event_at, applies, why) in [
-            (None, None, &one, None, true, "nothing to compare with"),
-            (None, at(5), &one, None, true, "no time of the event"),
-            (None, None, &one, at(5), true, "no time of the row"),
-            (None, at(5), &one, at(4), false, "older"),
-            (None, at(5), &one, at(5), true, "as old"),
-            (None, at(5), &one, at(6), true, "newer"),
-            (
-                Some(&one),
-                at(9),
-                &two,
-                at(1),
-                true,
-                "a greater id, whatever the time",
-            ),
-            (
-                Some(&two),
-                at(1),
-                &one,
-                at(9),
-                false,
-                "a smaller id, whatever the time",
-            ),
-            (Some(&one), None, &one, at(9), false, "the same id"),
-            (
-                Some(&one),
-                None,
-                &other_prefix,
-                at(9),
-                false,
-                "the same id behind another prefix",
-            ),
-            (
-                Some(&odd("wh_1")),
-                at(9),
-                &odd("wh_2"),
-                at(1),
-                true,
-                "whole strings",
-            ),
-            (
-                Some(&odd("wh_2")),
-                at(1),
-                &odd("wh_10"),
-                at(9),
-                false,
-                "whole strings, bytewise",
-            ),
-            (
-                Some(&odd("wh_1")),
-                at(5),
-                &one,
-                at(4),
-                false,
-                "one ULID: older",
-            ),
-            (
-                Some(&odd("wh_1")),
-                at(5),
-                &one,
-                at(5),
-                true,
-                "one ULID: as old",
-            ),
-            (
-                Some(&one),
-                at(5),
-                &odd("wh_1"),
-                at(4),
-                false,
-                "one ULID: older",
-            ),
-            (
-                Some(&one),
-                at(5),
-                &odd("wh_1"),
-                at(6),
-                true,
-                "one ULID: newer",
-            ),
-            (
-                Some(&one),
-                at(5),
-                &odd("wh_1"),
-                None,
-                true,
-                "one ULID, no time",
-            ),
-        ] {
-            assert_eq!(
-                should_process_event(row_id, row_at, event_id, event_at),
-                applies,
-                "{why}"
-            );
-        }
     }
 
     fn event(external_id: Option<&str>, change: Change) -> OrganizationEvent {

@@ -1,4 +1,4 @@
-//! The sync module: what an organization event does to the database (R1–R13, R19–R21).
+//! Organizations: what an event of theirs does to the application's table (R1–R13, R19–R21).
 //!
 //! *Fetch, then write*: a pure INSERT on the create path, a pure UPDATE on the update path, a slug that is
 //! chosen once and never touched again, and a guard that makes stale and repeated events harmless. The
@@ -8,6 +8,7 @@
 
 mod apply;
 pub mod decide;
+mod event;
 pub mod host;
 mod ledger;
 pub mod mirror;
@@ -21,6 +22,7 @@ mod store;
 use std::fmt;
 
 pub use apply::{Applied, apply, preview};
+pub use event::{Change, OrganizationEvent, OrganizationEventType};
 
 use uuid::Uuid;
 
@@ -35,56 +37,6 @@ pub struct Target {
     pub host: Host,
     /// Of derived organization ids (R3).
     pub namespace: Uuid,
-}
-
-/// What applying an event did to the database: the `outcome` of a processed inbox row (R27).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// A row was inserted.
-    Created,
-    /// A row that had been found by its WorkOS organization id was updated.
-    Updated,
-    /// A row that had been found by its own id was linked to the WorkOS organization, and updated.
-    Linked,
-    /// A row was disabled, because its organization is deleted; it may have been linked for that.
-    Disabled,
-    /// The event was refused: it is older than what was applied, or its organization is deleted.
-    Stale,
-    /// The deletion of an organization without a row is remembered.
-    Tombstoned,
-}
-
-impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 6] = [
-        Self::Created,
-        Self::Updated,
-        Self::Linked,
-        Self::Disabled,
-        Self::Stale,
-        Self::Tombstoned,
-    ];
-
-    /// The outcome as the database and the API have it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Linked => "linked",
-            Self::Disabled => "disabled",
-            Self::Stale => "stale",
-            Self::Tombstoned => "tombstoned",
-        }
-    }
-
-    /// Reads an outcome.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|outcome| outcome.as_str() == text)
-    }
 }
 
 /// What is written of a row.

@@ -10,8 +10,9 @@ use super::decide::{Decision, Found, Link, OrganizationRow, SyncCursor, decide};
 use super::precision::RowPrecision;
 use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow};
 use super::store::NewCursor;
-use super::{Outcome, TwoRows};
-use crate::event::{Change, EventId, OrganizationEvent, OrganizationId, WorkosId};
+use super::{Change, OrganizationEvent, TwoRows};
+use crate::entities::Outcome;
+use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// Rows and cursors are kept in order, so that concurrent batches write them in the same order.
 #[derive(Debug)]

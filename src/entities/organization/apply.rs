@@ -13,8 +13,9 @@ use super::decide::candidate_id;
 use super::ledger::Ledger;
 use super::statements::{NewRow, Statements};
 use super::store;
-use super::{ApplyError, Outcome, Write, slug};
-use crate::event::{OrganizationEvent, OrganizationId};
+use super::{ApplyError, OrganizationEvent, Write, slug};
+use crate::entities::Outcome;
+use crate::event::OrganizationId;
 use crate::outbox;
 
 /// How many slug candidates are asked for at once. The second is free in practice; the rest cost nothing.
