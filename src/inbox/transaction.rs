@@ -13,16 +13,18 @@ use sqlx::{PgConnection, PgPool};
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
-use super::locks::LockBudget;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
 use crate::entities::Outcome;
-use crate::entities::organization::{self, OrganizationEvent, OrganizationEventType, Target};
+use crate::entities::organization::{
+    self, OrganizationEvent, OrganizationEventType, Slugs, Target,
+};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
 use crate::postgres;
+use crate::postgres::locks::{LockBudget, Places};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
 /// even answer that.
@@ -122,7 +124,7 @@ impl Transactions {
 
     /// How many lanes a transaction may have.
     pub(super) const fn most_lanes(&self) -> usize {
-        self.locks.lanes()
+        self.locks.most_lanes()
     }
 
     /// Applies what is due in lanes, which the caller holds.
@@ -137,8 +139,8 @@ impl Transactions {
             longest_payload: BATCH_PAYLOAD,
             refused_slugs: &[],
         };
-        let _places = self.locks.take(lanes.len()).await;
-        let done = self.run(lanes, Wait::Never, batch).await?;
+        let mut places = self.locks.take(lanes.len()).await;
+        let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
         let claimed = done.rows.claimed();
         let mut counts = HashMap::<&str, i64>::new();
         for &(place, _) in &done.outcomes {
@@ -176,7 +178,8 @@ impl Transactions {
             longest_payload: i32::MAX,
             refused_slugs,
         };
-        let done = self.run(&[lane], wait, batch).await?;
+        let mut places = Places::set_aside();
+        let done = self.run(&[lane], wait, batch, &mut places).await?;
         Ok(!done.outcomes.is_empty())
     }
 
@@ -190,8 +193,9 @@ impl Transactions {
         events: Vec<(&NewEvent, Option<OrganizationEvent>)>,
         lanes: &[&str],
     ) -> Result<HashMap<String, Option<Outcome>>, Failure> {
-        let _places = self.locks.take(lanes.len()).await;
-        let done = self.run(lanes, Wait::Never, Batch::New(events)).await?;
+        let mut places = self.locks.take(lanes.len()).await;
+        let batch = Batch::New(events);
+        let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
         let outcomes = done.rows.all_outcomes(&done.outcomes);
         let ids = done
             .rows
@@ -208,11 +212,13 @@ impl Transactions {
         lanes: &[&str],
         wait: Wait,
         batch: Batch<'e>,
+        places: &mut Places,
     ) -> Result<Done<'e>, Failure> {
         let started = Instant::now();
         let host = &self.target.host;
         let statements = host.statements();
-        let attempt = async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch).await;
+        let attempt =
+            async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch, places).await;
         let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
         let done = panics::caught(done)
             .await
@@ -244,6 +250,7 @@ impl Transactions {
         lanes: &[&str],
         wait: Wait,
         batch: Batch<'e>,
+        places: &mut Places,
     ) -> Result<Done<'e>, Failure> {
         let now = self.clock.now();
         let locked = store::lock_lanes(tx, lanes, wait).await?;
@@ -260,8 +267,9 @@ impl Transactions {
             }
             Batch::New(events) => sift(tx, events, locked, lanes).await?,
         };
+        let slugs = Slugs { refused, places };
         // A panic is caught here already, where it is known which event it is about.
-        let result = panics::caught(self.apply_and_mark(tx, &rows, read, refused, wait, now)).await;
+        let result = panics::caught(self.apply_and_mark(tx, &rows, read, slugs, wait, now)).await;
         let (outcomes, push_recorded) = result
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic)))
             .map_err(|error| Failure::of(rows.claimed(), error))?;
@@ -279,7 +287,7 @@ impl Transactions {
         tx: &mut PgConnection,
         rows: &Rows<'_>,
         read: Vec<(usize, Option<OrganizationEvent>)>,
-        refused_slugs: &[String],
+        slugs: Slugs<'_>,
         wait: Wait,
         now: DateTime<Utc>,
     ) -> Result<(Vec<(usize, Option<Outcome>)>, bool), AttemptError> {
@@ -291,8 +299,7 @@ impl Transactions {
         }
         let Target { host, namespace } = &self.target;
         let statements = host.statements();
-        let applied =
-            organization::apply(tx, &statements, &events, namespace, refused_slugs, now).await?;
+        let applied = organization::apply(tx, &statements, &events, namespace, slugs, now).await?;
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()

@@ -21,7 +21,7 @@ mod store;
 
 use std::fmt;
 
-pub use apply::{Applied, apply, preview};
+pub use apply::{Applied, Slugs, apply, preview};
 pub use event::{Change, OrganizationEvent, OrganizationEventType};
 
 use uuid::Uuid;
