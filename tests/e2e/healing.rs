@@ -40,7 +40,7 @@ impl Pair {
             ("WORKOS_WEBHOOK_SECRET", SECRET),
             ("WORKOS_API_KEY", "sk_test_the_key"),
             ("WORKOS_API_URL", self.workos.url().as_str()),
-            ("WORKOS_API_RPS", "1000"),
+            ("WORKOS_API_RPS", "100"),
             ("EVENTS_POLL_SECONDS", "4"),
             ("LOG_LEVEL", "error"),
         ]

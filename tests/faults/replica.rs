@@ -115,7 +115,7 @@ impl Replica {
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
             .env("WORKOS_API_KEY", "sk_faults")
             .env("EVENTS_POLL_SECONDS", self.settings.poll.to_string())
-            .env("WORKOS_API_RPS", "1000")
+            .env("WORKOS_API_RPS", "100")
             .env("WORKOS_API_URL", &self.settings.workos_url)
             .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))
             .env("SHUTDOWN_GRACE_SECONDS", "10")
