@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
 
-use super::asking::{self, When};
+use super::asking;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::heal::catch_up;
+use crate::operate::When;
 use crate::telemetry;
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]

@@ -68,6 +68,9 @@ pub(super) enum AttemptError {
     /// The body is longer than the transaction takes.
     #[error("the body is too long for a batch")]
     TooLong,
+    /// An operator wants nothing to be applied now.
+    #[error("nothing is applied: there is a pause")]
+    Paused,
     /// Another session stored one of the events meanwhile, and it may be one of the applied.
     #[error("another session stored the same event")]
     Overtaken,
@@ -114,6 +117,7 @@ impl AttemptError {
             Self::Decode(error) => format!("decode:{}", error.field()),
             Self::WrongLane(_) => "wrong_lane".to_owned(),
             Self::TooLong => "too_long".to_owned(),
+            Self::Paused => "paused".to_owned(),
             Self::Overtaken => "overtaken".to_owned(),
             Self::Unwritten { write, .. } => format!("suppressed:{}", write.verb()),
             Self::TableChanged => "table_changed".to_owned(),
@@ -140,8 +144,8 @@ impl AttemptError {
             | Self::SlugRefused(_) => FailureClass::Conflict,
             Self::ColumnTooShort(short) => error::classify(&short.error),
             Self::Database(error) => error::classify(error),
-            // It waits for the version that mends it.
-            Self::Bug(_) => FailureClass::Transient,
+            // It waits for the version that mends it; or for the end of a pause.
+            Self::Bug(_) | Self::Paused => FailureClass::Transient,
         }
     }
 

@@ -17,6 +17,7 @@ use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
 use crate::entities::Outcome;
+use crate::entities::guard::Replay;
 use crate::entities::organization::{
     self, OrganizationEvent, OrganizationEventType, Slugs, Target,
 };
@@ -254,6 +255,7 @@ impl Transactions {
     ) -> Result<Done<'e>, Failure> {
         let now = self.clock.now();
         let locked = store::lock_lanes(tx, lanes, wait).await?;
+        let locked = locked.ok_or(AttemptError::Paused)?;
         let mut refused: &[String] = &[];
         let Taken { rows, read, quiet } = match batch {
             Batch::Due {
@@ -419,7 +421,12 @@ fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
     if OrganizationEventType::parse(&event.event_type).is_none() {
         return Ok(None);
     }
-    let event = OrganizationEvent::decode(&event)?;
+    let mut event = OrganizationEvent::decode(&event)?;
+    event.replay = match claimed.outcome.as_deref() {
+        _ if !claimed.replayed => Replay::No,
+        Some(outcome) if outcome == Outcome::Disabled.as_str() => Replay::AfterDisabling,
+        _ => Replay::Again,
+    };
     // What is held are the mutex and the lock of the lane (R18).
     if event.workos_id.as_str() != claimed.lane {
         return Err(AttemptError::WrongLane(event.workos_id));

@@ -16,6 +16,7 @@ mod healing;
 mod interrupted;
 mod lifecycle;
 mod migrate;
+mod operate;
 mod pgbouncer;
 mod private_database;
 mod replay;

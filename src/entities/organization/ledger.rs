@@ -12,6 +12,7 @@ use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow
 use super::store::NewCursor;
 use super::{Change, OrganizationEvent, TwoRows};
 use crate::entities::Outcome;
+use crate::entities::guard::Replay;
 use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// Rows and cursors are kept in order, so that concurrent batches write them in the same order.
@@ -164,6 +165,8 @@ impl<'e> Ledger<'e> {
     ) -> Outcome {
         let found = self.found(&event.workos_id, &candidate);
         let outcome = match decide(&found, candidate, event) {
+            // It stays on record that it did: it does so once (R46).
+            Decision::Stale if event.replay == Replay::AfterDisabling => return Outcome::Disabled,
             Decision::Stale => return Outcome::Stale,
             Decision::Tombstone => Outcome::Tombstoned,
             Decision::Disable { id, deleted_at } => {
