@@ -13,13 +13,14 @@ use sqlx::{PgConnection, PgPool};
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
+use super::notify::Change;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
 use crate::entities::Outcome;
 use crate::entities::guard::Replay;
 use crate::entities::organization::{
-    self, OrganizationEvent, OrganizationEventType, Slugs, Target,
+    self, Applied, OrganizationEvent, OrganizationEventType, Slugs, Target,
 };
 use crate::event::Event;
 use crate::outbox::Outbox;
@@ -299,9 +300,16 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let Target { host, namespace } = &self.target;
+        let Target {
+            host,
+            namespace,
+            notifies,
+        } = &self.target;
         let statements = host.statements();
         let applied = organization::apply(tx, &statements, &events, namespace, slugs, now).await?;
+        if *notifies {
+            notify(tx, &events, &applied).await?;
+        }
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()
@@ -432,6 +440,27 @@ fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
         return Err(AttemptError::WrongLane(event.workos_id));
     }
     Ok(Some(event))
+}
+
+/// Tells whoever listens what each event did to a row, once it is committed (R53).
+async fn notify(
+    tx: &mut PgConnection,
+    events: &[OrganizationEvent],
+    applied: &Applied,
+) -> Result<(), sqlx::Error> {
+    let results = applied.changed.iter().zip(&applied.outcomes);
+    let payloads: Vec<_> = events
+        .iter()
+        .zip(results)
+        .filter_map(|(event, (changed, outcome))| {
+            let id = changed.as_ref()?;
+            Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
+        })
+        .collect();
+    if payloads.is_empty() {
+        return Ok(());
+    }
+    store::notify(tx, &payloads).await
 }
 
 /// Takes those of the events that are new; to be applied are those whose lane is locked and has nothing in the inbox

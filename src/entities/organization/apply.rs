@@ -15,7 +15,7 @@ use super::statements::{NewRow, Statements};
 use super::store;
 use super::{ApplyError, OrganizationEvent, Write, slug};
 use crate::entities::Outcome;
-use crate::event::OrganizationId;
+use crate::event::{OrganizationId, WorkosId};
 use crate::outbox;
 use crate::postgres::locks::Places;
 
@@ -47,6 +47,8 @@ impl<'a> Slugs<'a> {
 pub struct Applied {
     /// The outcome of each event, as the inbox records it, in the order of the events.
     pub outcomes: Vec<Outcome>,
+    /// The id of the row that each event changed, if it did, in the same order.
+    pub changed: Vec<Option<OrganizationId>>,
     /// An intention was recorded to write an organization id to WorkOS: once this is committed, the outbox has
     /// something to do.
     pub push_recorded: bool,
@@ -87,6 +89,7 @@ pub async fn apply(
     }
     Ok(Applied {
         outcomes,
+        changed: ledger.into_changed(),
         push_recorded,
     })
 }
@@ -190,7 +193,7 @@ async fn write(
         let ids = created.iter().map(|row| row.id.as_str());
         all_written(Write::Insert, ids, inserted.len())?;
         for (workos_id, id) in inserted {
-            ledger.rename(&workos_id, id);
+            ledger.rename(&WorkosId::from_database(workos_id), id);
         }
     }
     let cursors = ledger.moved_cursors();

@@ -37,6 +37,8 @@ pub struct Target {
     pub host: Host,
     /// Of derived organization ids (R3).
     pub namespace: Uuid,
+    /// Whoever listens is told which rows were changed (R53).
+    pub notifies: bool,
 }
 
 /// What is written of a row.

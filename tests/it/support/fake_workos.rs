@@ -45,12 +45,16 @@ pub(crate) struct Habits {
     pub(crate) lists: Lists,
     /// Organizations that are known, but not in the list.
     pub(crate) unlisted: HashSet<String>,
+    /// What the key may not read: the beginning of a path, and the status.
+    pub(crate) refuses: Vec<(&'static str, u16)>,
 }
 
 /// The `Date` of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dates {
     Right,
+    /// Later than the clock by so many seconds.
+    Later(i64),
     Unreadable,
 }
 
@@ -75,6 +79,7 @@ impl Default for Habits {
             date: Dates::Right,
             lists: Lists::End,
             unlisted: HashSet::new(),
+            refuses: Vec::new(),
         }
     }
 }
@@ -84,6 +89,7 @@ struct Environment {
     habits: Habits,
     organizations: Vec<Organization>,
     events: Vec<MadeEvent>,
+    endpoints: Vec<Value>,
     /// The events that are still to be delivered.
     deliveries: Vec<String>,
     requests: Vec<String>,
@@ -136,6 +142,7 @@ impl FakeEnvironment {
             habits: Habits::default(),
             organizations: Vec::new(),
             events: Vec::new(),
+            endpoints: Vec::new(),
             deliveries: Vec::new(),
             requests: Vec::new(),
             next: VecDeque::new(),
@@ -235,6 +242,11 @@ impl FakeEnvironment {
         id
     }
 
+    /// Replaces the webhook endpoints, each as the API shows it.
+    pub(crate) fn set_endpoints(&self, endpoints: impl IntoIterator<Item = Value>) {
+        self.state().endpoints = endpoints.into_iter().collect();
+    }
+
     /// Changes its name.
     pub(crate) fn rename(&self, id: &str, name: &str) {
         self.change(id, |organization| name.clone_into(&mut organization.name));
@@ -329,10 +341,15 @@ impl Environment {
     }
 
     fn answer(&mut self, method: &Method, path: &str, query: &Query, body: &str) -> Response {
+        let mut refuses = self.habits.refuses.iter();
+        if let Some((_, status)) = refuses.find(|(prefix, _)| path.starts_with(prefix)) {
+            return refusal(*status, json!({"message": "Refused"}));
+        }
         match (method, path.strip_prefix("/organizations")) {
             (&Method::GET, Some("")) => self.list_organizations(query),
             (_, Some(id)) => self.organization(method, id.trim_start_matches('/'), body),
             _ if path == "/events" => self.list_events(query),
+            _ if path == "/webhook_endpoints" => self.list_endpoints(query),
             _ => refusal(404, json!({"message": "Not Found"})),
         }
     }
@@ -362,6 +379,19 @@ impl Environment {
         let after = (!is_last).then(|| page[page.len() - 1].id.clone());
         let data: Vec<_> = page.iter().map(|found| found.json()).collect();
         Json(json!({"object": "list", "data": data, "list_metadata": {"before": null, "after": after}}))
+            .into_response()
+    }
+
+    fn list_endpoints(&self, query: &Query) -> Response {
+        let id = |endpoint: &Value| endpoint["id"].as_str().unwrap().to_owned();
+        let start = query.get("after").map_or(0, |after| {
+            let mut ids = self.endpoints.iter().map(id);
+            ids.position(|id| id == after).unwrap() + 1
+        });
+        let rest = &self.endpoints[start..];
+        let page: Vec<_> = rest.iter().take(query.limit()).collect();
+        let after = (page.len() < rest.len()).then(|| id(page[page.len() - 1]));
+        Json(json!({"object": "list", "data": page, "list_metadata": {"before": null, "after": after}}))
             .into_response()
     }
 
@@ -485,8 +515,10 @@ async fn handle(State(state): State<Arc<Mutex<Environment>>>, request: Request) 
     let mut state = state.lock().unwrap();
     let mut response =
         by_order.unwrap_or_else(|| state.answer(&head.method, head.uri.path(), &query, &body));
+    let http_date = |at: DateTime<Utc>| at.to_rfc2822().replace("+0000", "GMT");
     let date = match state.habits.date {
-        Dates::Right => state.clock.now().to_rfc2822().replace("+0000", "GMT"),
+        Dates::Right => http_date(state.clock.now()),
+        Dates::Later(seconds) => http_date(state.clock.now() + TimeDelta::seconds(seconds)),
         Dates::Unreadable => "yesterday".to_owned(),
     };
     response.headers_mut().insert("date", date.parse().unwrap());
