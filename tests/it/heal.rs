@@ -1241,9 +1241,9 @@ async fn what_is_read_during_a_pause_waits() {
     for n in 0..3 {
         pair.workos.create(&format!("Org {n}"));
     }
-    let (pool, actor) = (&pair.app.db.pool, Actor::Loopback);
+    let (database, actor) = (&pair.app.db.pool, Actor::Loopback);
     let hour = pausing::DEFAULT_LENGTH;
-    pausing::pause(pool, hour, None, &actor).await.unwrap();
+    pausing::pause(database, hour, None, &actor).await.unwrap();
     let poll = pair.poll();
     assert_eq!(pair.round(&poll).await.unwrap(), Round::Drained { new: 3 });
     let error = pair.backfill().await.unwrap_err();
@@ -1254,7 +1254,7 @@ async fn what_is_read_during_a_pause_waits() {
     let pending = "select count(*) from webhook_events where status = 'pending'";
     assert_eq!(pair.count(pending).await, 6);
     assert_eq!(pair.app.organizations().await, []);
-    pausing::resume(pool, &actor).await.unwrap();
+    pausing::resume(database, &actor).await.unwrap();
     pair.app.settle().await;
     assert_eq!(pair.names().await, ["Org 0", "Org 1", "Org 2"]);
     pair.later(TimeDelta::minutes(5));
