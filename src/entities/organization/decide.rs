@@ -1,6 +1,7 @@
 //! The decision: given what the database holds and an event, what to write. No I/O; the rules live here.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::precision::RowPrecision;
@@ -87,6 +88,12 @@ impl SyncCursor {
         let is_later = event.made_at().is_some_and(|made| made > deleted_at);
         (is_later && event.change != Change::Delete).then_some(deleted_at)
     }
+
+    /// Says whether an event tells the deletion that was only found so far (R44): then it is final (R10).
+    #[must_use]
+    pub fn deletion_confirmed_by(&self, event: &OrganizationEvent) -> bool {
+        self.deletion_is_inferred && event.change == Change::Delete && !event.id.is_snapshot()
+    }
 }
 
 /// What the database holds when an event is decided.
@@ -102,7 +109,39 @@ pub struct Found {
     pub predecessor_deleted_at: Option<DateTime<Utc>>,
 }
 
+/// What a stale event was compared with: the cursor and the time that refused it, or the deletion (R27).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    /// The newest event applied: to the organization, or else to the row that the event found.
+    pub last_event_id: Option<String>,
+    /// What that counts as updated at.
+    pub updated_at: Option<DateTime<Utc>>,
+    /// When the organization was deleted, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
 impl Found {
+    /// What refused an event that is stale.
+    #[must_use]
+    pub fn refusal(&self, event: &OrganizationEvent) -> Compared {
+        let refuses = |cursor: &&SyncCursor| cursor.deleted_at.is_some() || !cursor.admits(event);
+        if let Some(cursor) = self.cursor.as_ref().filter(refuses) {
+            return Compared {
+                last_event_id: Some(cursor.last_event_id.to_string()),
+                updated_at: cursor.last_event_updated_at,
+                deleted_at: cursor.deleted_at,
+            };
+        }
+        let row = self.by_workos_id.as_ref().or(self.by_candidate_id.as_ref());
+        let last_event_id = row.and_then(|row| row.last_event_id.as_ref());
+        Compared {
+            last_event_id: last_event_id.map(ToString::to_string),
+            updated_at: row.and_then(|row| row.updated_at),
+            deleted_at: None,
+        }
+    }
+
     fn cursor_admits(&self, event: &OrganizationEvent) -> bool {
         let cursor = self.cursor.as_ref();
         cursor.is_none_or(|cursor| cursor.admits(event))
@@ -199,6 +238,7 @@ pub fn decide<'e>(
     let cursor = found.cursor.as_ref();
     let deleted_at = cursor.and_then(|cursor| cursor.deleted_at);
     let lifted = cursor.and_then(|cursor| cursor.deletion_lifted_by(event));
+    let is_confirmed = cursor.is_some_and(|cursor| cursor.deletion_confirmed_by(event));
     let disable = |row: &OrganizationRow| Decision::Disable {
         id: row.id.clone(),
         deleted_at,
@@ -216,7 +256,9 @@ pub fn decide<'e>(
             delete(found, disable)
         }
         // R10: a deletion is final. The dead take nothing from the living, but no row of theirs stays active.
-        _ if deleted_at.is_some() => found.unlinked().map_or(Decision::Stale, disable),
+        _ if deleted_at.is_some() && !is_confirmed => {
+            found.unlinked().map_or(Decision::Stale, disable)
+        }
         // What `reconcile` missed is no news once something newer was applied (R44).
         Change::Delete if event.id.is_snapshot() && !found.admits(event) => Decision::Stale,
         Change::Delete => delete(found, disable),
