@@ -243,7 +243,7 @@ async fn the_documented_rights_are_enough() {
         ],
     )
     .await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
     for (n, kind, workos_id, name, outcome) in [
         (1, Kind::Created, "org_a", "Acme", "created"),
         (2, Kind::Created, "org_b", "Acme", "created"),
