@@ -30,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::{Config, ConfigError, Settings};
-use crate::entities::organization::Target;
-use crate::entities::organization::host::{Host, HostTable};
+use crate::entities::Target;
+use crate::entities::organization::Host;
+use crate::entities::organization::host::HostTable;
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;

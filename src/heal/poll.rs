@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::HealError;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
-use crate::entities::organization::OrganizationEventType;
+use crate::entities;
 use crate::inbox::{Beside, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;
@@ -359,7 +359,7 @@ pub(super) async fn read_page(
         .after
         .as_deref()
         .map_or(ReadFrom::Time(position), ReadFrom::After);
-    let types = OrganizationEventType::OF_WORKOS.map(OrganizationEventType::as_str);
+    let types = entities::types_of_workos().collect::<Vec<_>>();
     client.list_events(&types, from, place.until, now).await
 }
 

@@ -20,8 +20,7 @@ use super::record::{Recorder, Stored};
 use super::status::{RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
-use crate::entities::Outcome;
-use crate::entities::organization::OrganizationEvent;
+use crate::entities::{self, Decoded, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
@@ -38,8 +37,8 @@ const MOST_BYTES: usize = 16 * 1_024 * 1_024;
 #[derive(Debug)]
 pub struct SavedEvent {
     event: NewEvent,
-    /// What it says of its organization; nothing, if that can't be applied.
-    decoded: Option<OrganizationEvent>,
+    /// What it says; nothing, if that can't be applied.
+    decoded: Option<Decoded>,
 }
 
 impl SavedEvent {
@@ -49,7 +48,7 @@ impl SavedEvent {
         source: Source,
         now: DateTime<Utc>,
     ) -> Result<Self, EnvelopeError> {
-        let decode = |event: &Event<'_>| OrganizationEvent::decode(event).ok();
+        let decode = |event: &Event<'_>| entities::decode(event).ok().flatten();
         let (event, decoded) = NewEvent::read(body, None, source, now, decode)?;
         Ok(Self { event, decoded })
     }
@@ -177,17 +176,13 @@ impl Bulk {
     async fn apply(
         &self,
         events: &[NewEvent],
-        decoded: Vec<Option<OrganizationEvent>>,
+        decoded: Vec<Option<Decoded>>,
     ) -> Option<HashMap<String, Option<Outcome>>> {
         let bytes: usize = events.iter().map(|event| event.body.len()).sum();
         if bytes > MOST_BYTES {
             return None;
         }
-        let lanes: BTreeSet<_> = decoded
-            .iter()
-            .flatten()
-            .map(|event| event.workos_id.as_str())
-            .collect();
+        let lanes: BTreeSet<_> = decoded.iter().flatten().map(Decoded::lane).collect();
         let taken = self.lanes.take_all(lanes);
         let names: Vec<_> = taken.iter().map(TakenLane::name).collect();
         let with_decoded = events.iter().zip(decoded).collect();

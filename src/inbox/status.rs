@@ -1,6 +1,6 @@
 //! The words of the inbox: what a row's columns say, and what callers are told.
 
-use crate::entities::Outcome;
+use crate::entities::{Outcome, TABLE};
 
 /// The status of an inbox row (R27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,7 @@ pub enum DrainError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     /// Nothing can be applied to the host's table.
-    #[error("organization_metadata can't be used, so events wait in the inbox: {0}")]
+    #[error("{TABLE} can't be used, so events wait in the inbox: {0}")]
     Unusable(String),
 }
 

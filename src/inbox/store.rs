@@ -9,8 +9,7 @@ use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::status::{Source, Status};
-use crate::entities::Outcome;
-use crate::entities::organization::OrganizationEventType;
+use crate::entities::{self, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
 use crate::metrics::Backlog;
 
@@ -116,7 +115,7 @@ impl NewEvent {
         let mut event = Self {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
-            ignored: OrganizationEventType::parse(&event.event_type).is_none(),
+            ignored: !entities::is_handled(&event.event_type),
             received_at,
             source,
             event_id: event.id,

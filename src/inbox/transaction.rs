@@ -17,8 +17,7 @@ use super::locks::LockBudget;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
-use crate::entities::Outcome;
-use crate::entities::organization::{self, OrganizationEvent, OrganizationEventType, Target};
+use crate::entities::{self, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
@@ -66,11 +65,11 @@ enum Batch<'e> {
         events: i64,
         /// Longer bodies are left where they are.
         longest_payload: i32,
-        /// The slugs that a new row can't have.
-        refused_slugs: &'e [String],
+        /// What is not to be chosen: it was refused before.
+        refused: &'e [String],
     },
     /// New ones, with what they say, if that can be applied.
-    New(Vec<(&'e NewEvent, Option<OrganizationEvent>)>),
+    New(Vec<(&'e NewEvent, Option<Decoded>)>),
 }
 
 /// The rows of the inbox that a transaction is about.
@@ -86,7 +85,7 @@ struct Taken<'e> {
     rows: Rows<'e>,
     /// The places of the rows that end here, in the order in which they are applied. Nothing is to be applied of a type
     /// that is not handled.
-    read: Vec<(usize, Option<OrganizationEvent>)>,
+    read: Vec<(usize, Option<Decoded>)>,
     /// The lanes that are locked, and have no event that is left.
     quiet: HashSet<String>,
 }
@@ -117,7 +116,7 @@ pub(super) struct Transactions {
 impl Transactions {
     /// Whether the host's table is known to be one that can't work: that was said, with the cure.
     pub(super) fn table_is_unusable(&self) -> bool {
-        !self.target.host.is_usable()
+        !self.target.is_usable()
     }
 
     /// How many lanes a transaction may have.
@@ -135,7 +134,7 @@ impl Transactions {
         let batch = Batch::Due {
             events,
             longest_payload: BATCH_PAYLOAD,
-            refused_slugs: &[],
+            refused: &[],
         };
         let _places = self.locks.take(lanes.len()).await;
         let done = self.run(lanes, Wait::Never, batch).await?;
@@ -160,8 +159,8 @@ impl Transactions {
         })
     }
 
-    /// Applies the next event that is due in a lane, which the caller holds; says whether there was one. No row is given one
-    /// of the slugs that were refused before.
+    /// Applies the next event that is due in a lane, which the caller holds; says whether there was one. Nothing is chosen
+    /// that was refused before.
     ///
     /// # Errors
     /// Nothing was applied. The failure names the event, if it got as far as that.
@@ -169,12 +168,12 @@ impl Transactions {
         &self,
         lane: &str,
         wait: Wait,
-        refused_slugs: &[String],
+        refused: &[String],
     ) -> Result<bool, Failure> {
         let batch = Batch::Due {
             events: 1,
             longest_payload: i32::MAX,
-            refused_slugs,
+            refused,
         };
         let done = self.run(&[lane], wait, batch).await?;
         Ok(!done.outcomes.is_empty())
@@ -187,7 +186,7 @@ impl Transactions {
     /// Nothing was stored.
     pub(super) async fn store(
         &self,
-        events: Vec<(&NewEvent, Option<OrganizationEvent>)>,
+        events: Vec<(&NewEvent, Option<Decoded>)>,
         lanes: &[&str],
     ) -> Result<HashMap<String, Option<Outcome>>, Failure> {
         let _places = self.locks.take(lanes.len()).await;
@@ -210,8 +209,7 @@ impl Transactions {
         batch: Batch<'e>,
     ) -> Result<Done<'e>, Failure> {
         let started = Instant::now();
-        let host = &self.target.host;
-        let statements = host.statements();
+        let statements = self.target.statements();
         let attempt = async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch).await;
         let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
         let done = panics::caught(done)
@@ -219,7 +217,7 @@ impl Transactions {
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()));
         let done = match done {
             Err(failure) if failure.error.is_about_the_table() => {
-                let has_changed = host.has_changed_since(&statements, &self.pool);
+                let has_changed = self.target.has_changed_since(&statements, &self.pool);
                 return Err(match has_changed.await {
                     Ok(true) => Failure {
                         error: AttemptError::TableChanged,
@@ -252,9 +250,9 @@ impl Transactions {
             Batch::Due {
                 events,
                 longest_payload,
-                refused_slugs,
+                refused: before,
             } => {
-                refused = refused_slugs;
+                refused = before;
                 let claimed = store::claim(tx, &locked, events, longest_payload).await?;
                 read_all(claimed, locked, wait)?
             }
@@ -278,8 +276,8 @@ impl Transactions {
         &self,
         tx: &mut PgConnection,
         rows: &Rows<'_>,
-        read: Vec<(usize, Option<OrganizationEvent>)>,
-        refused_slugs: &[String],
+        read: Vec<(usize, Option<Decoded>)>,
+        refused: &[String],
         wait: Wait,
         now: DateTime<Utc>,
     ) -> Result<(Vec<(usize, Option<Outcome>)>, bool), AttemptError> {
@@ -289,10 +287,7 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let Target { host, namespace } = &self.target;
-        let statements = host.statements();
-        let applied =
-            organization::apply(tx, &statements, &events, namespace, refused_slugs, now).await?;
+        let applied = entities::apply(tx, &self.target, events, refused, now).await?;
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()
@@ -406,25 +401,24 @@ fn read_all(
 }
 
 /// Reads a claimed event; nothing is to be applied of a type that is not handled.
-fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
+fn read(claimed: &Claimed) -> Result<Option<Decoded>, AttemptError> {
     let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
     let event = Event::parse(payload.as_bytes())?;
-    if OrganizationEventType::parse(&event.event_type).is_none() {
-        return Ok(None);
-    }
-    let event = OrganizationEvent::decode(&event)?;
+    let decoded = entities::decode(&event)?;
     // What is held are the mutex and the lock of the lane (R18).
-    if event.workos_id.as_str() != claimed.lane {
-        return Err(AttemptError::WrongLane(event.workos_id));
+    match decoded {
+        Some(decoded) if decoded.lane() != claimed.lane => {
+            Err(AttemptError::WrongLane(decoded.lane().to_owned()))
+        }
+        decoded => Ok(decoded),
     }
-    Ok(Some(event))
 }
 
 /// Takes those of the events that are new; to be applied are those whose lane is locked and has nothing in the inbox
 /// that comes first.
 async fn sift<'e>(
     tx: &mut PgConnection,
-    events: Vec<(&'e NewEvent, Option<OrganizationEvent>)>,
+    events: Vec<(&'e NewEvent, Option<Decoded>)>,
     locked: Vec<String>,
     lanes: &[&str],
 ) -> Result<Taken<'e>, AttemptError> {
@@ -445,7 +439,7 @@ async fn sift<'e>(
     let mut read = Vec::with_capacity(events.len());
     for (row, event) in events {
         if known.insert(row.id().to_string()) {
-            let event = event.filter(|event| quiet.contains(event.workos_id.as_str()));
+            let event = event.filter(|event| quiet.contains(event.lane()));
             if event.is_some() {
                 read.push((rows.len(), event));
             }
@@ -453,7 +447,7 @@ async fn sift<'e>(
         }
     }
     read.sort_by_cached_key(|(_, event)| {
-        let key = |event: &OrganizationEvent| (event.workos_id.to_string(), event.id.order());
+        let key = |event: &Decoded| (event.lane().to_owned(), event.id().order());
         event.as_ref().map(key)
     });
     Ok(Taken {

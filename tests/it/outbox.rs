@@ -10,7 +10,7 @@ use sqlx::{Connection, Executor};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::{Clock, ManualClock};
-use workos_sync::entities::organization::host::Host;
+use workos_sync::entities::organization::Host;
 use workos_sync::entities::organization::{OrganizationEvent, apply, organization_id};
 use workos_sync::event::{Event, WorkosId};
 use workos_sync::outbox::Outbox;

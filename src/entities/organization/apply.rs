@@ -14,7 +14,7 @@ use super::ledger::Ledger;
 use super::statements::{NewRow, Statements};
 use super::store;
 use super::{ApplyError, OrganizationEvent, Write, slug};
-use crate::entities::Outcome;
+use crate::entities::outcome::Outcome;
 use crate::event::OrganizationId;
 use crate::outbox;
 
