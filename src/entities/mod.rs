@@ -19,7 +19,7 @@ use organization::{Host, OrganizationEvent, OrganizationEventType};
 
 /// The application's table.
 pub use organization::host::NAME as TABLE;
-pub use organization::{Applied, ApplyError};
+pub use organization::{Applied, ApplyError, Choices};
 pub use outcome::Outcome;
 
 /// The types of events that are applied.
@@ -114,7 +114,6 @@ impl Target {
 }
 
 /// Applies events in the caller's transaction. The caller holds their lanes, gives the events of each in order, and commits.
-/// Nothing is chosen that was refused before ([`ApplyError::refused`]).
 ///
 /// # Errors
 /// The transaction is to be rolled back.
@@ -122,7 +121,7 @@ pub async fn apply(
     connection: &mut PgConnection,
     target: &Target,
     events: Vec<Decoded>,
-    refused: &[String],
+    choices: Choices<'_>,
     now: DateTime<Utc>,
 ) -> Result<Applied, ApplyError> {
     let events: Vec<_> = events
@@ -130,5 +129,5 @@ pub async fn apply(
         .map(|Decoded::Organization(event)| event)
         .collect();
     let (statements, namespace) = (target.statements(), &target.namespace);
-    organization::apply(connection, &statements, &events, namespace, refused, now).await
+    organization::apply(connection, &statements, &events, namespace, choices, now).await
 }

@@ -22,7 +22,7 @@
 //! | `watch` | waits for an outcome |
 //! | `lanes` | processes the lanes that are awake, together, or one alone; `queue` is who waits, `crew` who works |
 //! | `attempts` | tries one event until it is applied or put off; `retry` judges |
-//! | `transaction` | claims, applies and marks events in one transaction; `locks` is how many it may take |
+//! | `transaction` | claims, applies and marks events in one transaction |
 //! | `conditions`, `outcomes`, `counts` | say what is wrong with the whole, and how events ended |
 //! | `store` | the SQL |
 
@@ -33,7 +33,6 @@ mod counts;
 mod crew;
 mod failure;
 mod lanes;
-mod locks;
 mod outcomes;
 mod page;
 mod queue;
@@ -62,13 +61,13 @@ use crate::event::{EnvelopeError, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::postgres;
+use crate::postgres::locks::LockBudget;
 use attempts::Attempts;
 use bulk::Bulk;
 pub use bulk::{Replayed, SavedEvent};
 use conditions::Conditions;
 use crew::Pulse;
 use lanes::{Hands, Lanes};
-use locks::LockBudget;
 use outcomes::Outcomes;
 use page::Pages;
 pub use page::{Beside, StoredPage};

@@ -363,6 +363,9 @@ impl Recorder {
 /// Describes what is stored under the id of an event, if that is another event: one of another type, or about something
 /// else.
 fn difference(event: &NewEvent, known: &Known) -> Option<String> {
+    if known.payload.as_ref() == Some(&event.body) {
+        return None;
+    }
     let subject = |body: &str| Event::parse(body.as_bytes()).ok()?.subject();
     let about = known.payload.as_deref().map(subject);
     let is_same = event.event_type == known.event_type

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::conditions::Conditions;
 use super::lanes::Lanes;
@@ -116,6 +116,8 @@ impl Sweeper {
             found,
             pause: pause_after(took),
         };
+        let pause_ms = look.pause.as_millis();
+        debug!(found, taken_up, pause_ms, "the inbox was looked through");
         let is_full = |found: u64| found == PAGE.unsigned_abs();
         let page_is_full = u64::try_from(found).is_ok_and(is_full);
         let mut position = after;

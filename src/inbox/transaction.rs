@@ -13,15 +13,15 @@ use sqlx::{PgConnection, PgPool};
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
-use super::locks::LockBudget;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
-use crate::entities::{self, Decoded, Outcome, Target};
+use crate::entities::{self, Choices, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
 use crate::postgres;
+use crate::postgres::locks::{LockBudget, Places};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
 /// even answer that.
@@ -121,7 +121,7 @@ impl Transactions {
 
     /// How many lanes a transaction may have.
     pub(super) const fn most_lanes(&self) -> usize {
-        self.locks.lanes()
+        self.locks.most_lanes()
     }
 
     /// Applies what is due in lanes, which the caller holds.
@@ -136,8 +136,8 @@ impl Transactions {
             longest_payload: BATCH_PAYLOAD,
             refused: &[],
         };
-        let _places = self.locks.take(lanes.len()).await;
-        let done = self.run(lanes, Wait::Never, batch).await?;
+        let mut places = self.locks.take(lanes.len()).await;
+        let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
         let claimed = done.rows.claimed();
         let mut counts = HashMap::<&str, i64>::new();
         for &(place, _) in &done.outcomes {
@@ -175,7 +175,8 @@ impl Transactions {
             longest_payload: i32::MAX,
             refused,
         };
-        let done = self.run(&[lane], wait, batch).await?;
+        let mut places = Places::set_aside();
+        let done = self.run(&[lane], wait, batch, &mut places).await?;
         Ok(!done.outcomes.is_empty())
     }
 
@@ -189,8 +190,9 @@ impl Transactions {
         events: Vec<(&NewEvent, Option<Decoded>)>,
         lanes: &[&str],
     ) -> Result<HashMap<String, Option<Outcome>>, Failure> {
-        let _places = self.locks.take(lanes.len()).await;
-        let done = self.run(lanes, Wait::Never, Batch::New(events)).await?;
+        let mut places = self.locks.take(lanes.len()).await;
+        let batch = Batch::New(events);
+        let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
         let outcomes = done.rows.all_outcomes(&done.outcomes);
         let ids = done
             .rows
@@ -207,10 +209,12 @@ impl Transactions {
         lanes: &[&str],
         wait: Wait,
         batch: Batch<'e>,
+        places: &mut Places,
     ) -> Result<Done<'e>, Failure> {
         let started = Instant::now();
         let statements = self.target.statements();
-        let attempt = async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch).await;
+        let attempt =
+            async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch, places).await;
         let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
         let done = panics::caught(done)
             .await
@@ -242,24 +246,25 @@ impl Transactions {
         lanes: &[&str],
         wait: Wait,
         batch: Batch<'e>,
+        places: &mut Places,
     ) -> Result<Done<'e>, Failure> {
         let now = self.clock.now();
         let locked = store::lock_lanes(tx, lanes, wait).await?;
-        let mut refused: &[String] = &[];
-        let Taken { rows, read, quiet } = match batch {
+        let (taken, refused) = match batch {
             Batch::Due {
                 events,
                 longest_payload,
-                refused: before,
+                refused,
             } => {
-                refused = before;
                 let claimed = store::claim(tx, &locked, events, longest_payload).await?;
-                read_all(claimed, locked, wait)?
+                (read_all(claimed, locked, wait)?, refused)
             }
-            Batch::New(events) => sift(tx, events, locked, lanes).await?,
+            Batch::New(events) => (sift(tx, events, locked, lanes).await?, &[][..]),
         };
+        let Taken { rows, read, quiet } = taken;
+        let choices = Choices { refused, places };
         // A panic is caught here already, where it is known which event it is about.
-        let result = panics::caught(self.apply_and_mark(tx, &rows, read, refused, wait, now)).await;
+        let result = panics::caught(self.apply_and_mark(tx, &rows, read, choices, wait, now)).await;
         let (outcomes, push_recorded) = result
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic)))
             .map_err(|error| Failure::of(rows.claimed(), error))?;
@@ -277,7 +282,7 @@ impl Transactions {
         tx: &mut PgConnection,
         rows: &Rows<'_>,
         read: Vec<(usize, Option<Decoded>)>,
-        refused: &[String],
+        choices: Choices<'_>,
         wait: Wait,
         now: DateTime<Utc>,
     ) -> Result<(Vec<(usize, Option<Outcome>)>, bool), AttemptError> {
@@ -287,7 +292,7 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let applied = entities::apply(tx, &self.target, events, refused, now).await?;
+        let applied = entities::apply(tx, &self.target, events, choices, now).await?;
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()

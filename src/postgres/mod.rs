@@ -2,6 +2,7 @@
 
 pub mod embedded;
 pub mod error;
+pub mod locks;
 pub mod migrate;
 mod url;
 

@@ -250,7 +250,7 @@ async fn a_mistake_is_an_outage_while_serving() {
         ("WORKOS_WEBHOOK_SECRET", SECRET),
     ];
     let service = Service::start(&folder, &variables).await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
 
     server.change_certificate(&folder, "other");
     eventually("it isn't ready", async || {

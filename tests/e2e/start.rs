@@ -25,7 +25,7 @@ async fn a_late_database_is_waited_for() {
         ],
     )
     .await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
     let complaints = service.log().matches("can't be reached").count();
     assert_eq!(complaints, 1, "once is enough: {}", service.log());
 }
@@ -145,7 +145,7 @@ async fn a_missing_api_key_is_said_at_the_start() {
 async fn an_idle_service_takes_less_than_50_mb() {
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
     let service = Service::on(&folder, &database).await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
     let resident = service.resident_kb();
     assert!(resident < 50 * 1024, "{resident} kB");
 }

@@ -25,9 +25,10 @@ use workos_sync::entities::organization::decide::{
 use workos_sync::entities::organization::precision::RowPrecision;
 use workos_sync::entities::organization::statements::Statements;
 use workos_sync::entities::organization::{
-    Change, OrganizationEvent, apply, organization_id, slug,
+    Change, Choices, OrganizationEvent, apply, organization_id, slug,
 };
 use workos_sync::event::{Event, EventId, OrganizationId, WorkosId};
+use workos_sync::postgres::locks::Places;
 
 use crate::support::app::{Options, Organization};
 use crate::support::event::{at, rfc3339};
@@ -967,10 +968,17 @@ async fn applied(
     let mut outcomes = Vec::new();
     for batch in events.chunks(at_a_time) {
         outcomes.extend(
-            apply(&mut tx, statements, batch, &NAMESPACE, &[], NOW)
-                .await
-                .unwrap()
-                .outcomes,
+            apply(
+                &mut tx,
+                statements,
+                batch,
+                &NAMESPACE,
+                Choices::any(&mut Places::set_aside()),
+                NOW,
+            )
+            .await
+            .unwrap()
+            .outcomes,
         );
     }
     let pushes: Vec<(String, String)> = sqlx::query_as(

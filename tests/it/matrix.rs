@@ -13,9 +13,10 @@ use workos_sync::entities::organization::host::HostTable;
 use workos_sync::entities::organization::organization_id::default_namespace;
 use workos_sync::entities::organization::precision::Precision;
 use workos_sync::entities::organization::statements::Statements;
-use workos_sync::entities::organization::{ApplyError, OrganizationEvent, apply};
+use workos_sync::entities::organization::{ApplyError, Choices, OrganizationEvent, apply};
 use workos_sync::event::Event;
 use workos_sync::postgres;
+use workos_sync::postgres::locks::Places;
 
 use crate::support::event::{at, event_id, rfc3339};
 use crate::support::logs::Logs;
@@ -228,7 +229,19 @@ impl Trial {
             let mut connection = self.pool.acquire().await.unwrap();
             let mut tx = postgres::begin(&mut connection).await.unwrap();
             let namespace = default_namespace();
-            match apply(&mut tx, &self.statements, events, &namespace, &refused, NOW).await {
+            match apply(
+                &mut tx,
+                &self.statements,
+                events,
+                &namespace,
+                Choices {
+                    refused: &refused,
+                    places: &mut Places::set_aside(),
+                },
+                NOW,
+            )
+            .await
+            {
                 Ok(applied) => {
                     tx.commit().await.unwrap();
                     return applied.outcomes;
@@ -355,7 +368,7 @@ impl Trial {
         assert_eq!(self.refused, hidden, "{shape}");
     }
 
-    /// Slugs that collide, in one transaction and after it, and that are as long as the column.
+    /// Choices that collide, in one transaction and after it, and that are as long as the column.
     async fn collide(&mut self) {
         let shape = self.shape;
         let name = "The Northern Cooperative Society for Agricultural Machinery";
@@ -537,7 +550,15 @@ async fn another_type_changes_no_result() {
         let event =
             OrganizationEvent::decode(&Event::parse(event.body().as_bytes()).unwrap()).unwrap();
         let mut tx = postgres::begin(&mut connection).await.unwrap();
-        let applied = apply(&mut tx, &statements, &[event], &namespace, &[], NOW).await;
+        let applied = apply(
+            &mut tx,
+            &statements,
+            &[event],
+            &namespace,
+            Choices::any(&mut Places::set_aside()),
+            NOW,
+        )
+        .await;
         tx.commit().await.unwrap();
         applied.unwrap().outcomes[0]
     };

@@ -10,11 +10,13 @@ use sqlx::{Connection, Executor};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::{Clock, ManualClock};
-use workos_sync::entities::organization::Host;
-use workos_sync::entities::organization::{OrganizationEvent, apply, organization_id};
+use workos_sync::entities::organization::{
+    Choices, Host, OrganizationEvent, apply, organization_id,
+};
 use workos_sync::event::{Event, WorkosId};
 use workos_sync::outbox::Outbox;
 use workos_sync::postgres;
+use workos_sync::postgres::locks::Places;
 use workos_sync::workos::{Timeouts, WorkosClient};
 
 use crate::support::logs::Logs;
@@ -90,7 +92,7 @@ impl Setting {
             &self.host.statements(),
             std::slice::from_ref(&event),
             &namespace,
-            &[],
+            Choices::any(&mut Places::set_aside()),
             self.clock.now(),
         )
         .await
@@ -240,7 +242,7 @@ async fn nothing_is_written_before_the_commit() {
         &s.host.statements(),
         std::slice::from_ref(&event),
         &namespace,
-        &[],
+        Choices::any(&mut Places::set_aside()),
         s.clock.now(),
     )
     .await

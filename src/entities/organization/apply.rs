@@ -17,9 +17,30 @@ use super::{ApplyError, OrganizationEvent, Write, slug};
 use crate::entities::outcome::Outcome;
 use crate::event::OrganizationId;
 use crate::outbox;
+use crate::postgres::locks::Places;
 
 /// How many slug candidates are asked for at once. The second is free in practice; the rest cost nothing.
 const SLUGS_AT_ONCE: usize = 5;
+
+/// What a transaction is to know for what it chooses itself, which are the slugs of new rows.
+#[derive(Debug)]
+pub struct Choices<'a> {
+    /// None of these is chosen: they were refused before.
+    pub refused: &'a [String],
+    /// Where the places for the locks of what is chosen are taken from.
+    pub places: &'a mut Places,
+}
+
+impl<'a> Choices<'a> {
+    /// None was refused yet.
+    #[must_use]
+    pub const fn any(places: &'a mut Places) -> Self {
+        Self {
+            refused: &[],
+            places,
+        }
+    }
+}
 
 /// What applying events did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +54,7 @@ pub struct Applied {
 
 /// Applies events to the rows of their organizations, advances the cursors, and records the intentions to write
 /// organization ids back (R14). The caller holds the locks of all the organizations, gives the events of each in
-/// order, and commits. No row is given one of the slugs that were refused before.
+/// order, and commits.
 ///
 /// # Errors
 /// [`ApplyError::Unwritten`] when another writer was in the way, [`ApplyError::SlugRefused`] when the only new row is to
@@ -44,7 +65,7 @@ pub async fn apply(
     statements: &Statements,
     events: &[OrganizationEvent],
     namespace: &Uuid,
-    refused_slugs: &[String],
+    choices: Choices<'_>,
     now: DateTime<Utc>,
 ) -> Result<Applied, ApplyError> {
     let candidates: Vec<_> = events
@@ -57,7 +78,7 @@ pub async fn apply(
         .zip(candidates)
         .map(|(event, candidate)| ledger.apply(event, candidate, now))
         .collect();
-    write(connection, statements, &mut ledger, refused_slugs, now).await?;
+    write(connection, statements, &mut ledger, choices, now).await?;
     ledger.log();
 
     let push_recorded = !ledger.pushes().is_empty();
@@ -144,7 +165,7 @@ async fn write(
     connection: &mut PgConnection,
     statements: &Statements,
     ledger: &mut Ledger<'_>,
-    refused_slugs: &[String],
+    choices: Choices<'_>,
     now: DateTime<Utc>,
 ) -> Result<(), ApplyError> {
     let updated = ledger.updated();
@@ -164,7 +185,7 @@ async fn write(
     }
     let created = ledger.created();
     if !created.is_empty() {
-        let slugs = take_slugs(connection, statements, &created, refused_slugs).await?;
+        let slugs = take_slugs(connection, statements, &created, choices).await?;
         let inserted = statements.insert(connection, &created, &slugs, now).await?;
         let ids = created.iter().map(|row| row.id.as_str());
         all_written(Write::Insert, ids, inserted.len())?;
@@ -202,7 +223,7 @@ async fn take_slugs(
     connection: &mut PgConnection,
     statements: &Statements,
     rows: &[NewRow<'_>],
-    refused: &[String],
+    Choices { refused, places }: Choices<'_>,
 ) -> Result<Vec<String>, sqlx::Error> {
     let max_length = statements.slug_length();
     let bases: Vec<_> = rows
@@ -210,6 +231,7 @@ async fn take_slugs(
         .map(|row| slug::base(row.slug_of.0, row.slug_of.1, max_length))
         .collect();
     let locks: BTreeSet<_> = bases.iter().map(String::as_str).collect();
+    places.take_slugs(locks.len()).await;
     store::lock_slugs(connection, &list(&locks)).await?;
 
     let mut candidates: Vec<_> = rows

@@ -21,7 +21,7 @@ pub mod slug;
 pub mod statements;
 mod store;
 
-pub use apply::{Applied, apply, preview};
+pub use apply::{Applied, Choices, apply, preview};
 pub use current::Host;
 pub use error::{ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write};
 pub use event::{Change, OrganizationEvent, OrganizationEventType};
