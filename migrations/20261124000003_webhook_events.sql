@@ -26,6 +26,8 @@ create table workos_sync.webhook_events
     delivered_at    timestamptz,
     -- To be decided again by an operator's wish: an id that equals the cursor is fresh then.
     replayed        boolean     not null default false,
+    -- The last action of an operator that changed it, in operator_actions.
+    action_id       bigint,
     -- json keeps the text as it came. jsonb would refuse "\u0000", and refuse it at the door, where the
     -- sender would repeat it for three days; so it is a dead letter that an operator can read.
     payload         json        not null,
@@ -83,13 +85,22 @@ create index webhook_events_lane_idx on workos_sync.webhook_events (lane, event_
 create index webhook_events_next_attempt_at_idx on workos_sync.webhook_events (next_attempt_at)
     where status = 'failed';
 
--- Retention.
-create index webhook_events_processed_at_idx on workos_sync.webhook_events (processed_at)
-    where status in ('processed', 'ignored', 'discarded');
+-- Retention, and an operator's lists, newest first: the latest, or those of a period. It grows at its end, where its pages
+-- are in memory.
+create index webhook_events_received_at_idx on workos_sync.webhook_events (received_at);
+
+-- The events of an organization, newest first. Its pages are anywhere, so an event enters it only once, when it is
+-- settled; before that, webhook_events_lane_idx has it.
+create index webhook_events_organization_idx on workos_sync.webhook_events (organization_id, received_at)
+    where status <> 'pending';
 
 -- The operator's question at 3 a.m.
 create index webhook_events_dead_idx on workos_sync.webhook_events (received_at)
     where status = 'dead';
+
+-- The events of a cause, newest first: what never failed isn't in it.
+create index webhook_events_cause_idx on workos_sync.webhook_events (cause, received_at)
+    where cause is not null;
 
 -- What went wrong at each attempt: the first ten and the last ten of an event, for as long as the event.
 create table workos_sync.event_attempts

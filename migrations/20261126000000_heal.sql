@@ -121,6 +121,9 @@ with poll as (select position, last_answer_at, last_drained_at, gap_at, coalesce
               from (select from workos_sync.webhook_events where status = 'dead' limit 100000) as few),
      pushes as (select count(*) as count
                 from (select from workos_sync.external_id_pushes where status = 'pending' limit 100000) as few),
+     pause as (select max(since) as since, max(until) as until, max(reason) as reason
+               from workos_sync.pause
+               where until > clock_timestamp()),
      missing as (select exists (select
                                 from workos_sync.webhook_events as event
                                          left join workos_sync.workos_organization_syncs as sync
@@ -166,7 +169,10 @@ select reasons.list = '{}'                  as trusted,
        failed.count                         as failed,
        dead.count                           as dead,
        pushes.count                         as pushes,
-       least(pending.oldest, failed.oldest) as oldest_unapplied_at
-from poll, whole, pending, failed, dead, pushes, reasons;
+       least(pending.oldest, failed.oldest) as oldest_unapplied_at,
+       pause.since                          as paused_since,
+       pause.until                          as paused_until,
+       pause.reason                         as pause_reason
+from poll, whole, pending, failed, dead, pushes, reasons, pause;
 
 select workos_sync.keep_private('table', 'workos_sync.status');

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use workos_sync::cli::Cli;
 use workos_sync::config::ConfigError;
 use workos_sync::dotenv;
+use workos_sync::operate::OperateError;
 use workos_sync::postgres::embedded::EmbeddedError;
 
 /// Wrong usage or configuration, as clap has it.
@@ -16,7 +17,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            if error.is::<ConfigError>() {
+            let operation = error.downcast_ref::<OperateError>();
+            if error.is::<ConfigError>() || operation.is_some_and(OperateError::is_usage) {
                 ExitCode::from(USAGE)
             } else {
                 ExitCode::FAILURE

@@ -2,13 +2,11 @@
 
 use std::io::{IsTerminal, stderr};
 
-use chrono::{DateTime, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
 
 use super::Database;
 use crate::config::{Config, ConfigError};
-use crate::event::parse_timestamp;
 use crate::heal::{Means, Progress};
 use crate::service::Engine;
 use crate::workos::{Priority, WorkosClient};
@@ -100,66 +98,6 @@ impl Drop for Meter {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
-        }
-    }
-}
-
-/// A time, as the command line takes it: RFC 3339, or how long ago.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum When {
-    At(DateTime<Utc>),
-    Ago(TimeDelta),
-}
-
-impl When {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        if let Some(at) = parse_timestamp(text) {
-            return Ok(Self::At(at));
-        }
-        let ago = || {
-            let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-            let number: u32 = number.parse().ok()?;
-            let of_one = match unit {
-                "s" => TimeDelta::seconds(1),
-                "m" => TimeDelta::minutes(1),
-                "h" => TimeDelta::hours(1),
-                "d" => TimeDelta::days(1),
-                _ => return None,
-            };
-            of_one.checked_mul(i32::try_from(number).ok()?)
-        };
-        ago()
-            .map(Self::Ago)
-            .ok_or_else(|| "expected a time such as 2026-11-26T08:00:00Z, or 2h or 7d".to_owned())
-    }
-
-    pub(super) fn before(self, now: DateTime<Utc>) -> DateTime<Utc> {
-        match self {
-            Self::At(at) => at,
-            Self::Ago(ago) => now.checked_sub_signed(ago).unwrap_or(DateTime::UNIX_EPOCH),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_a_date_or_how_long_ago() {
-        let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
-        for (text, seconds) in [
-            ("30s", 30),
-            ("5m", 300),
-            ("2h", 7_200),
-            ("7d", 604_800),
-            ("1970-01-12T13:46:30Z", 10),
-        ] {
-            let at = When::parse(text).unwrap().before(now);
-            assert_eq!(at, now - TimeDelta::seconds(seconds), "{text}");
-        }
-        for text in ["", "h", "-2h", "2", "2w", "yesterday", "99999999999d", "é"] {
-            assert!(When::parse(text).is_err(), "{text}");
         }
     }
 }

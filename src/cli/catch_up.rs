@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::asking::{self, When};
+use super::asking;
 use crate::config::Config;
 use crate::heal::catch_up;
+use crate::operate::When;
 use crate::telemetry;
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]

@@ -4,12 +4,17 @@ mod asking;
 mod backfill;
 mod catch_up;
 mod definition;
+mod events;
 mod migrate;
+mod operating;
+mod organization;
+mod pause;
 mod reconcile;
 mod replay;
 mod serve;
 mod sign;
 mod status;
+mod table;
 mod values;
 
 use std::fs::File;
@@ -19,6 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use chrono::TimeDelta;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -29,6 +35,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use self::events::EventsCommand;
 use crate::config::{Config, ConfigError, Settings};
 use crate::entities::Target;
 use crate::entities::organization::Host;
@@ -36,6 +43,8 @@ use crate::entities::organization::host::HostTable;
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;
+use crate::operate::filter::parse_length;
+use crate::operate::{FilterTexts, When};
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
@@ -71,12 +80,20 @@ enum Command {
         /// The body; `-` reads standard input
         file: PathBuf,
     },
-    /// Put saved events into the inbox, and apply them
+    /// Put saved events into the inbox, and apply them; or decide stored ones again
     Replay {
         /// Files of events: JSON objects, arrays or list pages of the Events API, one or several; `-` reads
         /// standard input
-        #[arg(required = true)]
+        #[arg(required_unless_present = "from_inbox", conflicts_with = "from_inbox")]
         files: Vec<PathBuf>,
+        /// Decide processed and ignored events again, all of them or those that options name
+        #[arg(long)]
+        from_inbox: bool,
+        #[command(flatten)]
+        filter: FilterTexts,
+        /// With --from-inbox: don't ask
+        #[arg(long, requires = "from_inbox")]
+        yes: bool,
     },
     /// Read all organizations from WorkOS, and apply them
     Backfill {
@@ -102,11 +119,42 @@ enum Command {
     /// Read the events of a period from WorkOS, and apply those that are missing
     CatchUp {
         /// Begin of the period: a time such as 2026-11-26T08:00:00Z, or how long ago, such as 2h or 7d
-        #[arg(long, value_name = "TIME", value_parser = asking::When::parse)]
-        since: asking::When,
+        #[arg(long, value_name = "TIME", value_parser = When::parse)]
+        since: When,
         /// End of the period. The default is now
-        #[arg(long, value_name = "TIME", value_parser = asking::When::parse)]
-        until: Option<asking::When>,
+        #[arg(long, value_name = "TIME", value_parser = When::parse)]
+        until: Option<When>,
+    },
+    /// List, show, retry and discard events
+    Events {
+        #[command(subcommand)]
+        command: EventsCommand,
+    },
+    /// Print what is known of an organization
+    Organization {
+        /// WorkOS organization id, or the id of a row
+        id: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Apply nothing and write nothing back for a while, in any replica; events are accepted
+    Pause {
+        /// For how long, up to 24h
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_length, default_value = "1h")]
+        length: TimeDelta,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a pause
+    Resume {
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Print whether the table can be trusted. Exits with 3 if not
     Status {
@@ -170,7 +218,32 @@ impl Cli {
             Command::Serve => Box::pin(serve::run(config?)).await,
             Command::Migrate => migrate::run(config?).await,
             Command::Sign { file } => sign::run(&config?, &file),
-            Command::Replay { files } => replay::run(config?, &files).await,
+            Command::Replay {
+                files,
+                from_inbox: false,
+                filter,
+                ..
+            } => {
+                if filter != FilterTexts::default() {
+                    return Err(ConfigError {
+                        variable: "replay",
+                        problem: "only --from-inbox selects events by options".to_owned(),
+                    }
+                    .into());
+                }
+                replay::run(config?, &files).await
+            }
+            Command::Replay { filter, yes, .. } => {
+                Box::pin(replay::from_inbox(config?, filter, yes)).await
+            }
+            Command::Events { command } => Box::pin(events::run(config?, command)).await,
+            Command::Organization { id, json } => organization::run(config?, &id, json).await,
+            Command::Pause {
+                length,
+                reason,
+                json,
+            } => pause::pause(config?, length, reason.as_deref(), json).await,
+            Command::Resume { json } => pause::resume(config?, json).await,
             Command::Backfill { restart, dry_run } => {
                 let options = heal::backfill::Options { restart, dry_run };
                 backfill::run(config?, options).await
@@ -232,7 +305,7 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
         "log_level",
     ];
     let settings = match command {
-        "migrate" | "status" => DATABASE.into(),
+        "migrate" | "status" | "events" | "organization" | "pause" | "resume" => DATABASE.into(),
         "backfill" | "reconcile" | "catch-up" => [
             &DATABASE[..],
             &[

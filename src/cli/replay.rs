@@ -12,10 +12,13 @@ use anyhow::Context;
 use tokio::sync::mpsc::{self, error::SendError};
 use tracing::info;
 
+use super::operating::{self, Desk};
 use super::values::{Value, Values};
 use super::{Database, open};
 use crate::config::Config;
-use crate::inbox::{Inbox, RecordError, Recorded};
+use crate::inbox::{DrainError, Inbox, RecordError, Recorded, Status};
+use crate::operate::{FilterTexts, Selection, Verb, bulk};
+use crate::pause::Pause;
 use crate::service::Engine;
 use crate::telemetry;
 
@@ -26,18 +29,65 @@ const CHUNK_EVENTS: usize = 8_000;
 /// is stored.
 const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
 
-pub(super) async fn run(mut config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    with_engine(config, async |_, engine| {
+        let mut replay = Replay {
+            inbox: &engine.inbox,
+            waiting: Vec::new(),
+            report: Report::default(),
+        };
+        replay.run(files).await?;
+        Ok(replay.report.print())
+    })
+    .await
+}
+
+/// `workos-sync replay --from-inbox`: stored events, decided again (R46).
+#[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+pub(super) async fn from_inbox(
+    config: Config,
+    filter: FilterTexts,
+    yes: bool,
+) -> anyhow::Result<ExitCode> {
+    with_engine(config, async |desk, engine| {
+        let selection = Selection::Filter(desk.filter(filter)?);
+        let count = bulk::count(&desk.pool, Verb::Replay, &selection).await?;
+        let question = format!("replay {} in {}", operating::events(count), desk.url);
+        if count > 0 && !operating::confirm(&question, yes)? {
+            return Ok(ExitCode::FAILURE);
+        }
+        let actor = operating::actor();
+        let mut bulk = bulk::begin(&desk.pool, Verb::Replay, selection, None, &actor).await?;
+        let bar = operating::bar("replay", count);
+        let mut report = Report::default();
+        // Batch by batch, so that those that are to be applied don't pile up before what comes meanwhile.
+        while let Some(ids) = bulk.next().await? {
+            report.settle(&engine.inbox, ids).await?;
+            bar.set_position(bulk.progress().count.unsigned_abs());
+        }
+        bar.finish_and_clear();
+        bulk.log();
+        let replayed = operating::events(bulk.progress().count);
+        println!("{replayed} replayed in {}", desk.url);
+        Ok(report.print_results())
+    })
+    .await
+}
+
+async fn with_engine(
+    mut config: Config,
+    work: impl AsyncFnOnce(&Desk, &Engine) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     Database::with(&config, async |database| {
         info!(database = %database.url, "replaying into {}", database.url);
         let replay = async |engine: &Engine| {
-            let mut replay = Replay {
-                inbox: &engine.inbox,
-                waiting: Vec::new(),
-                report: Report::default(),
+            let desk = Desk {
+                pool: engine.pool.clone(),
+                url: database.url.clone(),
+                now: engine.clock.now(),
             };
-            replay.run(files).await?;
-            Ok(replay.report.print())
+            work(&desk, engine).await
         };
         database.with_engine(&config, replay).await
     })
@@ -123,6 +173,8 @@ struct Report {
     refused: u64,
     /// How the accepted ones ended, or where they stand.
     results: BTreeMap<String, u64>,
+    /// Until when those that are pending wait, if it is for that.
+    pause: Option<Pause>,
 }
 
 struct Replay<'a> {
@@ -200,10 +252,7 @@ impl Replay<'_> {
     /// Has those applied that wait.
     async fn settle(&mut self) -> anyhow::Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        for (result, count) in self.inbox.drain_events(waiting).await? {
-            self.report.count(result, count);
-        }
-        Ok(())
+        self.report.settle(self.inbox, waiting).await
     }
 }
 
@@ -217,6 +266,30 @@ impl Report {
         eprintln!("{place}: {reason}");
     }
 
+    /// Has events applied, and counts how they end. During a pause they wait.
+    async fn settle(&mut self, inbox: &Inbox, events: Vec<String>) -> anyhow::Result<()> {
+        match inbox.drain_events(events).await {
+            Ok(results) => {
+                for (result, count) in results {
+                    self.count(result, count);
+                }
+            }
+            Err(DrainError::Paused {
+                ended,
+                waiting,
+                pause,
+            }) => {
+                for (result, count) in ended {
+                    self.count(result, count);
+                }
+                self.count(Status::Pending.as_str().to_owned(), waiting);
+                self.pause = Some(pause);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     fn count(&mut self, result: String, count: u64) {
         *self.results.entry(result).or_default() += count;
     }
@@ -228,17 +301,25 @@ impl Report {
             duplicates,
             ignored,
             refused,
-            results,
+            ..
         } = self;
         println!(
             "accepted {accepted}, duplicate {duplicates}, ignored {ignored}, refused {refused}"
         );
-        let mut results: Vec<_> = results.into_iter().collect();
+        self.print_results()
+    }
+
+    #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
+    fn print_results(self) -> ExitCode {
+        let mut results: Vec<_> = self.results.into_iter().collect();
         results.sort_by_key(|(_, count)| Reverse(*count));
-        let mut all_applied = refused == 0;
+        let mut all_applied = self.refused == 0;
         for (result, count) in results {
             println!("{count} {result}");
             all_applied &= !matches!(result.as_str(), "pending" | "failed" | "dead");
+        }
+        if let Some(pause) = self.pause {
+            println!("{pause}: they wait until then");
         }
         if all_applied {
             ExitCode::SUCCESS

@@ -66,6 +66,15 @@ fn text(status: &Status) -> String {
     ] {
         lines.push(format!("{what:<18} {count}"));
     }
+    if let Some(until) = status.paused_until {
+        let reason = status.pause_reason.as_deref();
+        let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+        lines.push(format!(
+            "{:<18} {}{reason}",
+            "paused until",
+            time(Some(until))
+        ));
+    }
     if let Some(at) = status.oldest_unapplied_at {
         lines.push(format!("{:<18} {}", "oldest unapplied", time(Some(at))));
     }

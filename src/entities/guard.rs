@@ -32,6 +32,47 @@ pub fn should_process_event(
     }
 }
 
+/// Whether an event was decided before, and is decided again because an operator wants it (R46).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Replay {
+    /// It is new.
+    #[default]
+    No,
+    /// It was decided.
+    Again,
+    /// It was decided, and disabled a row, which it does once: the application may have enabled it since.
+    AfterDisabling,
+}
+
+/// The guard, also for an event that was decided before (R46): the newest that was applied is fresh again, and a tie of
+/// times went to what was applied after it.
+#[must_use]
+pub fn is_admitted(
+    row_last_event_id: Option<&EventId>,
+    row_updated_at: Option<DateTime<Utc>>,
+    event_id: &EventId,
+    event_updated_at: Option<DateTime<Utc>>,
+    replay: Replay,
+) -> bool {
+    if replay != Replay::No
+        && let Some(last) = row_last_event_id
+    {
+        if event_id.is_same(last) {
+            return true;
+        }
+        if event_id.compare(last).is_none() {
+            let times = event_updated_at.zip(row_updated_at);
+            return times.is_some_and(|(event, row)| event > row);
+        }
+    }
+    should_process_event(
+        row_last_event_id,
+        row_updated_at,
+        event_id,
+        event_updated_at,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

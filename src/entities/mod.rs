@@ -14,6 +14,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::event::{DecodeError, Event, EventId};
+use guard::Replay;
 use organization::statements::Statements;
 use organization::{Host, OrganizationEvent, OrganizationEventType};
 
@@ -65,15 +66,18 @@ impl Decoded {
     }
 }
 
-/// Decodes an event; none of a type that is not handled.
+/// Decodes an event; none of a type that is not handled. Whether it was decided before, no event says: the caller knows.
 ///
 /// # Errors
 /// A part that is needed is missing, has another type, or can't be stored.
-pub fn decode(event: &Event<'_>) -> Result<Option<Decoded>, DecodeError> {
+pub fn decode(event: &Event<'_>, replay: Replay) -> Result<Option<Decoded>, DecodeError> {
     if !is_handled(&event.event_type) {
         return Ok(None);
     }
-    let organization = OrganizationEvent::decode(event)?;
+    let organization = OrganizationEvent {
+        replay,
+        ..OrganizationEvent::decode(event)?
+    };
     Ok(Some(Decoded::Organization(organization)))
 }
 

@@ -124,6 +124,12 @@ impl EventId {
             .map_or_else(|| self.0.clone(), |ulid| ulid.to_string())
     }
 
+    /// Says whether two ids are the same event's, whatever their prefixes.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.is_snapshot() == other.is_snapshot() && self.compare(other) == Some(Ordering::Equal)
+    }
+
     /// Compares two ids by the order in which WorkOS made the events (R7): by their ULID parts when both
     /// have one, as whole strings when neither has, and not at all (`None`) when only one has.
     #[must_use]

@@ -27,6 +27,7 @@ use tracing::warn;
 use crate::backoff::backoff;
 use crate::entities::organization::ApplyError;
 use crate::inbox::DrainError;
+use crate::pause::Pause;
 use crate::postgres::error::{DatabaseCause, describe};
 use crate::workos::WorkosError;
 
@@ -56,6 +57,14 @@ pub enum HealError {
     /// Nothing can be applied to the host's table.
     #[error("organization_metadata can't be used, so what was read waits in the inbox: {0}")]
     Unusable(String),
+    /// An operator wants nothing to be applied now.
+    #[error("{waiting} events that were read wait in the inbox: {pause}; run it again then")]
+    Paused {
+        /// How many of those that were read last.
+        waiting: u64,
+        /// Until when.
+        pause: Pause,
+    },
     /// One run of a kind at a time.
     #[error("another {kind} is under way on this database")]
     Busy {
@@ -118,6 +127,7 @@ impl From<DrainError> for HealError {
         match error {
             DrainError::Database(error) => Self::Database(error),
             DrainError::Unusable(reason) => Self::Unusable(reason),
+            DrainError::Paused { waiting, pause, .. } => Self::Paused { waiting, pause },
         }
     }
 }

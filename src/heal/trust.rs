@@ -40,6 +40,12 @@ pub struct Status {
     pub pushes: i64,
     /// When the event was received that has waited longest to be applied.
     pub oldest_unapplied_at: Option<DateTime<Utc>>,
+    /// When the pause began, if there is one (R49).
+    pub paused_since: Option<DateTime<Utc>>,
+    /// When it ends by itself.
+    pub paused_until: Option<DateTime<Utc>>,
+    /// Why there is one.
+    pub pause_reason: Option<String>,
 }
 
 /// Asks the view.
@@ -65,7 +71,10 @@ async fn ask(connection: &mut PgConnection) -> Result<Status, sqlx::Error> {
                failed    as "failed!",
                dead      as "dead!",
                pushes    as "pushes!",
-               oldest_unapplied_at
+               oldest_unapplied_at,
+               paused_since,
+               paused_until,
+               pause_reason
         from workos_sync.status
         "#
     )

@@ -19,6 +19,7 @@ use super::problem::Problem;
 use crate::entities::organization::Host;
 use crate::entities::organization::schema;
 use crate::inbox::Inbox;
+use crate::pause::{self, Pause};
 use crate::postgres::{self, migrate};
 
 /// How long the database may take to answer.
@@ -64,11 +65,15 @@ pub async fn healthz() -> Json<Answer> {
 /// 503: not ready.
 pub async fn readyz(State(health): State<Health>) -> Result<Json<Answer>, Problem> {
     match health.check().await {
-        Ok(()) => Ok(Json(Answer {
-            status: "ready",
-            conditions: health.conditions(),
-            warnings: health.warnings(),
-        })),
+        Ok(()) => {
+            let mut conditions = health.conditions();
+            conditions.extend(health.pause().await);
+            Ok(Json(Answer {
+                status: "ready",
+                conditions,
+                warnings: health.warnings(),
+            }))
+        }
         Err(NotReady::Unusable) => {
             let conditions = health.conditions().join("\n");
             Err(Problem::from(NotReady::Unusable).with_detail(conditions))
@@ -148,6 +153,8 @@ struct Probe {
     looked: Option<Instant>,
     /// An event was applied here before.
     is_in_use: bool,
+    /// The pause, if there is one.
+    pause: Option<Pause>,
 }
 
 impl Health {
@@ -180,6 +187,13 @@ impl Health {
             conditions.extend(inbox.and_then(Inbox::unusable));
         }
         conditions
+    }
+
+    /// The pause that the last check has found, in a sentence: no reason to be taken out of service, for events are
+    /// accepted (R49).
+    async fn pause(&self) -> Option<String> {
+        let probe = self.0.probe.lock().await;
+        probe.pause.as_ref().map(ToString::to_string)
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -224,8 +238,9 @@ impl Probe {
                 Err(NotReady::ReadOnly),
                 "it is a standby, or set so".to_owned(),
             ),
-            Ok(Ok((connection, Found { pending, .. }))) => {
+            Ok(Ok((connection, Found { pending, pause, .. }))) => {
                 self.connection = Some(connection);
+                self.pause = pause;
                 if !pending.is_empty() {
                     (Err(NotReady::Schema), format!("pending: {pending:?}"))
                 } else if self.is_usable(health).await {
@@ -314,6 +329,8 @@ struct Found {
     read_only: bool,
     /// The migrations that it lacks.
     pending: Vec<i64>,
+    /// The pause, if there is one.
+    pause: Option<Pause>,
 }
 
 /// Looks on the kept connection, or on a new one if that has died since: a database that was restarted between two
@@ -340,6 +357,15 @@ async fn ask(connection: &mut PgConnection) -> Result<Found, sqlx::Error> {
     .fetch_one(&mut *tx)
     .await?;
     let pending = migrate::pending(&mut tx).await?;
+    let pause = if pending.is_empty() {
+        pause::current(&mut tx).await?
+    } else {
+        None
+    };
     tx.rollback().await?;
-    Ok(Found { read_only, pending })
+    Ok(Found {
+        read_only,
+        pending,
+        pause,
+    })
 }

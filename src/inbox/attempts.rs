@@ -24,7 +24,7 @@ const CONFLICTS: u32 = 5;
 pub(super) enum Step {
     /// An event was applied, or put off.
     Processed,
-    /// Nothing is due.
+    /// Nothing is due, or there is a pause.
     Idle,
     /// Somebody holds a lock that it needs: it is to come again.
     InTheWay,
@@ -70,6 +70,10 @@ impl Attempts {
         };
         let error = match error {
             AttemptError::Database(error) if error::is_an_outage(&error) => return Err(error),
+            AttemptError::Paused => {
+                self.conditions.pause_met();
+                return Ok(Step::Idle);
+            }
             error => error,
         };
         if let AttemptError::Database(cause) = &error

@@ -4,7 +4,7 @@
 //! Used by `replay`, where nobody waits for an individual event. (A webhook's sender does, and is answered as soon as the
 //! event is stored.) It doesn't wait for busy organizations either: events whose organization somebody else works on, or
 //! that have others before them in the inbox, are stored as pending (R24). Where the transaction comes to nothing,
-//! whatever the reason, all of them are, and the lanes find out which of them was the reason (R26).
+//! whatever the reason, or there is a pause (R49), all of them are, and the lanes find out which of them was the reason (R26).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,11 +15,14 @@ use chrono::{DateTime, Utc};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::conditions::Conditions;
+use super::failure::{AttemptError, Failure};
 use super::lanes::{Lanes, TakenLane};
 use super::record::{Recorder, Stored};
 use super::status::{RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
+use crate::entities::guard::Replay;
 use crate::entities::{self, Decoded, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
 
@@ -48,7 +51,7 @@ impl SavedEvent {
         source: Source,
         now: DateTime<Utc>,
     ) -> Result<Self, EnvelopeError> {
-        let decode = |event: &Event<'_>| entities::decode(event).ok().flatten();
+        let decode = |event: &Event<'_>| entities::decode(event, Replay::No).ok().flatten();
         let (event, decoded) = NewEvent::read(body, None, source, now, decode)?;
         Ok(Self { event, decoded })
     }
@@ -79,6 +82,7 @@ pub(super) struct Bulk {
     pub(super) recorder: Arc<Recorder>,
     pub(super) lanes: Arc<Lanes>,
     pub(super) transactions: Arc<Transactions>,
+    pub(super) conditions: Arc<Conditions>,
     pub(super) tracker: TaskTracker,
 }
 
@@ -179,7 +183,7 @@ impl Bulk {
         decoded: Vec<Option<Decoded>>,
     ) -> Option<HashMap<String, Option<Outcome>>> {
         let bytes: usize = events.iter().map(|event| event.body.len()).sum();
-        if bytes > MOST_BYTES {
+        if bytes > MOST_BYTES || self.conditions.is_paused() {
             return None;
         }
         let lanes: BTreeSet<_> = decoded.iter().flatten().map(Decoded::lane).collect();
@@ -188,6 +192,13 @@ impl Bulk {
         let with_decoded = events.iter().zip(decoded).collect();
         match self.transactions.store(with_decoded, &names).await {
             Ok(new) => Some(new),
+            Err(Failure {
+                error: AttemptError::Paused,
+                ..
+            }) => {
+                self.conditions.pause_met();
+                None
+            }
             Err(failure) => {
                 let (error, events) = (failure.error, events.len());
                 debug!(%error, events, "saved events are stored, to be applied later: {error}");

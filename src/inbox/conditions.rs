@@ -1,5 +1,5 @@
 //! What is wrong with the whole and not with an event: a database that doesn't answer, a host's table that can't be
-//! used (R26). Each is logged once, when it begins and when it ends.
+//! used (R26); and a pause (R49). Each is logged once, when it begins and when it ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,8 @@ pub(super) struct Conditions {
     last_applied: Mutex<Option<DateTime<Utc>>>,
     /// Why the host's table can't be used, while nothing is applied to it.
     unusable: watch::Sender<Option<String>>,
+    /// There was a pause when it was last asked for. Who applies finds it; the sweeper sees its end.
+    paused: watch::Sender<bool>,
 }
 
 impl Conditions {
@@ -35,6 +37,32 @@ impl Conditions {
                 "the database doesn't answer: events wait in the inbox until it does",
             );
         }
+    }
+
+    /// There is a pause.
+    pub(super) fn pause_met(&self) {
+        if !self.paused.send_replace(true) {
+            info!("there is a pause: events are accepted, and wait for its end");
+        }
+    }
+
+    /// There is none.
+    pub(super) fn pause_is_over(&self) {
+        if self.is_paused() && self.paused.send_replace(false) {
+            info!("the pause is over: processing goes on");
+        }
+    }
+
+    /// Whether there was a pause when it was last asked for.
+    pub(super) fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Returns when there is a pause.
+    pub(super) async fn until_paused(&self) {
+        let mut watch = self.paused.subscribe();
+        let met = watch.wait_for(|paused| *paused).await;
+        met.expect("the sender is a field of self");
     }
 
     /// Events changed the host's table: it can be used.

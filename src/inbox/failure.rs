@@ -66,6 +66,9 @@ pub(super) enum AttemptError {
     /// The body is longer than the transaction takes.
     #[error("the body is too long for a batch")]
     TooLong,
+    /// An operator wants nothing to be applied now.
+    #[error("nothing is applied: there is a pause")]
+    Paused,
     /// Another session stored one of the events meanwhile, and it may be one of the applied.
     #[error("another session stored the same event")]
     Overtaken,
@@ -99,6 +102,7 @@ impl AttemptError {
             Self::Decode(error) => format!("decode:{}", error.field()),
             Self::WrongLane(_) => "wrong_lane".to_owned(),
             Self::TooLong => "too_long".to_owned(),
+            Self::Paused => "paused".to_owned(),
             Self::Overtaken => "overtaken".to_owned(),
             Self::TableChanged => "table_changed".to_owned(),
             Self::Apply(error) => error.cause(),
@@ -115,8 +119,8 @@ impl AttemptError {
             Self::Overtaken | Self::TableChanged => FailureClass::Conflict,
             Self::Apply(error) => error.class(),
             Self::Database(error) => error::classify(error),
-            // It waits for the version that mends it.
-            Self::Bug(_) => FailureClass::Transient,
+            // It waits for the version that mends it; or for the end of a pause.
+            Self::Bug(_) | Self::Paused => FailureClass::Transient,
         }
     }
 

@@ -241,8 +241,11 @@ impl Lanes {
         }
     }
 
-    /// Has a lane look for due events.
+    /// Has a lane look for due events. During a pause they stay in the inbox, where the sweeper finds them after it.
     pub(super) fn wake(self: &Arc<Self>, lane: String) -> Wake {
+        if self.conditions.is_paused() {
+            return Wake::Awake;
+        }
         let mut state = self.state();
         let wake = state.queue.wake(lane);
         if wake == Wake::Woken {
@@ -327,7 +330,7 @@ impl Lanes {
     /// Processes what waits, batch by batch.
     async fn work(self: Arc<Self>) {
         while let Some(batch) = self.take() {
-            if self.shutdown.is_cancelled() {
+            if self.shutdown.is_cancelled() || self.conditions.is_paused() {
                 // What isn't begun stays in the inbox.
                 continue;
             }
@@ -391,6 +394,7 @@ impl Lanes {
                     AttemptError::Database(error) if is_an_outage(&error) => {
                         self.conditions.database_failed(&error);
                     }
+                    AttemptError::Paused => self.conditions.pause_met(),
                     // One of the events, or somebody else's lock: each lane for itself finds out.
                     error => {
                         let table_failed = error.class() == FailureClass::Unusable;
@@ -517,7 +521,7 @@ impl Lanes {
                     *failing_since = Some(since);
                     return None;
                 }
-                // After an outage, the sweeper wakes the lane when the database answers.
+                // After an outage or a pause, the sweeper wakes the lane.
                 Ok(Step::Idle) | Err(_) => return Some(false),
             }
         }

@@ -8,6 +8,7 @@
 //! | `processed` | applied; `outcome` says how | removed by retention |
 //! | `ignored` | its type is not handled | removed by retention |
 //! | `dead` | it can't be applied, or was refused too often; `last_error` says why | an operator retries or discards it |
+//! | `discarded` | an operator gave it up | removed by retention |
 //!
 //! There is no status for "being processed": a claim is a row lock, and dies with its connection.
 //!
@@ -60,6 +61,7 @@ use crate::entities::Target;
 use crate::event::{EnvelopeError, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use crate::pause;
 use crate::postgres;
 use crate::postgres::locks::LockBudget;
 use attempts::Attempts;
@@ -196,6 +198,7 @@ impl Inbox {
             recorder: Arc::clone(&recorder),
             lanes: Arc::clone(&lanes),
             transactions,
+            conditions: Arc::clone(&conditions),
             tracker,
         };
         Self {
@@ -316,6 +319,7 @@ impl Inbox {
             ended: self.outcomes.subscribe(),
             pool: self.pool.clone(),
             lanes: Arc::clone(&self.lanes),
+            conditions: Arc::clone(&self.conditions),
             shutdown: self.shutdown.clone(),
         }
     }
@@ -354,7 +358,7 @@ impl Inbox {
     /// where they stand, with counts. What somebody else holds is waited for, at the sweeper's pace.
     ///
     /// # Errors
-    /// The database doesn't answer, or nothing can be applied to the host's table.
+    /// The database doesn't answer, nothing can be applied to the host's table, or there is a pause.
     pub async fn drain_events(
         &self,
         mut event_ids: Vec<String>,
@@ -377,6 +381,16 @@ impl Inbox {
             }
             if waiting.is_empty() {
                 return Ok(results);
+            }
+            if self.conditions.is_paused() {
+                if let Some(pause) = pause::ask(&self.pool).await? {
+                    return Err(DrainError::Paused {
+                        ended: results,
+                        waiting: u64::try_from(waiting.len()).unwrap_or(u64::MAX),
+                        pause,
+                    });
+                }
+                self.conditions.pause_is_over();
             }
             if waiting.len() == waited {
                 if let Some(reason) = self.unusable() {

@@ -1,9 +1,15 @@
 //! The words of the inbox: what a row's columns say, and what callers are told.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
 use crate::entities::{Outcome, TABLE};
+use crate::pause::Pause;
 
 /// The status of an inbox row (R27).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Recorded.
     Pending,
@@ -15,9 +21,21 @@ pub enum Status {
     Failed,
     /// Will not be tried again by itself.
     Dead,
+    /// An operator has given it up.
+    Discarded,
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 6] = [
+        Self::Pending,
+        Self::Processed,
+        Self::Ignored,
+        Self::Failed,
+        Self::Dead,
+        Self::Discarded,
+    ];
+
     /// The status as the database and the API have it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -27,12 +45,14 @@ impl Status {
             Self::Ignored => "ignored",
             Self::Failed => "failed",
             Self::Dead => "dead",
+            Self::Discarded => "discarded",
         }
     }
 }
 
 /// Where an event came from (R27).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// A delivery by WorkOS.
     Webhook,
@@ -59,7 +79,9 @@ impl Source {
         Self::Reconcile,
     ];
 
-    pub(super) const fn as_str(self) -> &'static str {
+    /// The source as the database and the API have it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
             Self::Replay => "replay",
@@ -137,6 +159,16 @@ pub enum DrainError {
     /// Nothing can be applied to the host's table.
     #[error("{TABLE} can't be used, so events wait in the inbox: {0}")]
     Unusable(String),
+    /// An operator wants nothing to be applied now.
+    #[error("{waiting} events wait in the inbox: {pause}")]
+    Paused {
+        /// How those ended that have, with counts.
+        ended: BTreeMap<String, u64>,
+        /// How many of those that were asked for.
+        waiting: u64,
+        /// Until when.
+        pause: Pause,
+    },
 }
 
 /// How an event ended.
@@ -144,7 +176,7 @@ pub enum DrainError {
 pub struct Ended {
     /// The event.
     pub event_id: String,
-    /// `processed`, `ignored` or `dead`.
+    /// `processed`, `ignored`, `dead` or `discarded`.
     pub status: Status,
     /// How it was applied, if it was.
     pub outcome: Option<Outcome>,

@@ -38,42 +38,58 @@ impl Wait {
 }
 
 /// One writer at a time for each lane, across processes (R18). Takes the locks in the order given, which must be sorted,
-/// and says which lanes it has.
+/// and says which lanes it has; nothing while there is a pause, which can't begin either before the end of the transaction
+/// (R49).
 pub(super) async fn lock_lanes(
     connection: &mut PgConnection,
     lanes: &[&str],
     wait: Wait,
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<Option<Vec<String>>, sqlx::Error> {
     if wait == Wait::Never {
-        return query_scalar!(
+        // Without a lane: there is a pause.
+        let locked = query_scalar!(
             r#"
-            with patience as materialized (select set_config('lock_timeout', $3, true))
-            select lane as "lane!"
+            with patience as materialized (select set_config('lock_timeout', $3, true)),
+                 pause as materialized (select workos_sync.is_paused() as is_on)
+            select null as lane
+            from pause
+            where is_on
+            union all
+            select lane
             from patience,
+                 pause,
                  unnest($2::text[]) as lanes (lane)
-            where pg_try_advisory_xact_lock($1, hashtext(lane))
+            where not is_on
+              and pg_try_advisory_xact_lock($1, hashtext(lane))
             "#,
             LANE_LOCKS,
             lanes as _,
             wait.lock_timeout(),
         )
         .fetch_all(connection)
-        .await;
+        .await?;
+        return Ok(locked.into_iter().collect());
     }
-    query!(
+    let is_paused = query_scalar!(
         r#"
-        with patience as materialized (select set_config('lock_timeout', $3, true))
-        select pg_advisory_xact_lock($1, hashtext(lane))
-        from patience,
-             unnest($2::text[]) as lanes (lane)
+        with patience as materialized (select set_config('lock_timeout', $3, true)),
+             pause as materialized (select workos_sync.is_paused() as is_on),
+             locked as materialized (select pg_advisory_xact_lock($1, hashtext(lane))
+                                     from patience,
+                                          pause,
+                                          unnest($2::text[]) as lanes (lane)
+                                     where not is_on)
+        select is_on as "is_on!"
+        from pause
+        where (select count(*) from locked) >= 0
         "#,
         LANE_LOCKS,
         lanes as _,
         wait.lock_timeout(),
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(lanes.iter().map(ToString::to_string).collect())
+    Ok((!is_paused).then(|| lanes.iter().map(ToString::to_string).collect()))
 }
 
 /// Checks now what would be checked at the end of the transaction.
@@ -357,6 +373,10 @@ pub(super) struct Claimed {
     /// Those of them that a rule of the application refused.
     pub(super) refusals: i32,
     pub(super) received_at: DateTime<Utc>,
+    /// It was decided before, and an operator wants it decided again (R46).
+    pub(super) replayed: bool,
+    /// What it came to then.
+    pub(super) outcome: Option<String>,
 }
 
 /// Claims pending events of lanes, at most `limit` of each, in the order of event ids (R24). A row that another
@@ -379,7 +399,9 @@ pub(super) async fn claim(
                event.source          as "source!",
                event.attempts        as "attempts!",
                event.refusals        as "refusals!",
-               event.received_at     as "received_at!"
+               event.received_at     as "received_at!",
+               event.replayed        as "replayed!",
+               event.outcome
         from unnest($1::text[]) with ordinality as lanes (lane, place)
                  cross join lateral (
             select lane,
@@ -390,6 +412,8 @@ pub(super) async fn claim(
                    attempts,
                    refusals,
                    received_at,
+                   replayed,
+                   outcome,
                    event_order
             from workos_sync.webhook_events
             where status = 'pending'
@@ -641,7 +665,7 @@ pub(super) async fn remove_ended(
     cutoff: DateTime<Utc>,
     limit: i64,
 ) -> Result<u64, sqlx::Error> {
-    // By webhook_events_processed_at_idx.
+    // By webhook_events_received_at_idx: nothing ended before it was received. Dead letters are passed over.
     let result = query!(
         r#"
         delete
@@ -649,8 +673,9 @@ pub(super) async fn remove_ended(
         where event_id = any (array(select event_id
                                     from workos_sync.webhook_events
                                     where status in ('processed', 'ignored', 'discarded')
+                                      and received_at < $1
                                       and processed_at < $1
-                                    order by processed_at
+                                    order by received_at
                                     limit $2
                                     for update skip locked))
         "#,
@@ -727,8 +752,8 @@ pub(super) async fn progress(
         Progress,
         r#"
         select event_id,
-               lane                      as "lane!",
-               coalesce(outcome, status) as "result!"
+               lane                                                          as "lane!",
+               coalesce(case status when 'processed' then outcome end, status) as "result!"
         from workos_sync.webhook_events
         where event_id = any ($1)
         "#,

@@ -15,6 +15,7 @@ use super::queue::Wake;
 use super::store;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::pause;
 use crate::postgres;
 
 /// How often the inbox is looked through, where a look is cheap.
@@ -91,26 +92,36 @@ impl Sweeper {
         self.lanes.idle().await;
     }
 
-    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process.
+    /// Takes up the failed events whose time has come, and wakes the lanes that have events to process; during a pause,
+    /// neither.
     pub(super) async fn sweep(&self) -> Result<Look, sqlx::Error> {
         let now = self.clock.now();
         let after = self.take_position();
-        let (taken_up, lanes, took) =
-            postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-                // Asked first: a look that finds nothing writes nothing.
-                let taken_up = if store::has_failed_due(&mut *connection, now).await? {
-                    store::take_up_failed(&mut *connection, PAGE, now).await?
-                } else {
-                    0
-                };
-                let (mut lanes, mut took) =
-                    store::due_lanes(&mut *connection, &after, PAGE).await?;
-                if lanes.is_empty() && !after.is_empty() {
-                    (lanes, took) = store::due_lanes(connection, "", PAGE).await?;
-                }
-                Ok::<_, sqlx::Error>((taken_up, lanes, took))
-            })
-            .await?;
+        let looked = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+            if pause::current(&mut *connection).await?.is_some() {
+                return Ok(None);
+            }
+            // Asked first: a look that finds nothing writes nothing.
+            let taken_up = if store::has_failed_due(&mut *connection, now).await? {
+                store::take_up_failed(&mut *connection, PAGE, now).await?
+            } else {
+                0
+            };
+            let (mut lanes, mut took) = store::due_lanes(&mut *connection, &after, PAGE).await?;
+            if lanes.is_empty() && !after.is_empty() {
+                (lanes, took) = store::due_lanes(connection, "", PAGE).await?;
+            }
+            Ok::<_, sqlx::Error>(Some((taken_up, lanes, took)))
+        })
+        .await?;
+        let Some((taken_up, lanes, took)) = looked else {
+            self.conditions.pause_met();
+            return Ok(Look {
+                found: 0,
+                pause: SWEEP_INTERVAL,
+            });
+        };
+        self.conditions.pause_is_over();
         let found = lanes.len();
         let look = Look {
             found,

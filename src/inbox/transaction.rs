@@ -16,6 +16,7 @@ use super::failure::{AttemptError, Failure};
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
+use crate::entities::guard::Replay;
 use crate::entities::{self, Choices, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
@@ -250,6 +251,7 @@ impl Transactions {
     ) -> Result<Done<'e>, Failure> {
         let now = self.clock.now();
         let locked = store::lock_lanes(tx, lanes, wait).await?;
+        let locked = locked.ok_or(AttemptError::Paused)?;
         let (taken, refused) = match batch {
             Batch::Due {
                 events,
@@ -409,7 +411,12 @@ fn read_all(
 fn read(claimed: &Claimed) -> Result<Option<Decoded>, AttemptError> {
     let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
     let event = Event::parse(payload.as_bytes())?;
-    let decoded = entities::decode(&event)?;
+    let replay = match claimed.outcome.as_deref() {
+        _ if !claimed.replayed => Replay::No,
+        Some(outcome) if outcome == Outcome::Disabled.as_str() => Replay::AfterDisabling,
+        _ => Replay::Again,
+    };
+    let decoded = entities::decode(&event, replay)?;
     // What is held are the mutex and the lock of the lane (R18).
     match decoded {
         Some(decoded) if decoded.lane() != claimed.lane => {

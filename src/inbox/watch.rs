@@ -8,6 +8,7 @@ use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::conditions::Conditions;
 use super::lanes::Lanes;
 use super::status::{Ended, Status};
 use super::store;
@@ -25,19 +26,23 @@ pub struct Watch {
     pub(super) ended: broadcast::Receiver<Ended>,
     pub(super) pool: PgPool,
     pub(super) lanes: Arc<Lanes>,
+    pub(super) conditions: Arc<Conditions>,
     pub(super) shutdown: CancellationToken,
 }
 
 impl Watch {
-    /// How the event ended, or `None` at the deadline. On shutdown, the end of what is in hand is a deadline.
+    /// How the event ended, or `None` at the deadline. On shutdown, the end of what is in hand is a deadline; so is a
+    /// pause, at once.
     pub async fn outcome(mut self, deadline: Instant) -> Option<Ended> {
         let (shutdown, lanes) = (self.shutdown.clone(), Arc::clone(&self.lanes));
+        let conditions = Arc::clone(&self.conditions);
         let stopped = async {
             shutdown.cancelled().await;
             lanes.idle().await;
         };
-        // Both arms only watch.
+        // All arms only watch.
         tokio::select! {
+            () = conditions.until_paused() => None,
             ended = tokio::time::timeout_at(deadline, self.ended()) => ended.ok(),
             // The event may have been the last that was in hand: both arms are ready then.
             () = stopped => tokio::time::timeout_at(deadline, self.look_up()).await.ok()?,
@@ -73,9 +78,14 @@ impl Watch {
         })
         .await
         .ok()??;
-        let status = [Status::Processed, Status::Ignored, Status::Dead]
-            .into_iter()
-            .find(|status| status.as_str() == standing.status)?;
+        let status = [
+            Status::Processed,
+            Status::Ignored,
+            Status::Dead,
+            Status::Discarded,
+        ]
+        .into_iter()
+        .find(|status| status.as_str() == standing.status)?;
         Some(Ended {
             event_id: self.event_id.to_string(),
             status,

@@ -55,7 +55,7 @@ pub(super) struct Claimed {
 
 /// Claims what is due, the longest overdue first: moves it ahead by the lease, so that no other process takes it
 /// meanwhile, and one does if this one dies (R22). A statement of its own, committed before the first request:
-/// nobody waits on a row lock for WorkOS.
+/// nobody waits on a row lock for WorkOS. Nothing during a pause (R49).
 pub(super) async fn claim_due(
     connection: &mut PgConnection,
     limit: u32,
@@ -66,11 +66,14 @@ pub(super) async fn claim_due(
     // would then lock more rows than the limit.
     let records = query!(
         r#"
-        with due as materialized (
+        with pause as materialized (
+            select workos_sync.is_paused() as is_on
+        ), due as materialized (
             select workos_id
             from workos_sync.external_id_pushes
             where status = 'pending'
               and next_attempt_at <= $1
+              and not (select is_on from pause)
             order by next_attempt_at
             limit $3 for update skip locked
         )

@@ -23,6 +23,7 @@ use crate::heal::poll;
 use crate::http::App;
 use crate::http::health::Health;
 use crate::metrics::Metrics;
+use crate::pause;
 use crate::postgres::{self, migrate};
 use crate::shutdown::Shutdown;
 use crate::workos::{ClientError, WorkosClient};
@@ -207,6 +208,9 @@ impl Builder {
         let client = self.client(&metrics)?;
         let poll_interval = self.events_poll.filter(|_| client.is_some());
         note_interval(&self.pool, poll_interval).await;
+        if let Some(pause) = pause::ask(&self.pool).await? {
+            warn!("{pause}: events are accepted, and nothing is applied or written back");
+        }
         let (engine, clock) = Engine::on(
             self.pool,
             target,

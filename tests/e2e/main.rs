@@ -15,6 +15,7 @@ mod hardening;
 mod interrupted;
 mod lifecycle;
 mod migrate;
+mod operate;
 mod pgbouncer;
 mod private_database;
 mod replay;

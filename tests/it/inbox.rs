@@ -1151,7 +1151,7 @@ async fn the_statements_of_an_event_go_by_indexes() {
         for index in [
             "webhook_events_pkey",
             "webhook_events_lane_idx",
-            "webhook_events_processed_at_idx",
+            "webhook_events_received_at_idx",
             "organization_metadata_pkey",
             "organization_metadata_workos_id_key",
             "organization_metadata_slug_key",

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::precision::RowPrecision;
 use super::{Change, OrganizationEvent, organization_id};
-use crate::entities::guard::should_process_event;
+use crate::entities::guard::{Replay, is_admitted};
 use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// What the decision needs to know of a row of `organization_metadata`.
@@ -33,7 +33,13 @@ impl OrganizationRow {
         let event_updated_at = event
             .updated_at
             .map(|at| self.precision.updated_at.round(at));
-        should_process_event(last, self.updated_at, &event.id, event_updated_at)
+        is_admitted(
+            last,
+            self.updated_at,
+            &event.id,
+            event_updated_at,
+            event.replay,
+        )
     }
 
     /// Says whether it was the deletion of an organization that disabled the row, and not the application (R6).
@@ -60,12 +66,18 @@ impl SyncCursor {
     #[must_use]
     pub fn admits(&self, event: &OrganizationEvent) -> bool {
         let last = Some(&self.last_event_id);
-        should_process_event(
+        is_admitted(
             last,
             self.last_event_updated_at,
             &event.id,
             event.updated_at,
+            event.replay,
         )
+    }
+
+    /// Says whether the event is the newest that was applied.
+    fn is_at(&self, event: &OrganizationEvent) -> bool {
+        event.id.is_same(&self.last_event_id)
     }
 
     /// When the organization was found to be gone, if the event shows that it isn't (R44): it was made after that.
@@ -177,7 +189,7 @@ pub fn candidate_id(event: &OrganizationEvent, namespace: &Uuid) -> Organization
         .unwrap_or_else(|| organization_id::derive(namespace, &event.workos_id))
 }
 
-/// Decides what an event writes (R1–R7, R10).
+/// Decides what an event writes (R1–R7, R10, R46).
 #[must_use]
 pub fn decide<'e>(
     found: &Found,
@@ -195,16 +207,27 @@ pub fn decide<'e>(
         Change::Upsert { name } if lifted.is_some() => {
             decide_upsert(found, candidate_id, event, name, lifted)
         }
+        // R46: a deletion that was the last word, and found no row to disable, looks for one again.
+        Change::Delete
+            if deleted_at.is_some()
+                && event.replay == Replay::Again
+                && cursor.is_some_and(|cursor| cursor.is_at(event)) =>
+        {
+            delete(found, disable)
+        }
         // R10: a deletion is final. The dead take nothing from the living, but no row of theirs stays active.
         _ if deleted_at.is_some() => found.unlinked().map_or(Decision::Stale, disable),
         // What `reconcile` missed is no news once something newer was applied (R44).
         Change::Delete if event.id.is_snapshot() && !found.admits(event) => Decision::Stale,
-        Change::Delete => {
-            let row = found.by_workos_id.as_ref().or_else(|| found.unlinked());
-            row.map_or(Decision::Tombstone, disable)
-        }
+        Change::Delete => delete(found, disable),
         Change::Upsert { name } => decide_upsert(found, candidate_id, event, name, None),
     }
+}
+
+/// R10, for a deletion that counts.
+fn delete<'e>(found: &Found, disable: impl Fn(&OrganizationRow) -> Decision<'e>) -> Decision<'e> {
+    let row = found.by_workos_id.as_ref().or_else(|| found.unlinked());
+    row.map_or(Decision::Tombstone, disable)
 }
 
 /// R1–R7, for an organization that isn't deleted, or whose deletion the event lifts.
@@ -279,6 +302,7 @@ mod tests {
             change,
             created_at: at(5),
             updated_at: at(5),
+            replay: Replay::No,
         }
     }
 

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::entities::guard::Replay;
 use crate::event::field::{self, DecodeError};
 use crate::event::{Event, EventId, OrganizationId, WorkosId};
 
@@ -75,6 +76,8 @@ pub struct OrganizationEvent {
     pub created_at: Option<DateTime<Utc>>,
     /// `data.updated_at`, else the event's `created_at` (R7).
     pub updated_at: Option<DateTime<Utc>>,
+    /// Whether it was decided before. No event says so: the inbox knows.
+    pub replay: Replay,
 }
 
 impl OrganizationEvent {
@@ -115,6 +118,7 @@ impl OrganizationEvent {
                 .updated_at
                 .and_then(field::timestamp)
                 .or(event.created_at),
+            replay: Replay::No,
         })
     }
 

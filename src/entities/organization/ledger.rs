@@ -11,6 +11,7 @@ use super::precision::RowPrecision;
 use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow};
 use super::store::NewCursor;
 use super::{Change, OrganizationEvent, TwoRows};
+use crate::entities::guard::Replay;
 use crate::entities::outcome::Outcome;
 use crate::event::{EventId, OrganizationId, WorkosId};
 
@@ -164,6 +165,8 @@ impl<'e> Ledger<'e> {
     ) -> Outcome {
         let found = self.found(&event.workos_id, &candidate);
         let outcome = match decide(&found, candidate, event) {
+            // It stays on record that it did: it does so once (R46).
+            Decision::Stale if event.replay == Replay::AfterDisabling => return Outcome::Disabled,
             Decision::Stale => return Outcome::Stale,
             Decision::Tombstone => Outcome::Tombstoned,
             Decision::Disable { id, deleted_at } => {

@@ -2,6 +2,7 @@
 //! are needed.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, query_as, query_scalar};
 
 use super::statements::{Sql, Statements};
@@ -16,6 +17,25 @@ pub struct LinkedRow {
     pub workos_id: WorkosId,
     /// `name`
     pub name: String,
+    /// `disabled_at`
+    pub disabled_at: Option<DateTime<Utc>>,
+}
+
+/// A row of the application's table, as far as it is ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct MappedRow {
+    /// `id`
+    pub id: String,
+    /// `name`
+    pub name: Option<String>,
+    /// `slug`
+    pub slug: Option<String>,
+    /// `workos_id`
+    pub workos_id: Option<String>,
+    /// `workos_updated_at`
+    pub workos_updated_at: Option<DateTime<Utc>>,
+    /// `workos_last_event_id`
+    pub workos_last_event_id: Option<String>,
     /// `disabled_at`
     pub disabled_at: Option<DateTime<Utc>>,
 }
@@ -67,6 +87,53 @@ impl Statements {
             .fetch_all(connection)
             .await?;
         Ok(rows.into_iter().map(LinkedRow::from).collect())
+    }
+
+    /// The row that an id means: that of a WorkOS organization, or else the one that has the id as its key.
+    ///
+    /// # Errors
+    /// The database doesn't answer, or the table can't be used.
+    pub async fn mapped_row(
+        &self,
+        connection: &mut PgConnection,
+        id: &str,
+    ) -> Result<Option<MappedRow>, sqlx::Error> {
+        let by_workos_id = self.mapped_row_by("workos_id");
+        let mut row = query_as(AssertSqlSafe(by_workos_id))
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await?;
+        if row.is_none() && self.can_be_key(id) {
+            row = query_as(AssertSqlSafe(self.mapped_row_by("id")))
+                .bind(id)
+                .fetch_optional(connection)
+                .await?;
+        }
+        Ok(row)
+    }
+
+    fn mapped_row_by(&self, column: &str) -> String {
+        let sql = Sql(self.table());
+        let (table, is_asked) = (&self.table().name, sql.is(column, "asked.asked"));
+        let rows = sql.in_index_of(column);
+        let (updated_at, disabled_at) = (sql.time("workos_updated_at"), sql.time("disabled_at"));
+        // By the index of the column. As in `rows_by`.
+        format!(
+            "select found.*
+             from (select $1::text as asked) as asked
+                      cross join lateral (
+                 select organization.id::text                    as id,
+                        organization.name::text                  as name,
+                        organization.slug::text                  as slug,
+                        nullif(organization.workos_id::text, '') as workos_id,
+                        {updated_at}                             as workos_updated_at,
+                        organization.workos_last_event_id::text  as workos_last_event_id,
+                        {disabled_at}                            as disabled_at
+                 from {table} as organization
+                 where {is_asked}{rows}
+                 offset 0) as found
+             limit 1"
+        )
     }
 
     /// The linked, active rows behind a WorkOS organization id, in the order of these; at most `limit`.
