@@ -101,6 +101,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "20", value_name = "COUNT")]
     database_max_connections: String,
 
+    /// Whether each change of a row is told by NOTIFY on the channel `workos_sync`. PostgreSQL then commits one
+    /// transaction after the other
+    #[arg(long, env, default_value = "false", value_name = "BOOL")]
+    notify_changes: String,
+
     /// Whether `serve` applies pending migrations. If `false`, it refuses to start while there are any
     #[arg(long, env, default_value = "true", value_name = "BOOL")]
     migrate_on_start: String,
@@ -182,6 +187,8 @@ pub struct Config {
     pub org_id_namespace: Uuid,
     /// `DATABASE_MAX_CONNECTIONS`
     pub database_max_connections: u32,
+    /// `NOTIFY_CHANGES`
+    pub notify_changes: bool,
     /// `MIGRATE_ON_START`
     pub migrate_on_start: bool,
     /// `SHUTDOWN_DELAY_SECONDS`
@@ -291,6 +298,7 @@ impl Settings {
                 &self.database_max_connections,
                 2..=10_000,
             )?,
+            notify_changes: parse("NOTIFY_CHANGES", "true or false", &self.notify_changes)?,
             migrate_on_start: parse("MIGRATE_ON_START", "true or false", &self.migrate_on_start)?,
             shutdown_delay: seconds(
                 "SHUTDOWN_DELAY_SECONDS",

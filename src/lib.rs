@@ -49,7 +49,7 @@
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
 //! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what operators do ([`operate`], [`pause`]), what puts them together
-//! ([`service`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
+//! ([`service`]), what looks for mistakes of the setup ([`doctor`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → service → http → inbox → entities → event`; `entities` records in `outbox` and knows no more of it.
 
@@ -57,6 +57,7 @@ mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod dotenv;
 pub mod entities;
 pub mod event;
@@ -70,6 +71,7 @@ pub mod outbox;
 mod panics;
 pub mod pause;
 pub mod postgres;
+mod repeats;
 pub mod service;
 pub mod shutdown;
 pub mod signature;

@@ -2,7 +2,7 @@
 //!
 //! Fields have the same names everywhere: `event.id`, `event.type`, `workos.organization_id` (theirs),
 //! `organization_id` (ours), `source`, `attempts`, `outcome`, `error`. A message can be read without its
-//! fields, and found by them. Bodies, secrets and signatures are never logged, at no level.
+//! fields, and found by them. Times are RFC 3339. Bodies, secrets and signatures are never logged, at no level.
 
 use std::io::IsTerminal;
 

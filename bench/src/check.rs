@@ -129,7 +129,8 @@ mod tests {
         postgres.create_database("damaged").await.unwrap();
         let pool = postgres.connect("damaged").await.unwrap();
         let database = pool.connect_options();
-        let made = workos_sync::entities::organization::schema::bring_up_to_date(&database, None).await;
+        let made =
+            workos_sync::entities::organization::schema::bring_up_to_date(&database, None).await;
         made.unwrap();
         pool
     }

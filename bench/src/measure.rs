@@ -22,6 +22,10 @@ pub(crate) enum Metric {
     CpuPostgres,
     CpuGenerator,
     LastToFirst,
+    /// Bytes an event.
+    Wal,
+    /// Rows an event that an update or a deletion leaves to vacuum.
+    DeadRows,
     /// How many were sent, or replayed.
     Deliveries,
     /// Concurrent clients, or connections; of the best run where there were several.
@@ -95,6 +99,14 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self {
+            median: self.median * factor,
+            least: self.least * factor,
+            greatest: self.greatest * factor,
+        }
+    }
+
     fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (least, greatest) = (*values.first()?, *values.last()?);

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use chrono::{DateTime, Utc};
 use clap::ValueEnum;
-use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
+use sqlx::{Executor, PgPool};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
@@ -31,6 +32,8 @@ const SAME_NAME: usize = 10_000;
 const WARM_UP: usize = 1_000;
 /// The least events of the window at either end of `same-name`.
 const WINDOW: usize = 1_000;
+/// How many files are replayed at once.
+const REPLAYS: usize = 3;
 /// The database of `update-1m`.
 pub(crate) const MILLION: &str = "bench_million";
 /// As many as pgbench may have clients, by default.
@@ -53,6 +56,8 @@ pub(crate) enum Workload {
     UpdateFew,
     /// The same as `update`, with a line in the log for each event
     UpdateLogged,
+    /// The same as `update`, while another session holds a transaction open
+    UpdateHeld,
     /// Updates of one organization
     Hot,
     /// New organizations, all of one name: 10,000
@@ -70,6 +75,10 @@ pub(crate) enum Workload {
     HalfRate,
     /// A file of updates, through `workos-sync replay`
     Replay,
+    /// Three files of creations of one name, through `workos-sync replay`, one after the other
+    ReplaySerial,
+    /// The same, all three at once
+    ReplayAtOnce,
     /// Updates, with a million organizations and an inbox of ten million settled events
     #[value(name = "update-1m")]
     UpdateMillion,
@@ -82,6 +91,7 @@ impl Workload {
             Self::Update => "update",
             Self::UpdateFew => "update-64",
             Self::UpdateLogged => "update-logged",
+            Self::UpdateHeld => "update-held",
             Self::Hot => "hot",
             Self::SameName => "same-name",
             Self::SameNameLong => "same-name-100k",
@@ -90,6 +100,8 @@ impl Workload {
             Self::Burst => "burst",
             Self::HalfRate => "half-rate",
             Self::Replay => "replay",
+            Self::ReplaySerial => "replay-serial",
+            Self::ReplayAtOnce => "replay-at-once",
             Self::UpdateMillion => "update-1m",
         }
     }
@@ -101,6 +113,9 @@ impl Workload {
             Self::Update => "updates, spread over 10,000 organizations",
             Self::UpdateFew => "the same, over fewer connections",
             Self::UpdateLogged => "as `update`, with a line in the log for each event",
+            Self::UpdateHeld => {
+                "as `update`, while another session holds a transaction open: nothing can be vacuumed"
+            }
             Self::Hot => "updates of one organization",
             Self::SameName => "new organizations, all of one name",
             Self::SameNameLong => "more of the same",
@@ -115,6 +130,10 @@ impl Workload {
                 "updates at half the rate that `update-64` was applied at, over as many connections"
             }
             Self::Replay => "a file of updates, through `workos-sync replay`",
+            Self::ReplaySerial => {
+                "three files of new organizations, all of one name, replayed one after the other"
+            }
+            Self::ReplayAtOnce => "the same, all three at once",
             Self::UpdateMillion => {
                 "updates, spread over 1,000,000 organizations, with 10,000,000 settled events in the inbox"
             }
@@ -125,12 +144,24 @@ impl Workload {
     pub(crate) const fn is_long(self) -> bool {
         matches!(
             self,
-            Self::UpdateLogged | Self::SameNameLong | Self::UpdateMillion
+            Self::UpdateLogged
+                | Self::UpdateHeld
+                | Self::SameNameLong
+                | Self::ReplaySerial
+                | Self::ReplayAtOnce
+                | Self::UpdateMillion
         )
     }
 
     const fn creates(self) -> bool {
-        matches!(self, Self::Create | Self::SameName | Self::SameNameLong)
+        matches!(
+            self,
+            Self::Create
+                | Self::SameName
+                | Self::SameNameLong
+                | Self::ReplaySerial
+                | Self::ReplayAtOnce
+        )
     }
 
     /// `count` events of this workload, from `first` on.
@@ -139,7 +170,7 @@ impl Workload {
             .take(count)
             .map(|number| match self {
                 Self::Create => created(number, format!("Organization {number}, Inc.")),
-                Self::SameName | Self::SameNameLong => created(number, "Acme, Inc.".to_owned()),
+                _ if self.creates() => created(number, "Acme, Inc.".to_owned()),
                 Self::Hot => updated(number, 1),
                 _ => {
                     let organization = scatter(number) % u128::from(organizations) + 1;
@@ -241,6 +272,9 @@ impl Bench {
             Workload::SameName => std::cmp::min(SAME_NAME, self.sizes.same_name),
             Workload::SameNameLong => self.sizes.same_name,
             Workload::Replay => self.sizes.replay,
+            Workload::ReplaySerial | Workload::ReplayAtOnce => {
+                REPLAYS * std::cmp::min(SAME_NAME, self.sizes.same_name)
+            }
             Workload::Burst => self.sizes.burst,
             Workload::Dup => std::cmp::min(DUPLICATED, self.sizes.events),
             // Those that warm it up, and those that are measured.
@@ -257,12 +291,27 @@ impl Bench {
             self.deliver(workload, database, &pool, warm_up, connections, rate)
                 .await?;
         }
-        let mut measured = if workload == Workload::Replay {
-            self.replay(database, counted).await?
-        } else {
-            self.deliver(workload, database, &pool, counted, connections, rate)
-                .await?
+        let held = match workload {
+            Workload::UpdateHeld => Some(hold_a_snapshot(&pool).await?),
+            _ => None,
         };
+        let costs = Costs::read(&pool).await?;
+        let mut measured = match workload {
+            Workload::Replay => self.replay(database, &[counted], true).await?,
+            Workload::ReplaySerial | Workload::ReplayAtOnce => {
+                let files: Vec<_> = counted.chunks(counted.len().div_ceil(REPLAYS)).collect();
+                let at_once = workload == Workload::ReplayAtOnce;
+                self.replay(database, &files, at_once).await?
+            }
+            _ => {
+                self.deliver(workload, database, &pool, counted, connections, rate)
+                    .await?
+            }
+        };
+        Costs::read(&pool).await?.since(&costs, &mut measured);
+        if let Some(mut held) = held {
+            held.execute("rollback").await?;
+        }
 
         check::inbox(&pool, &before, &events).await?;
         let made = events
@@ -440,19 +489,59 @@ impl Bench {
         Ok(measured)
     }
 
-    async fn replay(&self, database: &str, events: &[Event]) -> anyhow::Result<Measurement> {
+    /// Replays files, all at once or one after the other.
+    async fn replay(
+        &self,
+        database: &str,
+        files: &[&[Event]],
+        at_once: bool,
+    ) -> anyhow::Result<Measurement> {
         let folder = tempfile::tempdir()?;
-        let path = folder.path().join("events.jsonl");
-        let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
-        for event in events {
-            writeln!(file, "{}", event.body())?;
+        let mut paths = Vec::new();
+        for (number, events) in files.iter().enumerate() {
+            let path = folder.path().join(format!("{number}.jsonl"));
+            let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
+            for event in *events {
+                writeln!(file, "{}", event.body())?;
+            }
+            file.flush()?;
+            paths.push(path);
         }
-        file.flush()?;
 
-        let mut command = Command::new(&self.binary);
-        command.arg("replay").arg(&path);
         let postgres_before = self.postgres.usage()?;
         let started = Instant::now();
+        let replays = paths.iter().map(|path| self.replay_file(database, path));
+        let used = if at_once {
+            futures_util::future::try_join_all(replays).await?
+        } else {
+            let mut used = Vec::new();
+            for replay in replays {
+                used.push(replay.await?);
+            }
+            used
+        };
+        let elapsed = started.elapsed();
+        let events = files.iter().map(|events| events.len()).sum();
+        let mut measured = Measurement::default();
+        measured.set(Metric::Deliveries, events as f64);
+        measured.set(Metric::AppliedPerSecond, per_second(events, elapsed));
+        let of_all = Usage {
+            cpu_seconds: used.iter().map(|used| used.cpu_seconds).sum(),
+            max_rss_mib: used.iter().map(|used| used.max_rss_mib).fold(0.0, f64::max),
+        };
+        resources(
+            &mut measured,
+            (Usage::default(), postgres_before),
+            (of_all, self.postgres.usage()?),
+        );
+        Ok(measured)
+    }
+
+    /// Replays a file, and says what the process used.
+    async fn replay_file(&self, database: &str, path: &Path) -> anyhow::Result<Usage> {
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new(&self.binary);
+        command.arg("replay").arg(path);
         let mut child =
             process::quiet(&mut command, folder.path(), &self.postgres.url(database))?.spawn()?;
         // Its last moments are lost, for a process that has ended has no /proc.
@@ -468,26 +557,55 @@ impl Bench {
             }
             sleep(POLL).await;
         };
-        let elapsed = started.elapsed();
         ensure!(
             status.success(),
             "replay: {status}\n{}",
             std::fs::read_to_string(folder.path().join("log"))?
         );
-        let mut measured = Measurement::default();
-        measured.set(Metric::Deliveries, events.len() as f64);
-        measured.set(Metric::AppliedPerSecond, per_second(events.len(), elapsed));
-        resources(
-            &mut measured,
-            (Usage::default(), postgres_before),
-            (used, self.postgres.usage()?),
-        );
-        Ok(measured)
+        Ok(used)
     }
 
     fn used(&self, receiver: &Receiver) -> anyhow::Result<(Usage, Usage)> {
         Ok((receiver.usage()?, self.postgres.usage()?))
     }
+}
+
+/// What the server has written so far.
+struct Costs {
+    wal: f64,
+    dead: f64,
+}
+
+impl Costs {
+    async fn read(pool: &PgPool) -> anyhow::Result<Self> {
+        // A backend reports what it did when it is idle, at most once a second; ended ones have reported all.
+        sleep(Duration::from_millis(1_100)).await;
+        let (wal, dead) = sqlx::query_as(
+            "select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8,
+                    coalesce(sum(n_tup_upd + n_tup_del), 0)::float8
+             from pg_stat_user_tables",
+        )
+        .fetch_one(pool)
+        .await?;
+        Ok(Self { wal, dead })
+    }
+
+    /// Enters what was written since, for each event.
+    fn since(&self, before: &Self, measured: &mut Measurement) {
+        if let Some(events) = measured.get(Metric::Deliveries) {
+            measured.set(Metric::Wal, (self.wal - before.wal) / events);
+            measured.set(Metric::DeadRows, (self.dead - before.dead) / events);
+        }
+    }
+}
+
+/// A session with a transaction that keeps every row that is there now from being vacuumed.
+async fn hold_a_snapshot(pool: &PgPool) -> anyhow::Result<PoolConnection<sqlx::Postgres>> {
+    let mut session = pool.acquire().await?;
+    session
+        .execute("begin isolation level repeatable read; select count(*) from pg_class")
+        .await?;
+    Ok(session)
 }
 
 /// An update of an organization that is there carries its external id, as WorkOS's do once it was written back.

@@ -4,7 +4,9 @@ mod asking;
 mod backfill;
 mod catch_up;
 mod definition;
+mod doctor;
 mod events;
+mod health;
 mod migrate;
 mod operating;
 mod organization;
@@ -19,6 +21,7 @@ mod values;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,6 +37,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
+use url::Url;
 
 use self::events::EventsCommand;
 use crate::config::{Config, ConfigError, Settings};
@@ -156,6 +160,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look for what is usually wrong, and print what to do about it. Exits with 1 if something doesn't work
+    Doctor {
+        /// Public URL that WorkOS delivers to. A signed event is posted to it
+        #[arg(long, value_name = "URL", value_parser = doctor::public_url)]
+        url: Option<Url>,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the service on `LISTEN_ADDR` whether it lives, for containers. Exits with 1 if not
+    Health,
     /// Print whether the table can be trusted. Exits with 3 if not
     Status {
         /// Print a JSON object
@@ -257,6 +272,8 @@ impl Cli {
                 reconcile::run(config?, options, json).await
             }
             Command::CatchUp { since, until } => catch_up::run(config?, since, until).await,
+            Command::Doctor { url, json } => doctor::run(config?, url, json).await,
+            Command::Health => health::run(config?).await,
             Command::Status { json } => status::run(config?, json).await,
             Command::Completions { shell } => definition::completions(shell),
             Command::Man => definition::man(),
@@ -311,6 +328,7 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
             &[
                 "database_max_connections",
                 "org_id_namespace",
+                "notify_changes",
                 "workos_api_key",
                 "workos_api_key_file",
                 "workos_api_url",
@@ -320,9 +338,29 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
         .concat(),
         "replay" => [
             &DATABASE[..],
-            &["database_max_connections", "org_id_namespace"],
+            &[
+                "database_max_connections",
+                "org_id_namespace",
+                "notify_changes",
+            ],
         ]
         .concat(),
+        "doctor" => [
+            &DATABASE[..],
+            &[
+                "workos_webhook_secret",
+                "workos_webhook_secret_file",
+                "workos_api_key",
+                "workos_api_key_file",
+                "workos_api_url",
+                "workos_api_rps",
+                "webhook_path",
+                "webhook_tolerance_seconds",
+                "migrate_on_start",
+            ],
+        ]
+        .concat(),
+        "health" => vec!["listen_addr"],
         "completions" | "man" => Vec::new(),
         "sign" => vec![
             "workos_webhook_secret",
@@ -357,6 +395,18 @@ impl Database {
         config: &Config,
         work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        Self::reached_or_not(config, async |database| {
+            wait_for(&database.url).await?;
+            work(database).await
+        })
+        .await
+    }
+
+    /// The same, though it may not be reached.
+    async fn reached_or_not<T>(
+        config: &Config,
+        work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let shutdown = Shutdown::on_signals()?;
         let stop = shutdown.ending();
         let (url, joined) = if let Some(url) = &config.database_url {
@@ -374,14 +424,8 @@ impl Database {
             url,
             stop: stop.clone(),
         };
-        let done = async {
-            if joined.is_none() {
-                wait_for(&database.url).await?;
-            }
-            work(&database).await
-        };
         let result = tokio::select! {
-            result = done => result,
+            result = work(&database) => result,
             () = stop.cancelled() => Err(anyhow!("ended by a signal before it was done")),
         };
         let stopped = match joined {
@@ -407,6 +451,7 @@ impl Database {
         let target = Target {
             host: Host::new(schema.table, self.url.schema.clone()),
             namespace: config.org_id_namespace,
+            notifies: config.notify_changes,
         };
         let pool = postgres::pool(self.url.options.clone(), config.database_max_connections);
         let stop = self.stop.child_token();
@@ -418,6 +463,22 @@ impl Database {
         engine.pool.close().await;
         done
     }
+}
+
+/// The webhook secret that `serve` made beside its private database, if it has. None is made here: nobody would accept
+/// its signatures.
+fn made_secret(config: &Config) -> anyhow::Result<Option<SecretString>> {
+    Ok(embedded::webhook_secret(&config.data_dir)?)
+}
+
+/// An address that can be connected to: a wildcard address is one to listen on only.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        _ => address.ip(),
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 fn no_database(error: &EmbeddedError) -> ConfigError {

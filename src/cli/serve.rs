@@ -9,7 +9,6 @@
 //! 5. the background tasks, then the door.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{embedded_options, not_up_to_date, private_url, wait_for};
+use super::{embedded_options, not_up_to_date, private_url, reachable, wait_for};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::http::listener;
@@ -166,6 +165,7 @@ fn builder(
         .api_rps(config.api_rps)
         .events_poll(config.events_poll)
         .org_id_namespace(config.org_id_namespace)
+        .notify_changes(config.notify_changes)
         .inbox_retention(config.inbox_retention)
         .ended_by(Arc::clone(shutdown));
     if let Some(schema) = &database.schema {
@@ -187,16 +187,6 @@ fn not_started(database: &DatabaseUrl, error: BuildError) -> anyhow::Error {
         ),
         error => error.into(),
     }
-}
-
-/// An address that can be connected to: a wildcard address is one to listen on only.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        _ => address.ip(),
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the

@@ -88,6 +88,8 @@ pub struct Target {
     pub host: Host,
     /// Of derived organization ids (R3).
     pub namespace: Uuid,
+    /// Whoever listens is told which rows were changed (R53).
+    pub notifies: bool,
 }
 
 impl Target {
@@ -133,5 +135,10 @@ pub async fn apply(
         .map(|Decoded::Organization(event)| event)
         .collect();
     let (statements, namespace) = (target.statements(), &target.namespace);
-    organization::apply(connection, &statements, &events, namespace, choices, now).await
+    let applied =
+        organization::apply(connection, &statements, &events, namespace, choices, now).await?;
+    if target.notifies {
+        organization::notify(connection, &events, &applied).await?;
+    }
+    Ok(applied)
 }

@@ -3,7 +3,7 @@
 use tracing::error;
 
 use super::HealError;
-use crate::inbox::{Inbox, RecordError, Source};
+use crate::inbox::{EventName, Inbox, RecordError, Source};
 
 /// How often snapshots ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,21 +67,31 @@ pub(super) async fn take_in(
     source: Source,
 ) -> Result<Tally, HealError> {
     let mut events = Vec::with_capacity(bodies.len());
-    let mut ids = Vec::with_capacity(bodies.len());
+    let mut names = Vec::with_capacity(bodies.len());
     for body in bodies {
         let event = inbox
             .read_saved_from(body.clone().into_bytes(), source)
             .expect("we made it an event");
-        ids.push(event.id().to_string());
+        names.push(event.name());
         events.push(event);
     }
     let mut tally = Tally::default();
-    let mut stored = Vec::with_capacity(ids.len());
-    for (id, recorded) in ids.into_iter().zip(inbox.record_all(events).await) {
+    let mut stored = Vec::with_capacity(names.len());
+    for (event, recorded) in names.into_iter().zip(inbox.record_all(events).await) {
+        let EventName {
+            id,
+            event_type,
+            organization,
+        } = event;
         match recorded {
             Ok(_) => stored.push(id),
             Err(RecordError::Unstorable(reason)) => {
-                error!(event.id = id, "{id} can't be stored: {reason}");
+                error!(
+                    event.id = id,
+                    event.r#type = event_type,
+                    workos.organization_id = organization,
+                    "{event_type} {id} can't be stored: {reason}",
+                );
                 tally.dead += 1;
             }
             Err(RecordError::Unavailable { reason }) => return Err(HealError::NotStored(reason)),

@@ -14,7 +14,7 @@ use super::HealError;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
 use crate::entities;
-use crate::inbox::{Beside, Inbox, Source, StoredPage};
+use crate::inbox::{Beside, EventName, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;
 use crate::workos::{Page, ReadFrom, WorkosClient, WorkosError};
@@ -380,10 +380,17 @@ pub(super) async fn store_page(
         }
     }
     let stored = inbox.record_page(events, beside).await?;
-    for (id, reason) in &stored.unstorable {
+    for (event, reason) in &stored.unstorable {
+        let EventName {
+            id,
+            event_type,
+            organization,
+        } = event;
         error!(
             event.id = id,
-            "event {id} can't be stored, it is left out: {reason}"
+            event.r#type = event_type,
+            workos.organization_id = organization,
+            "{event_type} {id} can't be stored, it is left out: {reason}"
         );
     }
     Ok(stored)

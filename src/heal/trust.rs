@@ -1,17 +1,10 @@
 //! May the mirror be trusted? (R45)
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool, query_as};
-use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
 use crate::postgres;
-
-/// How often the gauge is asked for: it is less than 15 s old (R51).
-const ASK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the view `workos_sync.status` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -80,17 +73,4 @@ async fn ask(connection: &mut PgConnection) -> Result<Status, sqlx::Error> {
     )
     .fetch_one(connection)
     .await
-}
-
-/// Keeps the gauge, until shutdown. While the database doesn't answer, it keeps its value.
-pub async fn keep_gauge(pool: PgPool, metrics: Metrics, shutdown: CancellationToken) {
-    loop {
-        if let Ok(status) = status(&pool).await {
-            metrics.mirror_trusted(status.trusted);
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(ASK_INTERVAL) => {}
-        }
-    }
 }

@@ -10,11 +10,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{debug, warn};
 
 use super::problem::Problem;
-use super::{App, Inner};
-use crate::inbox::{Receipt, RecordError, Recorded, Source};
+use super::{App, Inner, REQUEST_ID};
+use crate::inbox::{EventName, Receipt, RecordError, Recorded, Source};
 use crate::signature;
 
 /// How long the body may take.
@@ -93,27 +93,54 @@ async fn accept(
             error
         })?;
 
+    let event = event.brought_by(request_id(headers));
     let id = event.id().clone();
     let wait = preferred_wait(headers);
     let watch = wait.map(|wait| (app.inbox.watch(id.clone()), wait));
+    let name = event.name();
+    let EventName {
+        event_type,
+        organization,
+        ..
+    } = &name;
     let Receipt { recorded, detail } = tokio::time::timeout_at(answer_by, app.inbox.record(event))
         .await
         .map_err(|_elapsed| {
-            error!(event.id = %id, "event {id} could not be made durable in time");
+            app.inbox
+                .not_durable(&name, "the database didn't answer in time");
             Problem::not_durable()
         })?
         .map_err(|error| match error {
             RecordError::Unstorable(reason) => {
-                warn!(event.id = %id, reason, "event {id} can't be stored: {reason}");
+                warn!(
+                    event.id = %id,
+                    event.r#type = event_type,
+                    workos.organization_id = organization,
+                    reason,
+                    "{event_type} {id} can't be stored: {reason}",
+                );
                 Problem::unstorable()
             }
-            RecordError::Unavailable { .. } => {
-                error!(event.id = %id, %error, "event {id}: {error}");
+            RecordError::Unavailable { reason } => {
+                app.inbox.not_durable(&name, &reason);
                 Problem::not_durable()
             }
         })?;
+    let answer = recorded.as_str();
+    debug!(
+        event.id = %id,
+        event.r#type = event_type,
+        workos.organization_id = organization,
+        answer,
+        "{event_type} {id}: {answer}",
+    );
     if let Some(detail) = &detail {
-        warn!(event.id = %id, "a delivery is taken for a duplicate: {detail}");
+        warn!(
+            event.id = %id,
+            event.r#type = event_type,
+            workos.organization_id = organization,
+            "a delivery is taken for a duplicate: {detail}",
+        );
     }
 
     let ended = match watch {
@@ -124,7 +151,7 @@ async fn accept(
     };
     let mut answer = Answer {
         event_id: id.to_string(),
-        status: recorded.as_str(),
+        status: answer,
         outcome: None,
         error: None,
         detail,
@@ -141,6 +168,12 @@ async fn accept(
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
     Ok((recorded, response))
+}
+
+/// The id of the request, which it has been given if it came without.
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    Some(id.to_owned())
 }
 
 /// Whether the body is not as it was signed (RFC 9110, section 8.4): nothing here would decode it.

@@ -19,7 +19,7 @@ use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
 use super::lanes::{Lanes, TakenLane};
 use super::record::{Recorder, Stored};
-use super::status::{RecordError, Recorded, Source};
+use super::status::{EventName, RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
 use crate::entities::guard::Replay;
@@ -54,6 +54,12 @@ impl SavedEvent {
         let decode = |event: &Event<'_>| entities::decode(event, Replay::No).ok().flatten();
         let (event, decoded) = NewEvent::read(body, None, source, now, decode)?;
         Ok(Self { event, decoded })
+    }
+
+    /// What the log calls it.
+    #[must_use]
+    pub fn name(&self) -> EventName {
+        self.event.name()
     }
 
     /// The id of the event.

@@ -24,7 +24,7 @@
 //! | `lanes` | processes the lanes that are awake, together, or one alone; `queue` is who waits, `crew` who works |
 //! | `attempts` | tries one event until it is applied or put off; `retry` judges |
 //! | `transaction` | claims, applies and marks events in one transaction |
-//! | `conditions`, `outcomes`, `counts` | say what is wrong with the whole, and how events ended |
+//! | `conditions`, `outcomes`, `counts`, `request_ids` | say what is wrong with the whole, and how events ended |
 //! | `store` | the SQL |
 
 mod attempts;
@@ -38,6 +38,7 @@ mod outcomes;
 mod page;
 mod queue;
 mod record;
+mod request_ids;
 mod retry;
 mod status;
 mod store;
@@ -74,7 +75,7 @@ use outcomes::Outcomes;
 use page::Pages;
 pub use page::{Beside, StoredPage};
 use record::{Recorder, Stored};
-pub use status::{DrainError, Ended, Receipt, RecordError, Recorded, Source, Status};
+pub use status::{DrainError, Ended, EventName, Receipt, RecordError, Recorded, Source, Status};
 pub use store::NewEvent;
 use sweeper::Sweeper;
 use transaction::Transactions;
@@ -145,7 +146,7 @@ impl Inbox {
         tracker.close();
         metrics.watch_connections(&pool);
         let hands = Hands::new(capacity.apply_connections);
-        let outcomes = Arc::new(Outcomes::new(Arc::clone(&clock), metrics.clone()));
+        let outcomes = Arc::new(Outcomes::new(Arc::clone(&clock), metrics));
         let conditions = Arc::new(Conditions::default());
         let transactions = Arc::new(Transactions {
             pool: pool.clone(),
@@ -183,9 +184,9 @@ impl Inbox {
         let sweeper = Arc::new(Sweeper {
             pool: pool.clone(),
             clock: Arc::clone(&clock),
-            metrics,
             lanes: Arc::clone(&lanes),
             conditions: Arc::clone(&conditions),
+            outcomes: Arc::clone(&outcomes),
             shutdown: shutdown.clone(),
             position: Mutex::default(),
         });
@@ -416,6 +417,12 @@ impl Inbox {
     /// Returns when nothing is worked on: after a shutdown, when what was in hand is done.
     pub async fn idle(&self) {
         self.lanes.idle().await;
+        self.outcomes.summarize_all();
+    }
+
+    /// An event could not be made durable, and its sender is told so: the log says it, once for many (R54).
+    pub fn not_durable(&self, event: &EventName, reason: &str) {
+        self.outcomes.not_durable(event, reason);
     }
 
     /// Why nothing can be applied to the host's table, while that is so (R26, R33).
@@ -450,19 +457,6 @@ impl Inbox {
     /// The database doesn't answer.
     pub async fn sweep(&self) -> Result<usize, sqlx::Error> {
         Ok(self.sweeper.sweep().await?.found)
-    }
-
-    /// Measures what waits, now and then, until shutdown.
-    pub async fn run_backlog_gauges(self) {
-        self.sweeper.run_backlog_gauges().await;
-    }
-
-    /// Measures what waits: in the inbox, and to be written to WorkOS.
-    ///
-    /// # Errors
-    /// The database doesn't answer; the gauges keep their values.
-    pub async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
-        self.sweeper.measure_backlog().await
     }
 
     /// Removes events that ended before `age`, until shutdown (R28).

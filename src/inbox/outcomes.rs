@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::broadcast;
-use tracing::{Level, error, info};
+use tracing::{Level, debug, error, info, warn};
 
 use super::counts;
 use super::failure::AttemptError;
-use super::status::{Ended, Source, Status};
+use super::request_ids::RequestIds;
+use super::status::{Ended, EventName, Source, Status};
 use super::store::{Claimed, NewEvent};
 use crate::clock::Clock;
 use crate::entities::Outcome;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
+use crate::repeats::{Repeats, Summary};
 
 /// What is told of an event.
 #[derive(Debug)]
@@ -27,6 +29,21 @@ pub(super) struct About<'a> {
     /// With this one.
     attempts: i32,
     received_at: DateTime<Utc>,
+}
+
+impl About<'_> {
+    /// The organization: the lane of an event without one is its own.
+    fn organization(&self) -> Option<&str> {
+        Some(self.lane).filter(|lane| *lane != self.event_id)
+    }
+
+    fn name(&self) -> EventName {
+        EventName {
+            id: self.event_id.to_owned(),
+            event_type: self.event_type.to_owned(),
+            organization: self.organization().map(str::to_owned),
+        }
+    }
 }
 
 impl<'a> From<&'a Claimed> for About<'a> {
@@ -56,6 +73,24 @@ impl<'a> From<&'a NewEvent> for About<'a> {
     }
 }
 
+/// What happens to many events for one cause (R54).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Happened {
+    NotDurable,
+    PutOff,
+    Died,
+}
+
+impl Happened {
+    const fn to_others(self) -> &'static str {
+        match self {
+            Self::NotDurable => "could not be made durable",
+            Self::PutOff => "will be tried again",
+            Self::Died => "are dead letters, to be retried or discarded by hand",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Outcomes {
     clock: Arc<dyn Clock>,
@@ -63,6 +98,10 @@ pub(super) struct Outcomes {
     /// How many events ended or were put off, ever.
     steps: AtomicU64,
     ended: broadcast::Sender<Ended>,
+    /// What isn't said again of one event after the other, by the cause.
+    repeats: Repeats<(Happened, String), EventName>,
+    /// The requests that brought events which haven't ended.
+    request_ids: RequestIds,
 }
 
 impl Outcomes {
@@ -73,7 +112,55 @@ impl Outcomes {
             metrics,
             steps: AtomicU64::new(0),
             ended: broadcast::Sender::new(1_024),
+            repeats: Repeats::default(),
+            request_ids: RequestIds::default(),
         }
+    }
+
+    /// A request has brought an event, which waits to be applied.
+    pub(super) fn brought(&self, event_id: &str, request_id: String) {
+        self.request_ids.put(event_id, request_id);
+    }
+
+    /// An event could not be made durable: its sender is told, and comes again.
+    pub(super) fn not_durable(&self, event: &EventName, reason: &str) {
+        let EventName {
+            id,
+            event_type,
+            organization,
+        } = event;
+        let what = (Happened::NotDurable, reason.to_owned());
+        if self.is_first(what, || event.clone()) {
+            error!(
+                event.id = id,
+                event.r#type = event_type,
+                workos.organization_id = organization,
+                reason,
+                "{event_type} {id} could not be made durable: {reason}",
+            );
+        } else {
+            debug!(
+                event.id = id,
+                event.r#type = event_type,
+                workos.organization_id = organization,
+                reason,
+                "{event_type} {id} could not be made durable",
+            );
+        }
+    }
+
+    fn is_first(&self, what: (Happened, String), event: impl FnOnce() -> EventName) -> bool {
+        self.repeats.is_first(what, self.clock.now(), event)
+    }
+
+    /// Says what is due to be said of the events that were not named one by one.
+    pub(super) fn summarize(&self) {
+        summarize(self.repeats.take_due(self.clock.now()));
+    }
+
+    /// Says all that is left to be said of them.
+    pub(super) fn summarize_all(&self) {
+        summarize(self.repeats.take_all());
     }
 
     /// How many events ended or were put off, ever.
@@ -104,14 +191,16 @@ impl Outcomes {
     /// An event was applied; without an outcome, it is of a type that is not handled.
     pub(super) fn applied<'a>(&self, event: impl Into<About<'a>>, outcome: Option<Outcome>) {
         self.steps.fetch_add(1, Ordering::Relaxed);
+        let about = event.into();
+        let organization = about.organization();
         let About {
             event_id,
             event_type,
-            lane,
             source,
             attempts,
             received_at,
-        } = event.into();
+            ..
+        } = about;
         let status = if outcome.is_some() {
             Status::Processed
         } else {
@@ -124,7 +213,8 @@ impl Outcomes {
         info!(
             event.id = event_id,
             event.r#type = event_type,
-            workos.organization_id = lane,
+            workos.organization_id = organization,
+            request_id = self.request_ids.take(event_id),
             source,
             attempts,
             outcome = result,
@@ -150,28 +240,53 @@ impl Outcomes {
         retry_at: Option<DateTime<Utc>>,
     ) {
         self.steps.fetch_add(1, Ordering::Relaxed);
+        let about = event.into();
+        let organization = about.organization();
         let About {
             event_id,
             event_type,
-            lane,
             source,
             attempts,
             ..
-        } = event.into();
+        } = about;
         let (cause, reason) = (error.cause(), error.to_string());
         counts::failed(&self.metrics, class, error);
-        let Some(retry_at) = retry_at else {
+        let (happened, request_id) = if retry_at.is_some() {
+            (Happened::PutOff, self.request_ids.get(event_id))
+        } else {
+            (Happened::Died, self.request_ids.take(event_id))
+        };
+        let is_first = self.is_first((happened, cause.clone()), || about.name());
+        macro_rules! say {
+            ($level:expr, $($what:tt)+) => {
+                tracing::event!(
+                    $level,
+                    event.id = event_id,
+                    event.r#type = event_type,
+                    workos.organization_id = organization,
+                    request_id,
+                    source,
+                    attempts,
+                    cause,
+                    reason,
+                    retry_at = retry_at.map(rfc3339),
+                    $($what)+
+                )
+            };
+        }
+        let Some(_) = retry_at else {
             counts::dead(&self.metrics, source, event_type);
-            error!(
-                event.id = event_id,
-                event.r#type = event_type,
-                workos.organization_id = lane,
-                source,
-                attempts,
-                cause,
-                reason,
-                "{event_type} {event_id} is a dead letter, to be retried or discarded by hand: {reason}",
-            );
+            if is_first {
+                say!(
+                    Level::ERROR,
+                    "{event_type} {event_id} is a dead letter, to be retried or discarded by hand: {reason}",
+                );
+            } else {
+                say!(
+                    Level::DEBUG,
+                    "{event_type} {event_id} is a dead letter too: {reason}"
+                );
+            }
             return self.send(Ended {
                 event_id: event_id.to_owned(),
                 status: Status::Dead,
@@ -179,31 +294,57 @@ impl Outcomes {
                 error: Some(reason),
             });
         };
-        macro_rules! say {
-            ($level:expr) => {
-                tracing::event!(
-                    $level,
-                    event.id = event_id,
-                    event.r#type = event_type,
-                    workos.organization_id = lane,
-                    source,
-                    attempts,
-                    cause,
-                    reason,
-                    %retry_at,
-                    "{event_type} {event_id} will be tried again: {reason}",
-                )
-            };
-        }
-        if matches!(error, AttemptError::Bug(_)) {
-            say!(Level::ERROR);
-        } else {
-            say!(Level::WARN);
+        match error {
+            _ if !is_first => {
+                say!(
+                    Level::DEBUG,
+                    "{event_type} {event_id} will be tried again too: {reason}"
+                );
+            }
+            AttemptError::Bug(_) => {
+                say!(
+                    Level::ERROR,
+                    "{event_type} {event_id} will be tried again: {reason}"
+                );
+            }
+            _ => say!(
+                Level::WARN,
+                "{event_type} {event_id} will be tried again: {reason}"
+            ),
         }
     }
 
     fn send(&self, ended: Ended) {
         // Nobody has to listen.
         let _ = self.ended.send(ended);
+    }
+}
+
+/// A time, as the log has it.
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+fn summarize(summaries: Vec<Summary<(Happened, String), EventName>>) {
+    for summary in summaries {
+        let Summary {
+            cause: (happened, cause),
+            count,
+            example:
+                EventName {
+                    id,
+                    event_type,
+                    organization,
+                },
+        } = summary;
+        let what = happened.to_others();
+        warn!(
+            event.id = id,
+            event.r#type = event_type,
+            workos.organization_id = organization,
+            cause,
+            count,
+            "{count} more events {what}, such as {event_type} {id}: {cause}",
+        );
     }
 }

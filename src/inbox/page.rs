@@ -7,6 +7,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::lanes::Lanes;
 use super::outcomes::Outcomes;
+use super::status::EventName;
 use super::store::{self, NewEvent};
 use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause};
@@ -19,7 +20,7 @@ pub struct StoredPage {
     /// How many were there already.
     pub known: usize,
     /// Those that Postgres can't store, now or ever, with the reason.
-    pub unstorable: Vec<(String, String)>,
+    pub unstorable: Vec<(EventName, String)>,
 }
 
 /// What is written in the transaction that stores a page.
@@ -99,7 +100,7 @@ impl Pages {
 async fn insert_each(
     connection: &mut PgConnection,
     events: &[NewEvent],
-) -> Result<(Vec<String>, Vec<(String, String)>), sqlx::Error> {
+) -> Result<(Vec<String>, Vec<(EventName, String)>), sqlx::Error> {
     let (mut new, mut unstorable) = (Vec::new(), Vec::new());
     for event in events {
         let mut savepoint = connection.begin().await?;
@@ -110,7 +111,7 @@ async fn insert_each(
             }
             Err(error) if error::is_about_the_content(&error) => {
                 savepoint.rollback().await?;
-                unstorable.push((event.event_id.to_string(), error::describe(&error)));
+                unstorable.push((event.name(), error::describe(&error)));
             }
             Err(error) => return Err(error),
         }

@@ -270,8 +270,12 @@ impl Recorder {
         let events: Vec<_> = batch.iter().map(|waiting| &waiting.event).collect();
         match self.insert(&events).await {
             Ok(stored) => {
-                for (Waiting { event, answer }, stored) in batch.into_iter().zip(stored) {
+                for (Waiting { mut event, answer }, stored) in batch.into_iter().zip(stored) {
                     if matches!(stored, Stored::New) {
+                        if let Some(request_id) = event.request_id.take().filter(|_| !event.ignored)
+                        {
+                            self.outcomes.brought(event.id().as_str(), request_id);
+                        }
                         if event.ignored {
                             self.outcomes.ignored(event.source);
                         } else if event.source == Source::Webhook {

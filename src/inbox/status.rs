@@ -93,6 +93,17 @@ impl Source {
     }
 }
 
+/// What the log calls an event (R54).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventName {
+    /// Its id.
+    pub id: String,
+    /// Its type.
+    pub event_type: String,
+    /// The WorkOS organization that it is about, if it is about one.
+    pub organization: Option<String>,
+}
+
 /// What recording an event did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {

@@ -8,10 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::status::{Source, Status};
+use super::status::{EventName, Source, Status};
 use crate::entities::{self, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
-use crate::metrics::Backlog;
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
 const LANE_LOCKS: i32 = 1_061_423_321;
@@ -110,6 +109,8 @@ pub struct NewEvent {
     pub(super) ignored: bool,
     pub(super) received_at: DateTime<Utc>,
     pub(super) source: Source,
+    /// Of the request that brought it.
+    pub(super) request_id: Option<String>,
     pub(super) body: String,
     /// What the body takes of the memory: free when the body is gone (R30).
     _place: Option<OwnedSemaphorePermit>,
@@ -134,6 +135,7 @@ impl NewEvent {
             ignored: !entities::is_handled(&event.event_type),
             received_at,
             source,
+            request_id: None,
             event_id: event.id,
             body: String::new(),
             _place: place,
@@ -141,6 +143,22 @@ impl NewEvent {
         body.drain(..mark);
         event.body = body;
         Ok((event, taken))
+    }
+
+    /// The same event, which a request has brought: the log is to say which (R54).
+    #[must_use]
+    pub fn brought_by(self, request_id: Option<String>) -> Self {
+        Self { request_id, ..self }
+    }
+
+    /// What the log calls it.
+    #[must_use]
+    pub fn name(&self) -> EventName {
+        EventName {
+            id: self.event_id.to_string(),
+            event_type: self.event_type.clone(),
+            organization: self.organization_id.clone(),
+        }
     }
 
     /// The id of the event.
@@ -685,52 +703,6 @@ pub(super) async fn remove_ended(
     .execute(executor)
     .await?;
     Ok(result.rows_affected())
-}
-
-/// What waits, in the inbox and to be written to WorkOS.
-pub(super) async fn backlog(executor: impl PgExecutor<'_>) -> Result<Backlog, sqlx::Error> {
-    // By webhook_events_lane_idx, webhook_events_next_attempt_at_idx, webhook_events_dead_idx,
-    // external_id_pushes_due_idx and external_id_pushes_refused_idx: what is done isn't read. The limits bound what a
-    // flood costs; the oldest of the first 100,000 is old enough for an alarm.
-    query_as!(
-        Backlog,
-        r#"
-        select pending.count  as "pending!",
-               failed.count   as "failed!",
-               (select count(*)
-                from (select from workos_sync.webhook_events where status = 'dead' limit 100000) as dead) as "dead!",
-               least(pending.oldest, failed.oldest) as oldest_unapplied,
-               pushes.count   as "pushes!",
-               (select count(*)
-                from (select
-                      from workos_sync.external_id_pushes
-                      where status = 'conflict'
-                      limit 100000) as conflicts) as "conflicts!",
-               (select count(*)
-                from (select
-                      from workos_sync.external_id_pushes
-                      where status = 'rejected'
-                      limit 100000) as rejected) as "rejected!",
-               pushes.oldest  as oldest_push
-        from (select count(*), min(received_at) as oldest
-              from (select received_at
-                    from workos_sync.webhook_events
-                    where status = 'pending'
-                    limit 100000) as pending) as pending,
-             (select count(*), min(received_at) as oldest
-              from (select received_at
-                    from workos_sync.webhook_events
-                    where status = 'failed'
-                    limit 100000) as failed) as failed,
-             (select count(*), min(created_at) as oldest
-              from (select created_at
-                    from workos_sync.external_id_pushes
-                    where status = 'pending'
-                    limit 100000) as pushes) as pushes
-        "#,
-    )
-    .fetch_one(executor)
-    .await
 }
 
 /// An event that was stored, and what has become of it.

@@ -11,10 +11,10 @@ use tracing::{debug, info};
 
 use super::conditions::Conditions;
 use super::lanes::Lanes;
+use super::outcomes::Outcomes;
 use super::queue::Wake;
 use super::store;
 use crate::clock::Clock;
-use crate::metrics::Metrics;
 use crate::pause;
 use crate::postgres;
 
@@ -32,9 +32,6 @@ const PAUSE_PER_LOOK: f64 = 100.0;
 /// How many lanes a look names, and how many failed events it takes up.
 const PAGE: i64 = 1_000;
 
-/// How often what waits is measured. With the time that the database takes, the gauges are less than 15 s old (R51).
-const BACKLOG_INTERVAL: Duration = Duration::from_secs(10);
-
 /// How often retention runs.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
 
@@ -45,9 +42,9 @@ const RETENTION_BATCH: i64 = 1_000;
 pub(super) struct Sweeper {
     pub(super) pool: PgPool,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) metrics: Metrics,
     pub(super) lanes: Arc<Lanes>,
     pub(super) conditions: Arc<Conditions>,
+    pub(super) outcomes: Arc<Outcomes>,
     pub(super) shutdown: CancellationToken,
     /// Where the last look ended: the next goes on behind it, so that no lane is passed over for ever.
     pub(super) position: Mutex<String>,
@@ -90,11 +87,13 @@ impl Sweeper {
             }
         }
         self.lanes.idle().await;
+        self.outcomes.summarize_all();
     }
 
     /// Takes up the failed events whose time has come, and wakes the lanes that have events to process; during a pause,
     /// neither.
     pub(super) async fn sweep(&self) -> Result<Look, sqlx::Error> {
+        self.outcomes.summarize();
         let now = self.clock.now();
         let after = self.take_position();
         let looked = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
@@ -161,28 +160,6 @@ impl Sweeper {
 
     fn set_position(&self, lane: String) {
         *self.position.lock().unwrap_or_else(PoisonError::into_inner) = lane;
-    }
-
-    /// Measures what waits, now and then, until shutdown.
-    pub(super) async fn run_backlog_gauges(&self) {
-        loop {
-            // An outage is logged by the sweeper; until it ends, the gauges keep their values.
-            let _ = self.measure_backlog().await;
-            tokio::select! {
-                () = self.shutdown.cancelled() => return,
-                () = tokio::time::sleep(BACKLOG_INTERVAL) => {}
-            }
-        }
-    }
-
-    /// Measures what waits: in the inbox, and to be written to WorkOS.
-    pub(super) async fn measure_backlog(&self) -> Result<(), sqlx::Error> {
-        let backlog = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            store::backlog(connection).await
-        })
-        .await?;
-        self.metrics.backlog(&backlog, self.clock.now());
-        Ok(())
     }
 
     /// Removes events that ended before `age`, until shutdown (R28).

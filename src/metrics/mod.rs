@@ -1,10 +1,11 @@
 //! What is counted and measured, for `GET /metrics` (R51).
 //!
-//! A test compares the README's table of metrics with a scrape. No label takes a value from outside: the caller maps
+//! A test compares the table in `docs/metrics.md` with a scrape. No label takes a value from outside: the caller maps
 //! it to one of a few words first. A series that begins with its first event hides that event from every `rate()`, so
 //! the module that counts declares its series at the start (`expect_…`).
 
 mod database;
+pub mod gauges;
 mod process;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use sqlx::PgPool;
 
 use database::Connections;
+use gauges::Readings;
 use process::Process;
 
 /// Bounds for transactions: from a single row to beyond the statement timeout.
@@ -75,29 +77,9 @@ struct Series {
     poll_gaps: Counters<0>,
     missed_deliveries: Counters<0>,
     mirror_trusted: Unknown<Gauge>,
+    paused: Unknown<Gauge>,
     schema_usable: Gauge,
     connections: Connections,
-}
-
-/// What waits in the database, or has failed, at one moment. Counts are capped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backlog {
-    /// Events to be applied.
-    pub pending: i64,
-    /// Events that will be tried again.
-    pub failed: i64,
-    /// Dead letters.
-    pub dead: i64,
-    /// When the oldest event was received that is pending or failed.
-    pub oldest_unapplied: Option<DateTime<Utc>>,
-    /// Organization ids to be written to WorkOS.
-    pub pushes: i64,
-    /// When the oldest of these was recorded.
-    pub oldest_push: Option<DateTime<Utc>>,
-    /// Organizations for which WorkOS holds another `external_id`.
-    pub conflicts: i64,
-    /// Organization ids that WorkOS refused for good.
-    pub rejected: i64,
 }
 
 impl Default for Metrics {
@@ -147,7 +129,7 @@ impl Default for Metrics {
             ),
             backlog_asked_at: ours.seconds(
                 "backlog_timestamp",
-                "When the database last answered for inbox_events, oldest_unapplied_seconds, outbox and oldest_push_seconds",
+                "When the database last answered for the gauges that it is asked for",
             ),
             workos_requests: ours.add(
                 "workos_api_requests",
@@ -176,6 +158,10 @@ impl Default for Metrics {
             mirror_trusted: ours.add(
                 "mirror_trusted",
                 "Whether the table of organizations may be taken for what WorkOS has",
+            ),
+            paused: ours.add(
+                "paused",
+                "Whether an operator has paused applying and writing back",
             ),
             schema_usable: ours.add(
                 "schema_usable",
@@ -293,31 +279,39 @@ impl Metrics {
         self.series.received_to_applied.observe(seconds(lag));
     }
 
-    /// The database answered what waits.
-    pub fn backlog(&self, backlog: &Backlog, now: DateTime<Utc>) {
+    /// The database was asked.
+    pub fn readings(&self, readings: &Readings, now: DateTime<Utc>) {
         let Series {
             inbox_events,
             outbox,
             oldest_unapplied,
             oldest_push,
             backlog_asked_at,
+            mirror_trusted,
+            paused,
             ..
         } = &*self.series;
         for (gauges, status, count) in [
-            (inbox_events, "pending", backlog.pending),
-            (inbox_events, "failed", backlog.failed),
-            (inbox_events, "dead", backlog.dead),
-            (outbox, "pending", backlog.pushes),
-            (outbox, "conflict", backlog.conflicts),
-            (outbox, "rejected", backlog.rejected),
+            (inbox_events, "pending", readings.pending),
+            (inbox_events, "failed", readings.failed),
+            (inbox_events, "dead", readings.dead),
+            (outbox, "pending", readings.pushes),
+            (outbox, "conflict", readings.conflicts),
+            (outbox, "rejected", readings.rejected),
         ] {
             gauges.get_or_create(&[("status", status)]).set(count);
         }
         let age = |since: Option<DateTime<Utc>>| since.map_or(0.0, |since| seconds(now - since));
         oldest_unapplied
             .get_or_create(&[])
-            .set(age(backlog.oldest_unapplied));
-        oldest_push.get_or_create(&[]).set(age(backlog.oldest_push));
+            .set(age(readings.oldest_unapplied));
+        oldest_push
+            .get_or_create(&[])
+            .set(age(readings.oldest_push));
+        mirror_trusted
+            .get_or_create(&[])
+            .set(readings.trusted.into());
+        paused.get_or_create(&[]).set(readings.paused.into());
         backlog_asked_at
             .get_or_create(&[])
             .set(seconds(now - DateTime::UNIX_EPOCH));
@@ -373,14 +367,6 @@ impl Metrics {
     pub fn missed_deliveries(&self, count: u64) {
         let counter = self.series.missed_deliveries.get_or_create(&[]);
         counter.inc_by(count);
-    }
-
-    /// Whether the mirror may be trusted (R45).
-    pub fn mirror_trusted(&self, trusted: bool) {
-        self.series
-            .mirror_trusted
-            .get_or_create(&[])
-            .set(trusted.into());
     }
 
     /// Whether events can be applied to the table of organizations (R33); they can until this says otherwise.

@@ -44,6 +44,7 @@ pub struct Builder {
     api_rps: NonZeroU32,
     events_poll: Option<Duration>,
     org_id_namespace: Uuid,
+    notify_changes: bool,
     inbox_retention: Option<TimeDelta>,
     shutdown_grace: Duration,
     shutdown: Arc<Shutdown>,
@@ -96,6 +97,7 @@ impl Builder {
             api_rps: NonZeroU32::new(10).expect("it isn't zero"),
             events_poll: Some(Duration::from_secs(60)),
             org_id_namespace: default_namespace(),
+            notify_changes: false,
             inbox_retention: Some(TimeDelta::days(90)),
             shutdown_grace: Duration::from_secs(25),
             shutdown: Arc::new(Shutdown::new()),
@@ -168,6 +170,12 @@ impl Builder {
         self
     }
 
+    /// Whether each change of a row is told by `NOTIFY` on the channel `workos_sync`.
+    pub const fn notify_changes(mut self, notify: bool) -> Self {
+        self.notify_changes = notify;
+        self
+    }
+
     /// How long events are kept that have ended; `None` keeps them forever.
     pub const fn inbox_retention(mut self, age: Option<TimeDelta>) -> Self {
         self.inbox_retention = age;
@@ -203,6 +211,7 @@ impl Builder {
         let target = Target {
             host: self.look_at_table(&options).await?,
             namespace: self.org_id_namespace,
+            notifies: self.notify_changes,
         };
         let metrics = Metrics::default();
         let client = self.client(&metrics)?;
@@ -339,6 +348,7 @@ mod tests {
         assert_eq!(ours.api_rps, theirs.api_rps);
         assert_eq!(ours.events_poll, theirs.events_poll);
         assert_eq!(ours.org_id_namespace, theirs.org_id_namespace);
+        assert_eq!(ours.notify_changes, theirs.notify_changes);
         assert_eq!(ours.inbox_retention, theirs.inbox_retention);
         assert_eq!(ours.shutdown_grace, theirs.shutdown_grace);
     }

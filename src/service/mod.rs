@@ -20,10 +20,9 @@ pub use engine::Engine;
 use crate::clock::DatabaseClock;
 use crate::heal::key::KeyGuard;
 use crate::heal::poll::Poll;
-use crate::heal::trust;
 use crate::http::{self, App};
 use crate::inbox::Inbox;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, gauges};
 use crate::shutdown::{Exit, Shutdown};
 use crate::workos::{Priority, WorkosClient};
 
@@ -125,14 +124,18 @@ impl WorkosSync {
             async move { clock.keep(pool, stop).await }
         });
         shutdown.spawn("sweeper", inbox.clone().run_sweeper());
-        shutdown.spawn("backlog gauges", inbox.clone().run_backlog_gauges());
+        shutdown.spawn(
+            "gauges",
+            gauges::keep(
+                pool.clone(),
+                Arc::clone(&self.engine.clock),
+                metrics.clone(),
+                stop(),
+            ),
+        );
         if let Some(age) = self.inbox_retention {
             shutdown.spawn("retention", inbox.clone().run_retention(age));
         }
-        shutdown.spawn(
-            "trust gauge",
-            trust::keep_gauge(pool.clone(), metrics.clone(), stop()),
-        );
         if let Some(client) = &self.client {
             let client = client.with_priority(Priority::Poll);
             let asking = ask(self.engine.clone(), client, self.poll_interval, stop());

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::Method;
+use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::{Endpoint, WorkosClient, WorkosError, unavailable};
+use super::{Endpoint, WorkosClient, WorkosError, shorten, unavailable};
 use crate::event::WorkosId;
 
 /// How many elements a page has: the most that WorkOS gives.
@@ -32,6 +33,30 @@ pub struct Page {
     pub after: Option<String>,
     /// When it was shown.
     pub answered: Answered,
+}
+
+/// A page of the webhook endpoints.
+#[derive(Debug)]
+pub struct WebhookEndpoints {
+    /// The endpoints.
+    pub endpoints: Vec<WebhookEndpoint>,
+    /// Where the next page begins; `None` at the end.
+    pub after: Option<String>,
+}
+
+/// A webhook endpoint, as WorkOS knows it.
+#[derive(Debug, Clone)]
+pub struct WebhookEndpoint {
+    /// Such as `we_…`.
+    pub id: String,
+    /// Where it delivers to.
+    pub url: String,
+    /// Whether it does.
+    pub enabled: bool,
+    /// The types of the events that it delivers.
+    pub events: Vec<String>,
+    /// What it signs with, if WorkOS shows that.
+    pub secret: Option<SecretString>,
 }
 
 /// An object.
@@ -67,6 +92,19 @@ struct RawPage {
     data: Vec<Box<RawValue>>,
     #[serde(default)]
     list_metadata: Option<RawMetadata>,
+}
+
+#[derive(Deserialize)]
+struct RawWebhookEndpoint {
+    #[serde(default)]
+    id: String,
+    endpoint_url: String,
+    #[serde(default)]
+    status: Option<String>,
+    #[serde(default)]
+    events: Vec<String>,
+    #[serde(default)]
+    secret: Option<SecretString>,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +163,48 @@ impl WorkosClient {
             .extend_pairs(until.map(|until| ("range_end", rfc3339(until))))
             .extend_pairs(after.map(|after| ("after", after)));
         self.page(Endpoint::ListEvents, url, after, now).await
+    }
+
+    /// A page of the environment's webhook endpoints, with their secrets.
+    ///
+    /// # Errors
+    /// WorkOS answers something else than a page, or nothing.
+    pub async fn list_webhook_endpoints(
+        &self,
+        after: Option<&str>,
+        now: DateTime<Utc>,
+    ) -> Result<WebhookEndpoints, WorkosError> {
+        let mut url = self.url("webhook_endpoints");
+        url.query_pairs_mut()
+            .append_pair("limit", &PAGE_ELEMENTS.to_string())
+            .extend_pairs(after.map(|after| ("after", after)));
+        let page = self
+            .page(Endpoint::ListWebhookEndpoints, url, after, now)
+            .await?;
+        let endpoint = |element: Box<RawValue>| {
+            let raw: RawWebhookEndpoint = serde_json::from_str(element.get()).map_err(|error| {
+                // Its text isn't repeated: it may be that of the secret.
+                let (line, column) = (error.line(), error.column());
+                unavailable(format!(
+                    "what it lists is no webhook endpoint (line {line}, column {column})"
+                ))
+            })?;
+            Ok(WebhookEndpoint {
+                id: shorten(&raw.id),
+                url: shorten(&raw.endpoint_url),
+                enabled: raw.status.is_none_or(|status| status == "enabled"),
+                events: raw.events,
+                secret: raw.secret,
+            })
+        };
+        Ok(WebhookEndpoints {
+            endpoints: page
+                .elements
+                .into_iter()
+                .map(endpoint)
+                .collect::<Result<_, WorkosError>>()?,
+            after: page.after,
+        })
     }
 
     /// Looks an organization up.

@@ -8,7 +8,9 @@ mod budget;
 mod list;
 
 pub use budget::Priority;
-pub use list::{Answered, Lookup, Object, PAGE_ELEMENTS, Page, ReadFrom};
+pub use list::{
+    Answered, Lookup, Object, PAGE_ELEMENTS, Page, ReadFrom, WebhookEndpoint, WebhookEndpoints,
+};
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, redirect};
 use rustls_platform_verifier::BuilderVerifierExt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -70,14 +72,16 @@ enum Endpoint {
     UpdateOrganization,
     ListOrganizations,
     ListEvents,
+    ListWebhookEndpoints,
 }
 
 impl Endpoint {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::GetOrganization,
         Self::UpdateOrganization,
         Self::ListOrganizations,
         Self::ListEvents,
+        Self::ListWebhookEndpoints,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -86,6 +90,7 @@ impl Endpoint {
             Self::UpdateOrganization => "update_organization",
             Self::ListOrganizations => "list_organizations",
             Self::ListEvents => "list_events",
+            Self::ListWebhookEndpoints => "list_webhook_endpoints",
         }
     }
 
@@ -93,7 +98,9 @@ impl Endpoint {
     const fn longest_answer(self) -> usize {
         match self {
             Self::GetOrganization | Self::UpdateOrganization => MAX_BODY_BYTES,
-            Self::ListOrganizations | Self::ListEvents => MAX_PAGE_BYTES,
+            Self::ListOrganizations | Self::ListEvents | Self::ListWebhookEndpoints => {
+                MAX_PAGE_BYTES
+            }
         }
     }
 }
@@ -252,14 +259,8 @@ impl WorkosClient {
         authorization.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, authorization)]);
 
-        let http = Client::builder()
-            .tls_backend_preconfigured(tls().map_err(|error| ClientError::Tls(chain(&error)))?)
-            .user_agent(USER_AGENT)
+        let http = http(timeouts)?
             .default_headers(headers)
-            .connect_timeout(timeouts.connect)
-            .timeout(timeouts.total)
-            // An API doesn't move; a redirect would carry a PUT to who knows where.
-            .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| ClientError::Tls(chain(&error)))?;
         Ok(Self {
@@ -515,6 +516,18 @@ impl WorkosClient {
     }
 }
 
+/// How requests are made, here and where somebody else does it. An API doesn't move: a redirect would carry a PUT to who
+/// knows where.
+pub(crate) fn http(timeouts: Timeouts) -> Result<ClientBuilder, ClientError> {
+    let tls = tls().map_err(|error| ClientError::Tls(chain(&error)))?;
+    Ok(Client::builder()
+        .tls_backend_preconfigured(tls)
+        .user_agent(USER_AGENT)
+        .connect_timeout(timeouts.connect)
+        .timeout(timeouts.total)
+        .redirect(redirect::Policy::none()))
+}
+
 /// An answer of which the head has come.
 struct Asked {
     http: Response,
@@ -546,7 +559,7 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 /// An error with its causes; reqwest's own message says only what it was doing.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -192,6 +192,7 @@ async fn panics_use_up_no_workers_and_keep_no_lanes() {
         Target {
             host: app.host.clone(),
             namespace: organization_id::default_namespace(),
+            notifies: false,
         },
         Metrics::default(),
         Capacity {

@@ -66,6 +66,7 @@ impl Pair {
         Target {
             host: look_at(&self.app.db),
             namespace: organization_id::default_namespace(),
+            notifies: false,
         }
     }
 

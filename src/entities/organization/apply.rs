@@ -11,11 +11,12 @@ use uuid::Uuid;
 
 use super::decide::candidate_id;
 use super::ledger::Ledger;
+use super::notify::Change;
 use super::statements::{NewRow, Statements};
 use super::store;
 use super::{ApplyError, OrganizationEvent, Write, slug};
 use crate::entities::outcome::Outcome;
-use crate::event::OrganizationId;
+use crate::event::{OrganizationId, WorkosId};
 use crate::outbox;
 use crate::postgres::locks::Places;
 
@@ -47,6 +48,8 @@ impl<'a> Choices<'a> {
 pub struct Applied {
     /// The outcome of each event, as the inbox records it, in the order of the events.
     pub outcomes: Vec<Outcome>,
+    /// The id of the row that each event changed, if it did, in the same order.
+    pub changed: Vec<Option<OrganizationId>>,
     /// An intention was recorded to write an organization id to WorkOS: once this is committed, the outbox has
     /// something to do.
     pub push_recorded: bool,
@@ -87,8 +90,30 @@ pub async fn apply(
     }
     Ok(Applied {
         outcomes,
+        changed: ledger.into_changed(),
         push_recorded,
     })
+}
+
+/// Tells whoever listens what each event did to a row, once it is committed (R53).
+pub(in crate::entities) async fn notify(
+    connection: &mut PgConnection,
+    events: &[OrganizationEvent],
+    applied: &Applied,
+) -> Result<(), sqlx::Error> {
+    let results = applied.changed.iter().zip(&applied.outcomes);
+    let payloads: Vec<_> = events
+        .iter()
+        .zip(results)
+        .filter_map(|(event, (changed, outcome))| {
+            let id = changed.as_ref()?;
+            Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
+        })
+        .collect();
+    if payloads.is_empty() {
+        return Ok(());
+    }
+    store::notify(connection, &payloads).await
 }
 
 /// Says what applying the events would do; writes nothing, and takes no lock.
@@ -190,7 +215,7 @@ async fn write(
         let ids = created.iter().map(|row| row.id.as_str());
         all_written(Write::Insert, ids, inserted.len())?;
         for (workos_id, id) in inserted {
-            ledger.rename(&workos_id, id);
+            ledger.rename(&WorkosId::from_database(workos_id), id);
         }
     }
     let cursors = ledger.moved_cursors();

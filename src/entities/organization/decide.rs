@@ -285,6 +285,7 @@ fn decide_upsert<'e>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entities::organization::OrganizationEventType;
 
     fn id(n: u128) -> EventId {
         EventId::new(format!("event_{}", ulid::Ulid(n))).unwrap()
@@ -297,6 +298,7 @@ mod tests {
     fn event(external_id: Option<&str>, change: Change) -> OrganizationEvent {
         OrganizationEvent {
             id: id(5),
+            event_type: OrganizationEventType::Updated,
             workos_id: WorkosId::new("org_1").unwrap(),
             external_id: external_id.map(|id| OrganizationId::new(id).unwrap()),
             change,

@@ -66,6 +66,8 @@ struct RawOrganization<'a> {
 pub struct OrganizationEvent {
     /// The id of the event.
     pub id: EventId,
+    /// Its type.
+    pub event_type: OrganizationEventType,
     /// The organization.
     pub workos_id: WorkosId,
     /// The organization id that WorkOS knows; never empty.
@@ -110,6 +112,7 @@ impl OrganizationEvent {
         };
         Ok(Self {
             id: event.id.clone(),
+            event_type,
             workos_id,
             external_id,
             change,

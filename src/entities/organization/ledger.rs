@@ -28,6 +28,8 @@ pub(super) struct Ledger<'e> {
     cursors: BTreeMap<WorkosId, Cursor>,
     /// The organization ids that are to be written to WorkOS (R14).
     pushes: BTreeMap<&'e str, OrganizationId>,
+    /// Of each event so far, the row that it changed, if it did.
+    changed: Vec<Option<OrganizationId>>,
     /// What the log is to say.
     notes: Vec<Note<'e>>,
 }
@@ -103,6 +105,7 @@ impl<'e> Ledger<'e> {
             precision,
             cursors: BTreeMap::new(),
             pushes: BTreeMap::new(),
+            changed: Vec::new(),
             notes: Vec::new(),
         };
         for Named { asked, row } in by_workos_id {
@@ -164,22 +167,28 @@ impl<'e> Ledger<'e> {
         now: DateTime<Utc>,
     ) -> Outcome {
         let found = self.found(&event.workos_id, &candidate);
-        let outcome = match decide(&found, candidate, event) {
-            // It stays on record that it did: it does so once (R46).
-            Decision::Stale if event.replay == Replay::AfterDisabling => return Outcome::Disabled,
-            Decision::Stale => return Outcome::Stale,
-            Decision::Tombstone => Outcome::Tombstoned,
+        let (outcome, changed) = match decide(&found, candidate, event) {
+            Decision::Stale => {
+                self.changed.push(None);
+                // It stays on record that it disabled the row: it does so once (R46).
+                return match event.replay {
+                    Replay::AfterDisabling => Outcome::Disabled,
+                    _ => Outcome::Stale,
+                };
+            }
+            Decision::Tombstone => (Outcome::Tombstoned, None),
             Decision::Disable { id, deleted_at } => {
                 let at = deleted_at.unwrap_or_else(|| deletion_time(event, now));
                 self.entry(&id).disable(event, at);
-                self.by_workos_id.insert(event.workos_id.clone(), id);
-                Outcome::Disabled
+                self.by_workos_id
+                    .insert(event.workos_id.clone(), id.clone());
+                (Outcome::Disabled, Some(id))
             }
             Decision::Create { id, name } => {
                 let entry = Entry::created(event, id.clone(), name, self.precision);
                 self.rows.insert(id.clone(), entry);
-                self.linked(event, id);
-                Outcome::Created
+                self.linked(event, id.clone());
+                (Outcome::Created, Some(id))
             }
             Decision::Update {
                 id,
@@ -192,10 +201,11 @@ impl<'e> Ledger<'e> {
                 if let Some(external_id) = not_followed {
                     self.note(event, &id, What::NotFollowed { external_id });
                 }
-                self.linked(event, id);
-                outcome
+                self.linked(event, id.clone());
+                (outcome, Some(id))
             }
         };
+        self.changed.push(changed);
         self.advance_cursor(event, now);
         outcome
     }
@@ -373,9 +383,22 @@ impl<'e> Ledger<'e> {
         &self.pushes
     }
 
+    /// Of each event, in order, the row that it changed, if it did.
+    pub(super) fn into_changed(self) -> Vec<Option<OrganizationId>> {
+        self.changed
+    }
+
     /// A new row has another id than it was given (R14).
-    pub(super) fn rename(&mut self, workos_id: &str, id: OrganizationId) {
-        if let Some(push) = self.pushes.get_mut(workos_id) {
+    pub(super) fn rename(&mut self, workos_id: &WorkosId, id: OrganizationId) {
+        let given = self.by_workos_id.get(workos_id);
+        if let Some(given) = given.filter(|given| **given != id) {
+            for changed in self.changed.iter_mut().flatten() {
+                if changed == given {
+                    changed.clone_from(&id);
+                }
+            }
+        }
+        if let Some(push) = self.pushes.get_mut(workos_id.as_str()) {
             *push = id;
         }
     }
@@ -532,6 +555,7 @@ impl Note<'_> {
         match what {
             What::LinkedDisabled { since } => warn!(
                 event.id = %event.id,
+                event.r#type = event.event_type.as_str(),
                 organization_id = %id,
                 workos.organization_id = %workos_id,
                 "organization {id} is linked to WorkOS organization {workos_id}{}",
@@ -539,6 +563,7 @@ impl Note<'_> {
             ),
             What::Returned { disabled_since } => warn!(
                 event.id = %event.id,
+                event.r#type = event.event_type.as_str(),
                 organization_id = %id,
                 workos.organization_id = %workos_id,
                 "WorkOS organization {workos_id}, which reconcile had found to be gone, is there: organization {id} is {}",
@@ -561,6 +586,8 @@ impl Note<'_> {
                 };
                 warn!(
                     event.id = %event.id,
+                    event.r#type = event.event_type.as_str(),
+                event.r#type = event.event_type.as_str(),
                     organization_id = %id,
                     workos.organization_id = %workos_id,
                     workos.previous_organization_id = %from,
@@ -569,6 +596,7 @@ impl Note<'_> {
             }
             What::NotFollowed { external_id } => info!(
                 event.id = %event.id,
+                event.r#type = event.event_type.as_str(),
                 organization_id = %id,
                 workos.organization_id = %workos_id,
                 workos.external_id = %external_id,

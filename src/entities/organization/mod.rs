@@ -14,6 +14,7 @@ mod event;
 pub mod host;
 mod ledger;
 pub mod mirror;
+mod notify;
 pub mod organization_id;
 pub mod precision;
 pub mod schema;
@@ -21,6 +22,7 @@ pub mod slug;
 pub mod statements;
 mod store;
 
+pub(super) use apply::notify;
 pub use apply::{Applied, Choices, apply, preview};
 pub use current::Host;
 pub use error::{ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write};

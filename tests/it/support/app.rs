@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor, PgPool};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
@@ -22,7 +22,7 @@ use workos_sync::event::Event;
 use workos_sync::http::health::Health;
 use workos_sync::http::{App, router};
 use workos_sync::inbox::{Inbox, Recorded, Source};
-use workos_sync::metrics::Metrics;
+use workos_sync::metrics::{Metrics, gauges};
 use workos_sync::outbox::Outbox;
 use workos_sync::service::Engine;
 use workos_sync::workos::WorkosClient;
@@ -39,6 +39,8 @@ pub(crate) const SECRET: &str = "whsec_test";
 /// The application.
 pub(crate) struct TestApp {
     pub(crate) db: Arc<TestDatabase>,
+    /// The service's connections.
+    pub(crate) pool: PgPool,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) inbox: Inbox,
     pub(crate) host: Host,
@@ -57,6 +59,7 @@ pub(crate) struct Options {
     pub(crate) max_body_bytes: usize,
     pub(crate) max_connections: u32,
     pub(crate) lock_places: usize,
+    pub(crate) notifies: bool,
 }
 
 impl Default for Options {
@@ -69,6 +72,7 @@ impl Default for Options {
             max_connections: 10,
             // As Postgres has by default.
             lock_places: 6_400,
+            notifies: false,
         }
     }
 }
@@ -192,9 +196,10 @@ impl TestApp {
         let target = Target {
             host: host.clone(),
             namespace: default_namespace(),
+            notifies: options.notifies,
         };
         let Engine { outbox, inbox, .. } = Engine::new(
-            pool,
+            pool.clone(),
             clock.clone(),
             target,
             client,
@@ -219,6 +224,7 @@ impl TestApp {
         let router = router(http.clone(), "/webhooks/workos");
         Self {
             db,
+            pool,
             clock,
             inbox,
             host,
@@ -291,6 +297,11 @@ impl TestApp {
     pub(crate) async fn settle(&self) {
         let settled = tokio::time::timeout(Duration::from_secs(120), self.inbox.drain());
         settled.await.expect("the inbox is drained").unwrap();
+    }
+
+    /// Asks the database for the gauges.
+    pub(crate) async fn measure(&self) -> Result<(), sqlx::Error> {
+        gauges::measure(&self.pool, &*self.clock, &self.metrics).await
     }
 
     /// Every organization, by id.

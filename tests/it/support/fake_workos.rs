@@ -44,12 +44,16 @@ pub(crate) struct Habits {
     pub(crate) shows_every_type: bool,
     /// Whether answers have a `Date`, and which.
     pub(crate) date: Dates,
+    /// What the key may not read: the beginning of a path, and the status.
+    pub(crate) refuses: Vec<(&'static str, u16)>,
 }
 
 /// The `Date` of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dates {
     Right,
+    /// Later than the clock by so many seconds.
+    Later(i64),
     Unreadable,
 }
 
@@ -61,6 +65,7 @@ impl Default for Habits {
             refuses_what_is_gone: false,
             shows_every_type: false,
             date: Dates::Right,
+            refuses: Vec::new(),
         }
     }
 }
@@ -70,6 +75,7 @@ struct Environment {
     habits: Habits,
     organizations: Vec<Organization>,
     events: Vec<MadeEvent>,
+    endpoints: Vec<Value>,
     /// The events that are still to be delivered.
     deliveries: Vec<String>,
     requests: Vec<String>,
@@ -120,6 +126,7 @@ impl FakeEnvironment {
             habits: Habits::default(),
             organizations: Vec::new(),
             events: Vec::new(),
+            endpoints: Vec::new(),
             deliveries: Vec::new(),
             requests: Vec::new(),
             next: VecDeque::new(),
@@ -195,6 +202,11 @@ impl FakeEnvironment {
         state.emit("organization.created", &organization.json());
         state.organizations.push(organization);
         id
+    }
+
+    /// Replaces the webhook endpoints, each as the API shows it.
+    pub(crate) fn set_endpoints(&self, endpoints: impl IntoIterator<Item = Value>) {
+        self.state().endpoints = endpoints.into_iter().collect();
     }
 
     /// Changes its name.
@@ -287,10 +299,15 @@ impl Environment {
     }
 
     fn answer(&mut self, method: &Method, path: &str, query: &Query, body: &str) -> Response {
+        let mut refuses = self.habits.refuses.iter();
+        if let Some((_, status)) = refuses.find(|(prefix, _)| path.starts_with(prefix)) {
+            return refusal(*status, json!({"message": "Refused"}));
+        }
         match (method, path.strip_prefix("/organizations")) {
             (&Method::GET, Some("")) => self.list_organizations(query),
             (_, Some(id)) => self.organization(method, id.trim_start_matches('/'), body),
             _ if path == "/events" => self.list_events(query),
+            _ if path == "/webhook_endpoints" => self.list_endpoints(query),
             _ => refusal(404, json!({"message": "Not Found"})),
         }
     }
@@ -314,6 +331,19 @@ impl Environment {
         let after = (page.len() < rest.len()).then(|| page[page.len() - 1].id.clone());
         let data: Vec<_> = page.iter().map(|found| found.json()).collect();
         Json(json!({"object": "list", "data": data, "list_metadata": {"before": null, "after": after}}))
+            .into_response()
+    }
+
+    fn list_endpoints(&self, query: &Query) -> Response {
+        let id = |endpoint: &Value| endpoint["id"].as_str().unwrap().to_owned();
+        let start = query.get("after").map_or(0, |after| {
+            let mut ids = self.endpoints.iter().map(id);
+            ids.position(|id| id == after).unwrap() + 1
+        });
+        let rest = &self.endpoints[start..];
+        let page: Vec<_> = rest.iter().take(query.limit()).collect();
+        let after = (page.len() < rest.len()).then(|| id(page[page.len() - 1]));
+        Json(json!({"object": "list", "data": page, "list_metadata": {"before": null, "after": after}}))
             .into_response()
     }
 
@@ -449,8 +479,10 @@ async fn handle(State(state): State<Arc<Mutex<Environment>>>, request: Request) 
             .answer(&head.method, head.uri.path(), &query, &body),
     };
     let state = state.lock().unwrap();
+    let http_date = |at: DateTime<Utc>| at.to_rfc2822().replace("+0000", "GMT");
     let date = match state.habits.date {
-        Dates::Right => state.clock.now().to_rfc2822().replace("+0000", "GMT"),
+        Dates::Right => http_date(state.clock.now()),
+        Dates::Later(seconds) => http_date(state.clock.now() + TimeDelta::seconds(seconds)),
         Dates::Unreadable => "yesterday".to_owned(),
     };
     response.headers_mut().insert("date", date.parse().unwrap());
