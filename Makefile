@@ -9,10 +9,14 @@ BINARY := target/debug/workos-sync
 # The benchmark is a package of its own, with a lock file of its own, in the same target folder.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 
-.PHONY: help run test loom fuzz e2e faults faults-quick lint fmt bench bench-quick sqlx-prepare packages
+.PHONY: help run demo test loom fuzz e2e faults faults-quick lint fmt bench bench-quick sqlx-prepare packages
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
+
+demo: packages ## Look at the page: a private Postgres, a pretended WorkOS, and events that keep coming, some of them poison
+	cargo build --locked --bin workos-sync --example demo
+	@exec target/debug/examples/demo
 
 run: packages ## Build, and serve on 127.0.0.1:8080 with a private Postgres in .workos-sync
 	cargo build --locked
@@ -29,10 +33,11 @@ loom: ## Run the keyed mutex through the interleavings of its threads
 fuzz: ## Fuzz a target for a minute: make fuzz TARGET=signature (or envelope, slugify)
 	scripts/fuzz $(TARGET)
 
-e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API (needs Node.js 20.20)
+e2e: packages ## Drive the built binary, with the official WorkOS emulator as client and API, and a browser (needs Node.js 20.20)
 	@scripts/require-node
-	@scripts/install-packages faketime pgbouncer
+	@scripts/install-packages faketime pgbouncer chromium
 	npm ci --prefix tests/e2e/emulator --no-audit --no-fund
+	npm ci --prefix tests/e2e/browser --no-audit --no-fund
 	cargo test --locked --test e2e
 
 faults: packages ## Break everything at random under load, 200 times, and look for what was lost (docs/reliability.md)

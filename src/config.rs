@@ -76,6 +76,23 @@ pub struct Settings {
     #[arg(long, env, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     listen_addr: String,
 
+    /// Address and port of the operator's page and the admin API. The default is none; with the private PostgreSQL
+    /// server 127.0.0.1:8081, or a free port if that is taken
+    #[arg(long, env, value_name = "ADDR")]
+    admin_addr: Option<String>,
+
+    /// Token that the page and the admin API ask for. Required unless `ADMIN_ADDR` is a loopback address
+    #[arg(long, env, value_name = "TOKEN")]
+    admin_token: Option<String>,
+
+    /// File that contains the admin token
+    #[arg(long, env, value_name = "FILE")]
+    admin_token_file: Option<String>,
+
+    /// Whether the page and the admin API refuse every change
+    #[arg(long, env, default_value = "false", value_name = "BOOL")]
+    admin_read_only: String,
+
     /// URL path that receives webhooks. It can contain an unguessable part
     #[arg(long, env, default_value = "/webhooks/workos", value_name = "PATH")]
     webhook_path: String,
@@ -177,6 +194,12 @@ pub struct Config {
     pub events_poll: Option<Duration>,
     /// `LISTEN_ADDR`
     pub listen_addr: SocketAddr,
+    /// `ADMIN_ADDR`; `None`: none given.
+    pub admin_addr: Option<SocketAddr>,
+    /// `ADMIN_TOKEN`; there is one unless `admin_addr` is a loopback address, or none.
+    pub admin_token: Option<SecretString>,
+    /// `ADMIN_READ_ONLY`
+    pub admin_read_only: bool,
     /// `WEBHOOK_PATH`
     pub webhook_path: String,
     /// `WEBHOOK_TOLERANCE_SECONDS`; zero switches the check off.
@@ -237,8 +260,10 @@ impl Settings {
         let api_key = either(
             ("WORKOS_API_KEY", self.workos_api_key),
             ("WORKOS_API_KEY_FILE", self.workos_api_key_file),
-            api_key,
+            visible_secret,
         )?;
+        let (admin_addr, admin_token) =
+            admin(self.admin_addr, self.admin_token, self.admin_token_file)?;
         let log_format = match given(self.log_format).as_deref() {
             None => None,
             Some("text") => Some(LogFormat::Text),
@@ -279,6 +304,9 @@ impl Settings {
                 "an address and a port, such as 127.0.0.1:8080",
                 &self.listen_addr,
             )?,
+            admin_addr,
+            admin_token,
+            admin_read_only: parse("ADMIN_READ_ONLY", "true or false", &self.admin_read_only)?,
             webhook_path: webhook_path(self.webhook_path)?,
             webhook_tolerance: seconds(
                 "WEBHOOK_TOLERANCE_SECONDS",
@@ -424,15 +452,36 @@ fn webhook_secrets(variable: &'static str, value: &str) -> Result<Vec<SecretStri
     value.split(',').map(secret).collect()
 }
 
-fn api_key(variable: &'static str, key: &str) -> Result<SecretString, ConfigError> {
+fn visible_secret(variable: &'static str, secret: &str) -> Result<SecretString, ConfigError> {
     // What a header can hold.
-    if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
+    if secret.is_empty() || !secret.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(wrong(variable, "expected visible ASCII characters"));
+    }
+    Ok(secret.into())
+}
+
+/// Where the page is, and the token that it asks for: whoever can be reached from elsewhere has one.
+fn admin(
+    address: Option<String>,
+    token: Option<String>,
+    token_file: Option<String>,
+) -> Result<(Option<SocketAddr>, Option<SecretString>), ConfigError> {
+    let expected = "an address and a port, such as 127.0.0.1:8081";
+    let address = given(address)
+        .map(|value| parse::<SocketAddr>("ADMIN_ADDR", expected, &value))
+        .transpose()?;
+    let token = either(
+        ("ADMIN_TOKEN", token),
+        ("ADMIN_TOKEN_FILE", token_file),
+        visible_secret,
+    )?;
+    if token.is_none() && address.is_some_and(|address| !address.ip().is_loopback()) {
         return Err(wrong(
-            variable,
-            "expected a key of visible ASCII characters",
+            "ADMIN_TOKEN",
+            "required when ADMIN_ADDR is not a loopback address",
         ));
     }
-    Ok(key.into())
+    Ok((address, token))
 }
 
 /// A word that is no level is the name of a target to [`EnvFilter`], which then logs that target alone:
@@ -581,6 +630,16 @@ mod tests {
                 "LOG_LEVEL: expected error, warn, info, debug, trace, off, or directives: \"info,verbose\"",
             ),
             ("--data-dir", "", "DATA_DIR: expected a directory"),
+            (
+                "--admin-addr",
+                "8081",
+                "ADMIN_ADDR: expected an address and a port, such as 127.0.0.1:8081: \"8081\"",
+            ),
+            (
+                "--admin-read-only",
+                "no",
+                "ADMIN_READ_ONLY: expected true or false: \"no\"",
+            ),
         ] {
             let flag = format!("{flag}={value}");
             assert_eq!(check(&[&flag]).unwrap_err().to_string(), message);
@@ -601,6 +660,25 @@ mod tests {
         }
     }
 
+    /// R50: whoever can be reached from elsewhere asks for a token.
+    #[test]
+    fn only_a_loopback_address_needs_no_token() {
+        for loopback in ["127.0.0.1:8081", "127.8.8.8:0", "[::1]:8081"] {
+            assert!(check(&["--admin-addr", loopback]).is_ok(), "{loopback}");
+        }
+        for other in [
+            "0.0.0.0:8081",
+            "[::]:8081",
+            "10.0.0.1:8081",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            let error = check(&["--admin-addr", other]).unwrap_err();
+            let message = "ADMIN_TOKEN: required when ADMIN_ADDR is not a loopback address";
+            assert_eq!(error.to_string(), message, "{other}");
+            assert!(check(&["--admin-addr", other, "--admin-token=s3cr3t"]).is_ok());
+        }
+    }
+
     /// Errors never repeat what may hold a secret.
     #[test]
     fn a_wrong_secret_is_not_repeated() {
@@ -615,6 +693,9 @@ mod tests {
             ("--workos-api-key=\"hunter2\"", "WORKOS_API_KEY"),
             ("--workos-webhook-secret=hunter2,", "WORKOS_WEBHOOK_SECRET"),
             ("--workos-api-key=hunter2\nhunter2", "WORKOS_API_KEY"),
+            ("--admin-token=\"hunter2\"", "ADMIN_TOKEN"),
+            ("--admin-token=hunter2 hunter2", "ADMIN_TOKEN"),
+            ("--admin-token-file=hunter2", "ADMIN_TOKEN_FILE"),
             (
                 "--workos-api-url=https://user:hunter2@api.workos.com",
                 "WORKOS_API_URL",

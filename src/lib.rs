@@ -48,11 +48,13 @@
 //! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`entities`]), and leaves an
 //! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
 //! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
-//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what operators do ([`operate`], [`pause`]), what puts them together
-//! ([`service`]), what looks for mistakes of the setup ([`doctor`]), and what starts it all ([`config`], [`dotenv`], [`cli`]).
+//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what operators do ([`operate`], [`pause`]), their page
+//! ([`admin`]), what puts them together ([`service`]), what looks for mistakes of the setup ([`doctor`]), and what starts it
+//! all ([`config`], [`dotenv`], [`cli`]).
 //!
 //! Arrows go one way: `cli → service → http → inbox → entities → event`; `entities` records in `outbox` and knows no more of it.
 
+pub mod admin;
 mod backoff;
 pub mod cli;
 pub mod clock;

@@ -80,7 +80,10 @@ pub(super) async fn run(config: Config, command: EventsCommand) -> anyhow::Resul
             limit,
             after,
             json,
-        } => list(desk, filter, &Page::read(limit.as_deref(), after)?, json).await,
+        } => {
+            let page = Page::read(limit.as_deref(), after).map_err(OperateError::from)?;
+            list(desk, filter, &page, json).await
+        }
         EventsCommand::Show { id, payload, json } => show(desk, &id, payload, json).await,
         EventsCommand::Causes { json } => causes(desk, json).await,
         EventsCommand::Retry(named) => change(desk, Verb::Retry, named, None).await,

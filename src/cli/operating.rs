@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use super::Database;
 use crate::clock::{Clock, DatabaseClock};
 use crate::config::{Config, ConfigError};
-use crate::operate::{Actor, Filter, FilterTexts};
+use crate::operate::{Actor, Filter, FilterTexts, OperateError};
 use crate::postgres::error::describe;
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::telemetry;
@@ -60,7 +60,7 @@ impl Desk {
 
     /// Reads a filter, and says what it leaves out.
     pub(super) fn filter(&self, texts: FilterTexts) -> anyhow::Result<Filter> {
-        let filter = texts.read(self.now)?;
+        let filter = texts.read(self.now).map_err(OperateError::from)?;
         if filter.is_last_day {
             say("of the last 24 hours: --since 7d looks further back");
         }

@@ -23,8 +23,10 @@ use ulid::Ulid;
 use uuid::Uuid;
 
 use super::{embedded_options, not_up_to_date, private_url, reachable, wait_for};
+use crate::admin::{self, Admin};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
+use crate::entities::organization::host::Host;
 use crate::http::listener;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl};
@@ -46,28 +48,56 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     }
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let shutdown = Arc::new(Shutdown::on_signals()?);
-    let port = listener::bind(config.listen_addr)
-        .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+    let ports = Ports::bind(&config)?;
 
     let exit = match &config.database_url {
-        Some(url) => serve(&config, url, port, &shutdown).await?,
-        None => Box::pin(with_private_postgres(config, port, &shutdown)).await?,
+        Some(url) => serve(&config, url, ports, &shutdown).await?,
+        None => Box::pin(with_private_postgres(config, ports, &shutdown)).await?,
     };
     info!(?exit, "stopped");
     Ok(exit.into())
 }
 
+/// Our addresses, before anybody is let in.
+struct Ports {
+    http: TcpSocket,
+    admin: Option<admin::Port>,
+}
+
+impl Ports {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let http = listener::bind(config.listen_addr)
+            .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+        let has_default = config.database_url.is_none();
+        let admin = admin::Port::bind(config.admin_addr, has_default)
+            .with_context(|| admin_addr(config))?;
+        if admin.is_none() && config.admin_token.is_some() {
+            warn!("ADMIN_TOKEN is set, but ADMIN_ADDR is not: there is no page and no admin API");
+        }
+        Ok(Self { http, admin })
+    }
+}
+
+/// The setting, for an error about it.
+fn admin_addr(config: &Config) -> String {
+    let address = config.admin_addr;
+    address.map_or_else(
+        || "ADMIN_ADDR".to_owned(),
+        |address| format!("ADMIN_ADDR: {address}"),
+    )
+}
+
 /// Serves with a private Postgres, which is there as long as the service is.
 async fn with_private_postgres(
     config: Config,
-    port: TcpSocket,
+    ports: Ports,
     shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     let mut server = match Embedded::start(&embedded_options(&config), shutdown.ending()).await {
         Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
         started => started?,
     };
-    let result = serve_on(&mut server, config, port, shutdown).await;
+    let result = serve_on(&mut server, config, ports, shutdown).await;
     let stopped = server.stop(shutdown.hard()).await;
     let exit = result?;
     stopped?;
@@ -79,14 +109,14 @@ async fn with_private_postgres(
 async fn serve_on(
     server: &mut Embedded,
     mut config: Config,
-    port: TcpSocket,
+    ports: Ports,
     shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     if config.webhook_secrets.is_empty() {
         config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
     }
     let database = private_url(server.url())?;
-    let mut serving = Box::pin(serve(&config, &database, port, shutdown));
+    let mut serving = Box::pin(serve(&config, &database, ports, shutdown));
     tokio::select! {
         exit = &mut serving => exit,
         error = server.keep_running() => {
@@ -101,7 +131,7 @@ async fn serve_on(
 async fn serve(
     config: &Config,
     database: &DatabaseUrl,
-    port: TcpSocket,
+    ports: Ports,
     shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     let pool = postgres::pool(database.options.clone(), config.database_max_connections);
@@ -118,8 +148,8 @@ async fn serve(
     };
 
     sync.spawn_tasks();
-    let tcp =
-        listener::listen(port).with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
+    let tcp = listener::listen(ports.http)
+        .with_context(|| format!("LISTEN_ADDR: {}", config.listen_addr))?;
     let address = tcp.local_addr()?;
     let url = format!("http://{}{}", reachable(address), config.webhook_path);
     info!(
@@ -128,13 +158,18 @@ async fn serve(
         version = crate::VERSION,
         "listening on {address}, writing into {database}"
     );
+    let page = match ports.admin {
+        Some(port) => Some(serve_page(port, config, database, sync.host(), shutdown)?),
+        None => None,
+    };
     if config.database_url.is_none() {
-        print_what_to_paste(&url, &config.webhook_secrets[0]);
+        print_what_to_paste(&url, page.as_deref(), &config.webhook_secrets[0]);
     }
     let stop = shutdown.soft().clone();
     let tracker = shutdown.tracker().clone();
     let router = sync.router();
-    let limits = listener::Limits::within_open_files(config.database_max_connections);
+    let others = admin::DATABASE_CONNECTIONS + admin::MAX_CONNECTIONS;
+    let limits = listener::Limits::within_open_files(config.database_max_connections + others);
     shutdown.spawn("listener", async move {
         listener::serve(tcp, router, limits, stop, tracker).await;
     });
@@ -148,6 +183,32 @@ async fn serve(
         );
     }
     Ok(exit)
+}
+
+/// Serves the operator's page and the admin API; says where.
+fn serve_page(
+    port: admin::Port,
+    config: &Config,
+    database: &DatabaseUrl,
+    host: &Host,
+    shutdown: &Shutdown,
+) -> anyhow::Result<String> {
+    let tcp = port.listen().with_context(|| admin_addr(config))?;
+    let url = format!("http://{}/", reachable(tcp.local_addr()?));
+    info!(url, "the page and the admin API are at {url}");
+    let options = admin::Options {
+        database: database.options.clone(),
+        database_name: database.to_string(),
+        host: host.clone(),
+        token: config.admin_token.clone(),
+        read_only: config.admin_read_only,
+    };
+    let router = admin::router(Admin::new(Arc::new(SystemClock), options));
+    let (stop, tracker) = (shutdown.soft().clone(), shutdown.tracker().clone());
+    shutdown.spawn("admin listener", async move {
+        listener::serve(tcp, router, admin::limits(), stop, tracker).await;
+    });
+    Ok(url)
 }
 
 fn builder(
@@ -191,7 +252,7 @@ fn not_started(database: &DatabaseUrl, error: BuildError) -> anyhow::Error {
 
 /// For somebody who has just started it: where it is, and an event to send. On standard output, not in the
 /// log: a signature is good for a while.
-fn print_what_to_paste(url: &str, secret: &SecretString) {
+fn print_what_to_paste(url: &str, page: Option<&str>, secret: &SecretString) {
     let now = SystemClock.now();
     let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
     let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
@@ -200,10 +261,13 @@ fn print_what_to_paste(url: &str, secret: &SecretString) {
         r#"{{"id":"event_{id}","event":"organization.created","created_at":"{at}","data":{{"object":"organization","id":"org_01EHWNCE74X7JSDV0X3SZ3KJNY","name":"Acme, Inc.","external_id":null,"created_at":"{at}","updated_at":"{at}"}}}}"#
     );
     let header = signature::sign(secret, body.as_bytes(), now);
+    let page = page.map_or_else(String::new, |page| {
+        format!("\nSee what becomes of them at {page}")
+    });
     // Whoever started it as a service may have closed it.
     let _unread = writeln!(
         std::io::stdout(),
-        "\nworkos-sync receives webhooks at {url}\n\n\
+        "\nworkos-sync receives webhooks at {url}{page}\n\n\
          Send it an event (this signature is good for a few minutes; `workos-sync sign FILE` makes a fresh one):\n\n\
          curl -sS {url} -H 'WorkOS-Signature: {header}' -H 'Content-Type: application/json' -H 'Prefer: wait=5' --data-raw '{body}'\n"
     );

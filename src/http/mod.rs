@@ -111,17 +111,17 @@ impl App {
 /// All routes, and the answer to every other path.
 pub fn router(app: App, webhook_path: &str) -> Router {
     let routes = webhook_routes(webhook_path).merge(probe_routes());
-    surrounded(app, routes.fallback(not_found))
+    served(app, routes.fallback(not_found))
 }
 
 /// The route that receives webhooks.
 pub fn webhook_router(app: App, webhook_path: &str) -> Router {
-    surrounded(app, webhook_routes(webhook_path))
+    served(app, webhook_routes(webhook_path))
 }
 
 /// The probes and the metrics.
 pub fn probes_router(app: App) -> Router {
-    surrounded(app, probe_routes())
+    served(app, probe_routes())
 }
 
 fn webhook_routes(path: &str) -> Router<App> {
@@ -140,8 +140,13 @@ fn probe_routes() -> Router<App> {
         .route("/metrics", get(metrics::metrics))
 }
 
-/// Routes, with what surrounds them.
-fn surrounded(app: App, routes: Router<App>) -> Router {
+fn served(app: App, routes: Router<App>) -> Router {
+    let routes = routes.method_not_allowed_fallback(async || Problem::method_not_allowed());
+    surrounded(routes.with_state(app))
+}
+
+/// What surrounds the routes of every listener: request ids, the log, and a net under panics.
+pub(crate) fn surrounded(router: Router) -> Router {
     // From outside in: the id first, so that the span has it; the span next, so that a panic is logged in it.
     let layers = ServiceBuilder::new()
         .map_request(without_odd_id)
@@ -156,10 +161,7 @@ fn surrounded(app: App, routes: Router<App>) -> Router {
         )
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CatchPanicLayer::custom(panicked));
-    routes
-        .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .with_state(app)
-        .layer(layers)
+    router.layer(layers)
 }
 
 /// A sender's id goes to the log and back to the sender: only what is short and printable is taken, else the

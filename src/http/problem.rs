@@ -34,6 +34,8 @@ pub struct Problem {
     /// By how much the signature's time differs from ours.
     skew_seconds: Option<f64>,
     retry_after: Option<Duration>,
+    /// Of a 401: how to be let in (RFC 9110, section 11.6.1).
+    challenge: Option<&'static str>,
     /// The rest of the body is not going to be read, so this connection can't carry another request.
     closes: bool,
 }
@@ -57,13 +59,16 @@ impl Problem {
         "unstorable",
     ];
 
-    const fn new(status: StatusCode, code: &'static str, detail: Cow<'static, str>) -> Self {
+    /// An answer of this status, with no more to it than these.
+    #[must_use]
+    pub const fn new(status: StatusCode, code: &'static str, detail: Cow<'static, str>) -> Self {
         Self {
             status,
             code,
             detail,
             skew_seconds: None,
             retry_after: None,
+            challenge: None,
             closes: false,
         }
     }
@@ -96,6 +101,18 @@ impl Problem {
             "unstorable",
             "the body is no JSON that Postgres can store",
         )
+    }
+
+    /// 401: no token, or a wrong one.
+    #[must_use]
+    pub const fn unauthorized() -> Self {
+        let mut problem = Self::fixed(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "the Authorization header must be `Bearer` and the value of ADMIN_TOKEN",
+        );
+        problem.challenge = Some("Bearer realm=\"workos-sync\"");
+        problem
     }
 
     /// 404.
@@ -201,6 +218,12 @@ impl Problem {
         self.status
     }
 
+    /// What a person reads.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The extension member `code`, for logs and metrics: few values, none from outside.
     #[must_use]
     pub const fn code(&self) -> &'static str {
@@ -234,6 +257,8 @@ impl From<SignatureError> for Problem {
             code,
             Cow::Owned(error.to_string()),
         );
+        // The scheme is not a registered one: there is none.
+        problem.challenge = Some("WorkOS-Signature");
         problem.skew_seconds = skew.map(|skew| skew.0.as_secs_f64());
         problem
     }
@@ -269,12 +294,8 @@ impl IntoResponse for Problem {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if self.status == StatusCode::UNAUTHORIZED {
-            // RFC 9110, section 11.6.1, wants a challenge; this scheme is not a registered one, there is none.
-            headers.insert(
-                WWW_AUTHENTICATE,
-                HeaderValue::from_static("WorkOS-Signature"),
-            );
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
             // RFC 9110, section 15.5.16.

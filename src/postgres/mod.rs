@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use self::error::DatabaseCause;
 pub use self::url::{DatabaseUrl, TlsFileError, UrlError};
@@ -44,6 +44,17 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// one that doesn't even answer that.
 pub const PATIENCE: Duration = Duration::from_secs(16);
 
+tokio::task_local! {
+    /// How long a statement may take here.
+    static STATEMENT_LIMIT: Duration;
+}
+
+/// Does some work in which each statement may take so long at most, instead of 15 seconds: for somebody who looks, and
+/// must not hold up what is applied. It ends in the database, too; the error is 57014.
+pub async fn with_statement_limit<F: Future>(limit: Duration, work: F) -> F::Output {
+    STATEMENT_LIMIT.scope(limit, work).await
+}
+
 /// Makes the pool; connects when first used.
 #[must_use]
 pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
@@ -60,7 +71,13 @@ pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
 pub async fn begin(
     connection: &mut PgConnection,
 ) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
-    connection.begin_with(BEGIN).await
+    let Ok(limit) = STATEMENT_LIMIT.try_with(|limit| *limit) else {
+        return connection.begin_with(BEGIN).await;
+    };
+    let limit = limit.as_millis();
+    let begin = format!("{BEGIN}; set local statement_timeout = {limit}");
+    // A number is all that is in it from elsewhere.
+    connection.begin_with(AssertSqlSafe(begin)).await
 }
 
 /// How many places for locks the server has, for all its sessions together.

@@ -18,6 +18,7 @@ pub use builder::{BuildError, Builder};
 pub use engine::Engine;
 
 use crate::clock::DatabaseClock;
+use crate::entities::organization::host::Host;
 use crate::heal::key::KeyGuard;
 use crate::heal::poll::Poll;
 use crate::http::{self, App};
@@ -72,6 +73,11 @@ impl WorkosSync {
     /// All of it, and the answer to every other path.
     pub(crate) fn router(&self) -> Router {
         http::router(self.http.clone(), &self.webhook_path)
+    }
+
+    /// The application's table.
+    pub(crate) const fn host(&self) -> &Host {
+        &self.engine.target.host
     }
 
     /// The inbox, for events that come by other ways.

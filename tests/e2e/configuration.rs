@@ -15,7 +15,7 @@ use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, run};
 const PRIVATE: &str = "hunter2";
 
 /// The settings of section 8 of the specification, and their defaults.
-const SPECIFIED: [(&str, Option<&str>); 15] = [
+const SPECIFIED: [(&str, Option<&str>); 18] = [
     ("DATABASE_URL", None),
     ("WORKOS_WEBHOOK_SECRET", None),
     ("WORKOS_API_KEY", None),
@@ -23,6 +23,9 @@ const SPECIFIED: [(&str, Option<&str>); 15] = [
     ("WORKOS_API_RPS", Some("10")),
     ("EVENTS_POLL_SECONDS", Some("60")),
     ("LISTEN_ADDR", Some("127.0.0.1:8080")),
+    ("ADMIN_ADDR", None),
+    ("ADMIN_TOKEN", None),
+    ("ADMIN_READ_ONLY", Some("false")),
     ("WEBHOOK_PATH", Some("/webhooks/workos")),
     ("WEBHOOK_TOLERANCE_SECONDS", Some("180")),
     ("MAX_BODY_BYTES", Some("1048576")),
@@ -37,7 +40,7 @@ const SPECIFIED: [(&str, Option<&str>); 15] = [
 ];
 
 /// Wrong values, one variable each.
-const WRONG: [(&str, &str); 31] = [
+const WRONG: [(&str, &str); 34] = [
     ("DATABASE_URL", "mysql//user:hunter2@host/app"),
     ("DATABASE_URL", "postgres://user:hunter2@host:port/app"),
     ("DATABASE_URL", "\"postgres://user:hunter2@host/app\""),
@@ -57,6 +60,9 @@ const WRONG: [(&str, &str); 31] = [
     ("WORKOS_API_RPS", "0"),
     ("EVENTS_POLL_SECONDS", "1m"),
     ("LISTEN_ADDR", "8080"),
+    ("ADMIN_ADDR", "8081"),
+    ("ADMIN_TOKEN", "'hunter2'"),
+    ("ADMIN_READ_ONLY", "no"),
     ("LISTEN_ADDR", "127.0.0.1:65536"),
     ("WEBHOOK_PATH", "webhooks"),
     ("WEBHOOK_PATH", "/healthz"),
@@ -378,7 +384,7 @@ async fn a_wrong_secret_file_is_one_line_that_names_the_variable() {
     let finished = run(&folder, &lines, &[]).await.assert(2);
     assert_eq!(
         finished.error_line(),
-        "workos-sync: WORKOS_API_KEY_FILE: expected a key of visible ASCII characters"
+        "workos-sync: WORKOS_API_KEY_FILE: expected visible ASCII characters"
     );
 }
 

@@ -176,7 +176,7 @@ impl Role {
             .lines()
             .filter(|line| line.starts_with("grant "))
             .collect();
-        assert_eq!(grants.len(), 4, "{grants:?}");
+        assert_eq!(grants.len(), 6, "{grants:?}");
         let name = format!("workos_sync_{}", Uuid::new_v4().simple());
         let grants = grants
             .join("\n")

@@ -17,6 +17,7 @@ mod interrupted;
 mod lifecycle;
 mod migrate;
 mod operate;
+mod page;
 mod pgbouncer;
 mod private_database;
 mod replay;

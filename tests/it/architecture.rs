@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 #[test]
 fn pure_modules_know_no_io() {
     for file in [
+        "admin/page/json.rs",
+        "admin/page/parts.rs",
         "doctor/verdict.rs",
         "entities/guard.rs",
         "entities/organization/decide.rs",
@@ -49,8 +51,9 @@ fn pure_modules_know_no_io() {
 }
 
 /// Every module, each above those that it may know: `cli → http → inbox → entities → event`, never back.
-const LAYERS: [&str; 24] = [
+const LAYERS: [&str; 25] = [
     "cli",
+    "admin",
     "doctor",
     "service",
     "http",

@@ -33,11 +33,11 @@ const AUDIT: &str = "
     create trigger audit after insert or update on organization_metadata
         for each row execute function audit()";
 
-/// Retries a dead letter as the README tells an operator to.
+/// Retries a dead letter by hand, as the documentation tells an operator to.
 async fn retry_by_hand(app: &TestApp, event_id: &str) {
-    let statement = include_str!("../../README.md")
+    let statement = include_str!("../../docs/operating.md")
         .lines()
-        .find(|line| line.starts_with("update webhook_events set status = 'pending'"))
+        .find(|line| line.starts_with("update workos_sync.webhook_events set status = 'pending'"))
         .unwrap()
         .replace("event_…", event_id);
     let result = sqlx::query(AssertSqlSafe(statement))

@@ -5,6 +5,8 @@
     reason = "to clippy, the helpers of tests are outside of tests"
 )]
 
+mod admin;
+mod admin_api;
 mod architecture;
 mod batches;
 mod bugs;

@@ -115,6 +115,14 @@ impl Service {
         format!("http://{}{path}", self.address)
     }
 
+    /// Where its page is, as it says.
+    pub(crate) fn page_url(&self) -> String {
+        let log = self.log();
+        let (_, url) = log.split_once("the admin API are at ").unwrap();
+        let end = url.find(|c: char| c == '"' || c.is_whitespace());
+        url[..end.unwrap_or(url.len())].to_owned()
+    }
+
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.process.stderr.so_far()

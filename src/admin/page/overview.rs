@@ -1,0 +1,174 @@
+//! The overview: in step or not, why, and where to click.
+
+use chrono::{DateTime, Utc};
+use maud::{Markup, html};
+
+use super::causes;
+use super::events;
+use super::layout::{as_sentence, live_heading};
+use super::parts::{age, count, duration, of, time};
+use crate::heal::trust::Status;
+use crate::operate::events::{CauseSummary, EventSummary};
+
+/// What the first line says.
+#[derive(Debug, PartialEq, Eq)]
+struct Sentence {
+    /// How bad it is: `ok`, `wait` or `bad`.
+    class: &'static str,
+    verdict: &'static str,
+    why: Vec<String>,
+    /// Where to click: the address, and what it is called.
+    next: Option<(&'static str, &'static str)>,
+}
+
+/// Says whether the table is in step, and if not, why and what to look at first.
+fn sentence(status: &Status) -> Sentence {
+    let waiting = status.pending + status.failed;
+    let dead = (status.dead > 0).then(|| {
+        let verb = if status.dead == 1 { "waits" } else { "wait" };
+        format!("{} {verb} for a decision", of(status.dead, "dead letter"))
+    });
+    let next = if status.dead > 0 {
+        Some(("/causes", "Show the causes"))
+    } else if status.failed > 0 {
+        Some(("/events?status=failed", "Show what failed"))
+    } else {
+        None
+    };
+    if status.trusted {
+        let rest = if waiting == 0 {
+            "everything that was received is applied".to_owned()
+        } else {
+            let verb = if waiting == 1 { "is" } else { "are" };
+            format!("{} {verb} about to be applied", of(waiting, "event"))
+        };
+        return Sentence {
+            class: "ok",
+            verdict: "In step",
+            why: dead.into_iter().chain([rest]).collect(),
+            next,
+        };
+    }
+    Sentence {
+        class: "wait",
+        verdict: "Not in step",
+        why: dead
+            .into_iter()
+            .chain(status.reasons.iter().cloned())
+            .collect(),
+        next: next.or((waiting > 0).then_some(("/events?status=pending", "Show what waits"))),
+    }
+}
+
+/// What the overview shows.
+#[derive(Debug)]
+pub(super) struct Overview<'a> {
+    pub(super) status: &'a Status,
+    pub(super) causes: &'a [CauseSummary],
+    pub(super) events: &'a [EventSummary],
+    pub(super) may_change: bool,
+    pub(super) now: DateTime<Utc>,
+}
+
+impl Overview<'_> {
+    pub(super) fn show(&self) -> Markup {
+        html! {
+            div #now data-live {
+                (self.sentence())
+                (self.tiles())
+                h2 { "What fails, by cause" }
+                (causes::table(self.causes, self.may_change, "/", self.now))
+            }
+            (live_heading(&html! {
+                h2 { "Latest events" }
+                a href="/events" { "All, with filters" }
+            }))
+            div #events .box data-live { (events::table(self.events, false, self.now)) }
+        }
+    }
+
+    fn sentence(&self) -> Markup {
+        if let Some(until) = self.status.paused_until {
+            return html! {
+                section.sentence.wait aria-labelledby="verdict" {
+                    h1 #verdict { "Paused" }
+                    p.dim {
+                        "Events are accepted, and nothing is applied; this ends " (time(until, self.now))
+                        @if let Some(reason) = &self.status.pause_reason { " (" (reason) ")" }
+                        ". " (of(self.status.pending + self.status.failed, "event")) " wait."
+                    }
+                    @if self.may_change { a.button.main.next href="/resume" data-ask { "Resume…" } }
+                }
+            };
+        }
+        let Sentence {
+            class,
+            verdict,
+            why,
+            next,
+        } = sentence(self.status);
+        html! {
+            section.sentence.(class) aria-labelledby="verdict" {
+                h1 #verdict { (verdict) }
+                @if let [only] = &*why {
+                    p.dim { (as_sentence(only)) }
+                } @else {
+                    ul.dim { @for why in &why { li { (as_sentence(why)) } } }
+                }
+                span.next {
+                    @if let Some((href, name)) = next { a href=(href) { (name) } }
+                    @if self.may_change { " " a.button href="/pause" data-ask { "Pause…" } }
+                }
+            }
+        }
+    }
+
+    fn tiles(&self) -> Markup {
+        let Self { status, now, .. } = self;
+        html! {
+            ul.tiles {
+                li {
+                    h2 { "Last webhook" }
+                    (ago(status.last_webhook_at, *now))
+                    p { (since(status.last_webhook_at, "nothing was delivered yet")) }
+                }
+                li {
+                    h2 { "Oldest unapplied" }
+                    @match status.oldest_unapplied_at {
+                        Some(at) => {
+                            @let (number, unit) = duration(*now - at);
+                            strong { (number) " " small { (unit) } }
+                        }
+                        None => strong { "none" },
+                    }
+                    p { (count(status.pending)) " pending · " (count(status.failed)) " failed · " (count(status.dead)) " dead" }
+                }
+                li {
+                    h2 { "Poll of the Events API" }
+                    (ago(status.last_drained_poll_at, *now))
+                    p { (since(status.last_drained_poll_at, "it has not read all events yet, or is off")) }
+                }
+                li {
+                    h2 { "Write-back" }
+                    strong { (count(status.pushes)) " " small { "waiting" } }
+                    p { "organization ids that WorkOS is to be told" }
+                }
+            }
+        }
+    }
+}
+
+/// How long ago something was, in large.
+fn ago(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Markup {
+    let Some(at) = at else {
+        return html! { strong { "never" } };
+    };
+    let age = age(now - at);
+    let (number, unit) = age.split_once(' ').unwrap_or((&age, ""));
+    html! { strong { (number) " " small { (unit) } } }
+}
+
+fn since(at: Option<DateTime<Utc>>, none: &str) -> Markup {
+    let said = at.map(|at| at.format("%-d %b %H:%M:%S UTC").to_string());
+    html! { (said.as_deref().unwrap_or(none)) }
+}
