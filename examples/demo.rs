@@ -9,9 +9,8 @@
 
 use std::error::Error;
 use std::future::IntoFuture;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +22,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 use workos_sync::clock::{Clock, SystemClock};
@@ -41,18 +42,15 @@ type Failure = Box<dyn Error + Send + Sync>;
 async fn main() -> Result<(), Failure> {
     // reqwest takes the provider of the process.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let workos = Pretended::default();
-    for _ in 0..FIRST {
-        workos.create();
-    }
+    let program = Program::beside_this()?;
+    let workos = Pretended::as_it_was(&program.data_dir)?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let api = format!("http://{}", listener.local_addr()?);
     let mut server = JoinSet::new();
     server.spawn(axum::serve(listener, workos.router()).into_future());
 
-    let program = Program::beside_this()?;
-    let (mut service, webhook, page) = program.serve(&api)?;
-    program.backfill(&api)?;
+    let (mut service, webhook, page) = program.serve(&api).await?;
+    program.ask_for_everything(&api).await?;
     shorten_names(&program.database()?).await?;
     announce(&page);
     let secret = program.secret()?;
@@ -61,7 +59,7 @@ async fn main() -> Result<(), Failure> {
         // The service gets the signal, too.
         _ = tokio::signal::ctrl_c() => {}
     }
-    service.wait()?;
+    service.wait().await?;
     Ok(())
 }
 
@@ -97,7 +95,7 @@ impl Program {
     }
 
     /// Starts the service; says where it receives webhooks, and where its page is.
-    fn serve(&self, api: &str) -> Result<(Child, String, String), Failure> {
+    async fn serve(&self, api: &str) -> Result<(Child, String, String), Failure> {
         let mut service = self
             .command(api)
             .env("LISTEN_ADDR", "127.0.0.1:0")
@@ -105,11 +103,12 @@ impl Program {
             .env("LOG_LEVEL", "error")
             .arg("serve")
             .stdout(Stdio::piped())
+            .kill_on_drop(true)
             .spawn()?;
         let output = service.stdout.take().ok_or("it has a standard output")?;
         let (mut webhook, mut page) = (None, None);
-        for line in BufReader::new(output).lines() {
-            let line = line?;
+        let mut lines = BufReader::new(output).lines();
+        while let Some(line) = lines.next_line().await? {
             if let Some((_, url)) = line.split_once(" receives webhooks at ") {
                 webhook = Some(url.to_owned());
             }
@@ -123,18 +122,22 @@ impl Program {
         Err("the service does not start".into())
     }
 
-    fn backfill(&self, api: &str) -> Result<(), Failure> {
-        let done = self
-            .command(api)
-            .arg("backfill")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?;
-        if done.success() {
-            Ok(())
-        } else {
-            Err("the backfill failed".into())
+    /// Reads all organizations, and compares them: the mirror may be trusted then.
+    async fn ask_for_everything(&self, api: &str) -> Result<(), Failure> {
+        for what in ["backfill", "reconcile"] {
+            let done = self
+                .command(api)
+                .arg(what)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .await?;
+            // 3: they differ, by what was poison the last time.
+            if !matches!(done.code(), Some(0 | 3)) {
+                return Err(format!("{what}: {done}").into());
+            }
         }
+        Ok(())
     }
 
     fn database(&self) -> Result<String, Failure> {
@@ -189,11 +192,28 @@ struct Pretended(Arc<Mutex<World>>);
 
 #[derive(Default)]
 struct World {
+    /// Where the organizations are kept for the next time: the database is.
+    file: PathBuf,
     organizations: Vec<Value>,
     events: Vec<Value>,
 }
 
 impl Pretended {
+    /// The organizations of the last time, or new ones.
+    fn as_it_was(data_dir: &Path) -> Result<Self, Failure> {
+        let workos = Self::default();
+        workos.world().file = data_dir.with_extension("json");
+        let kept = std::fs::read(&workos.world().file);
+        if let Ok(kept) = kept {
+            workos.world().organizations = serde_json::from_slice(&kept)?;
+        } else {
+            for _ in 0..FIRST {
+                workos.create();
+            }
+        }
+        Ok(workos)
+    }
+
     fn router(&self) -> Router {
         Router::new()
             .route("/organizations", get(list_organizations))
@@ -264,6 +284,8 @@ impl World {
             "data": data,
         });
         self.events.push(event.clone());
+        // If it can't be kept, the next time begins with another environment, and says so.
+        let _kept = std::fs::write(&self.file, Value::from(&*self.organizations).to_string());
         event
     }
 }

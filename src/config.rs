@@ -264,17 +264,6 @@ impl Settings {
         )?;
         let (admin_addr, admin_token) =
             admin(self.admin_addr, self.admin_token, self.admin_token_file)?;
-        let log_format = match given(self.log_format).as_deref() {
-            None => None,
-            Some("text") => Some(LogFormat::Text),
-            Some("json") => Some(LogFormat::Json),
-            Some(other) => {
-                return Err(wrong(
-                    "LOG_FORMAT",
-                    format!("expected text or json: {other:?}"),
-                ));
-            }
-        };
         let retention_days = number(
             "INBOX_RETENTION_DAYS",
             "whole days",
@@ -339,13 +328,25 @@ impl Settings {
                 86_400,
             )?,
             inbox_retention: (retention_days > 0).then(|| TimeDelta::days(retention_days)),
-            log_format,
+            log_format: log_format(self.log_format)?,
             log_level: log_level(&self.log_level)?,
             data_dir: given(Some(self.data_dir))
                 .map(PathBuf::from)
                 .ok_or_else(|| wrong("DATA_DIR", "expected a directory"))?,
             pg_bin_dir: given(self.pg_bin_dir).map(PathBuf::from),
         })
+    }
+}
+
+fn log_format(value: Option<String>) -> Result<Option<LogFormat>, ConfigError> {
+    match given(value).as_deref() {
+        None => Ok(None),
+        Some("text") => Ok(Some(LogFormat::Text)),
+        Some("json") => Ok(Some(LogFormat::Json)),
+        Some(other) => Err(wrong(
+            "LOG_FORMAT",
+            format!("expected text or json: {other:?}"),
+        )),
     }
 }
 

@@ -185,7 +185,8 @@ pub(super) async fn insert(
     connection: &mut PgConnection,
     events: &[&NewEvent],
 ) -> Result<Vec<String>, sqlx::Error> {
-    insert_marked(connection, events, &vec![None; events.len()], None).await
+    let none = vec![None; events.len()];
+    insert_marked(connection, events, &vec![None; events.len()], &none, None).await
 }
 
 /// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
@@ -198,6 +199,7 @@ pub(super) async fn insert_marked(
     connection: &mut PgConnection,
     events: &[&NewEvent],
     outcomes: &[Option<Outcome>],
+    compared: &[Option<&str>],
     processed_at: Option<DateTime<Utc>>,
 ) -> Result<Vec<String>, sqlx::Error> {
     let column =
@@ -216,7 +218,7 @@ pub(super) async fn insert_marked(
         r#"
         insert into workos_sync.webhook_events
             (event_id, status, outcome, event_type, organization_id, lane, event_order, attempts, received_at,
-             processed_at, source, payload)
+             processed_at, source, payload, compared)
         select event_id,
                case when ignored then 'ignored' when outcome is null then 'pending' else 'processed' end,
                outcome,
@@ -228,11 +230,12 @@ pub(super) async fn insert_marked(
                received_at,
                case when ignored then received_at when outcome is not null then $9 end,
                source,
-               body::json
+               body::json,
+               compared::jsonb
         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
-                    $8::text[], $10::text[])
+                    $8::text[], $10::text[], $11::text[])
                  as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome,
-                            event_order)
+                            event_order, compared)
         where not exists (select
                           from workos_sync.webhook_events as stored
                           where stored.event_id = events.event_id)
@@ -249,6 +252,7 @@ pub(super) async fn insert_marked(
         &texts(outcomes) as _,
         processed_at,
         &orders as _,
+        compared as _,
     )
     .fetch_all(connection)
     .await
@@ -449,11 +453,12 @@ pub(super) async fn claim(
     .await
 }
 
-/// Marks claimed events with how they ended.
+/// Marks claimed events with how they ended, and stale ones with what they were compared with.
 pub(super) async fn mark(
     connection: &mut PgConnection,
     event_ids: &[&str],
     outcomes: &[Option<Outcome>],
+    compared: &[Option<&str>],
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     query!(
@@ -464,14 +469,16 @@ pub(super) async fn mark(
             attempts        = attempts + 1,
             last_error      = null,
             cause           = null,
+            compared        = marked.compared::jsonb,
             processed_at    = $3,
             next_attempt_at = null
-        from unnest($1::text[], $2::text[]) as marked (event_id, outcome)
+        from unnest($1::text[], $2::text[], $4::text[]) as marked (event_id, outcome, compared)
         where event.event_id = marked.event_id
         "#,
         event_ids as _,
         &texts(outcomes) as _,
         now,
+        compared as _,
     )
     .execute(connection)
     .await

@@ -17,7 +17,7 @@ use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
 use crate::entities::guard::Replay;
-use crate::entities::{self, Choices, Decoded, Outcome, Target};
+use crate::entities::{self, Applied, Choices, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
@@ -295,12 +295,13 @@ impl Transactions {
             events.extend(event);
         }
         let applied = entities::apply(tx, &self.target, events, choices, now).await?;
+        let compared = compared_json(&places, &applied);
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
             .into_iter()
             .map(|(place, is_applied)| (place, if is_applied { outcomes.next() } else { None }))
             .collect();
-        rows.mark(tx, &outcomes, now).await?;
+        rows.mark(tx, &outcomes, &compared, now).await?;
         if wait != Wait::Never {
             // So that it isn't the commit that fails: it would not be known of which event.
             store::check_constraints(tx).await?;
@@ -357,21 +358,28 @@ impl Rows<'_> {
         &self,
         tx: &mut PgConnection,
         outcomes: &[(usize, Option<Outcome>)],
+        compared: &HashMap<usize, String>,
         now: DateTime<Utc>,
     ) -> Result<(), AttemptError> {
+        let compared_of = |place| compared.get(&place).map(String::as_str);
         match self {
             Self::Claimed(claimed) => {
+                let compared: Vec<_> = outcomes
+                    .iter()
+                    .map(|(place, _)| compared_of(*place))
+                    .collect();
                 let (ids, outcomes): (Vec<_>, Vec<_>) = outcomes
                     .iter()
                     .map(|&(place, outcome)| (claimed[place].event_id.as_str(), outcome))
                     .unzip();
                 if !ids.is_empty() {
-                    store::mark(tx, &ids, &outcomes, now).await?;
+                    store::mark(tx, &ids, &outcomes, &compared, now).await?;
                 }
             }
             Self::New(new) => {
                 let all = self.all_outcomes(outcomes);
-                let stored = store::insert_marked(tx, new, &all, Some(now)).await?;
+                let compared: Vec<_> = (0..new.len()).map(compared_of).collect();
+                let stored = store::insert_marked(tx, new, &all, &compared, Some(now)).await?;
                 if stored.len() < new.len() {
                     return Err(AttemptError::Overtaken);
                 }
@@ -379,6 +387,23 @@ impl Rows<'_> {
         }
         Ok(())
     }
+}
+
+/// Of the rows of stale events, by their places: what each was compared with, as JSON. `places` are those of all rows, and
+/// whether there was something to apply.
+fn compared_json(places: &[(usize, bool)], applied: &Applied) -> HashMap<usize, String> {
+    if applied.compared.is_empty() {
+        return HashMap::new();
+    }
+    let places: Vec<_> = places
+        .iter()
+        .filter_map(|&(place, is_applied)| is_applied.then_some(place))
+        .collect();
+    let json = |compared| serde_json::to_string(compared).expect("texts and times are JSON");
+    let compared = applied.compared.iter();
+    compared
+        .map(|(event, compared)| (places[*event], json(compared)))
+        .collect()
 }
 
 /// Reads claimed events. What can't be read fails an event that is alone; in a batch, it and those behind it in its lane

@@ -532,6 +532,11 @@ async fn questions_are_bounded() {
     let holder = app
         .hold("lock table webhook_events in access exclusive mode")
         .await;
+    // The lock alone would be waited for longer, and told otherwise.
+    let slow = admin.get("/api/v1/causes").await.assert(503);
+    assert_eq!(slow.json()["code"], "too_slow");
+    assert_eq!(slow.headers["retry-after"], "1");
+    assert_eq!(app.db.blocked_sessions().await, 0);
     let started = tokio::time::Instant::now();
     let event = format!("/events/{}", event_id(1));
     let asked = async {

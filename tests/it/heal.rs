@@ -12,6 +12,7 @@ use workos_sync::heal::key::KeyGuard;
 use workos_sync::heal::poll::{Poll, Round};
 use workos_sync::heal::reconcile::{self, Difference, Found, Options, Report};
 use workos_sync::heal::{HealError, Means, Tally, catch_up, trust};
+use workos_sync::operate::{Actor, pausing};
 
 use crate::support::app::look_at;
 use crate::support::event::rfc3339;
@@ -913,4 +914,32 @@ async fn the_mirror_is_trusted_when_nothing_is_missing() {
             .execute("delete from webhook_events where payload::text = '{}'")
             .await;
     }
+}
+
+/// R49: during a pause the poll goes on, and a backfill stores what it has read, says how much waits, and goes on later.
+#[tokio::test]
+async fn what_is_read_during_a_pause_waits() {
+    let pair = Pair::new().await;
+    for n in 0..3 {
+        pair.workos.create(&format!("Org {n}"));
+    }
+    let (database, actor) = (&pair.app.db.pool, Actor::Loopback);
+    let hour = pausing::DEFAULT_LENGTH;
+    pausing::pause(database, hour, None, &actor).await.unwrap();
+    let poll = pair.poll();
+    assert_eq!(pair.round(&poll).await.unwrap(), Round::Drained { new: 3 });
+    let error = pair.backfill().await.unwrap_err();
+    assert!(
+        matches!(error, HealError::Paused { waiting: 3, .. }),
+        "{error}"
+    );
+    let pending = "select count(*) from webhook_events where status = 'pending'";
+    assert_eq!(pair.count(pending).await, 6);
+    assert_eq!(pair.app.organizations().await, []);
+    pausing::resume(database, &actor).await.unwrap();
+    pair.app.settle().await;
+    assert_eq!(pair.names().await, ["Org 0", "Org 1", "Org 2"]);
+    pair.later(TimeDelta::minutes(5));
+    let tally = pair.backfill().await.unwrap();
+    assert_eq!((tally.created, tally.unsettled), (0, 0));
 }

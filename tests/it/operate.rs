@@ -213,6 +213,53 @@ async fn an_event_is_shown_whole() {
     assert_eq!(events::payload(pool, "none").await.unwrap(), None);
 }
 
+/// R27, R47: a stale event says which cursor and time refused it, or which deletion; whether it was delivered or replayed
+/// from a file.
+#[tokio::test]
+async fn a_stale_event_says_what_refused_it() {
+    let app = TestApp::new().await;
+    for event in [
+        updated(5, ACME, "Acme").external_id("acme"),
+        created(1, ACME, "Old"),
+        deleted(6, "org_gone"),
+        updated(7, "org_gone", "Late"),
+        // The row is another's, which is newer.
+        created(2, "org_other", "Other").external_id("acme"),
+    ] {
+        app.apply(&event).await;
+    }
+    let saved = created(3, ACME, "Old too").body().into_bytes();
+    let saved = app.inbox.read_saved(saved).unwrap();
+    app.inbox.record_all(vec![saved]).await.remove(0).unwrap();
+    let compared = async |n| {
+        let shown = events::show(&app.db.pool, &event_id(n)).await.unwrap();
+        shown.unwrap().compared
+    };
+    let newest =
+        Some(json!({ "last_event_id": event_id(5), "updated_at": "2027-01-15T08:00:05Z" }));
+    for n in [1, 2, 3] {
+        assert_eq!(compared(n).await, newest, "{n}");
+    }
+    assert_eq!(
+        compared(7).await.unwrap()["deleted_at"],
+        "2027-01-15T08:00:06Z"
+    );
+    assert_eq!(compared(5).await, None);
+    // It goes with the outcome.
+    app.execute("delete from organization_metadata; delete from workos_organization_syncs")
+        .await;
+    bulk::replay(
+        &app.db.pool,
+        filter(json!({"organization": ACME})),
+        &operator(),
+        |_| {},
+    )
+    .await
+    .unwrap();
+    app.settle().await;
+    assert_eq!(compared(1).await, None);
+}
+
 /// R47: failed events and dead letters, by what failed, the most frequent first.
 #[tokio::test]
 async fn causes_are_counted() {

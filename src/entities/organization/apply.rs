@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::decide::candidate_id;
+use super::decide::{Compared, candidate_id};
 use super::ledger::Ledger;
 use super::notify::Change;
 use super::statements::{NewRow, Statements};
@@ -50,6 +50,8 @@ pub struct Applied {
     pub outcomes: Vec<Outcome>,
     /// The id of the row that each event changed, if it did, in the same order.
     pub changed: Vec<Option<OrganizationId>>,
+    /// The places of the stale events among them, and what each was compared with.
+    pub compared: Vec<(usize, Compared)>,
     /// An intention was recorded to write an organization id to WorkOS: once this is committed, the outbox has
     /// something to do.
     pub push_recorded: bool,
@@ -88,9 +90,11 @@ pub async fn apply(
     if push_recorded {
         outbox::record(connection, ledger.pushes(), now).await?;
     }
+    let (changed, compared) = ledger.into_results();
     Ok(Applied {
         outcomes,
-        changed: ledger.into_changed(),
+        changed,
+        compared,
         push_recorded,
     })
 }

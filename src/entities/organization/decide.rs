@@ -1,6 +1,7 @@
 //! The decision: given what the database holds and an event, what to write. No I/O; the rules live here.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::precision::RowPrecision;
@@ -102,7 +103,39 @@ pub struct Found {
     pub predecessor_deleted_at: Option<DateTime<Utc>>,
 }
 
+/// What a stale event was compared with: the cursor and the time that refused it, or the deletion (R27).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    /// The newest event applied: to the organization, or else to the row that the event found.
+    pub last_event_id: Option<String>,
+    /// What that counts as updated at.
+    pub updated_at: Option<DateTime<Utc>>,
+    /// When the organization was deleted, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
 impl Found {
+    /// What refused an event that is stale.
+    #[must_use]
+    pub fn refusal(&self, event: &OrganizationEvent) -> Compared {
+        let refuses = |cursor: &&SyncCursor| cursor.deleted_at.is_some() || !cursor.admits(event);
+        if let Some(cursor) = self.cursor.as_ref().filter(refuses) {
+            return Compared {
+                last_event_id: Some(cursor.last_event_id.to_string()),
+                updated_at: cursor.last_event_updated_at,
+                deleted_at: cursor.deleted_at,
+            };
+        }
+        let row = self.by_workos_id.as_ref().or(self.by_candidate_id.as_ref());
+        let last_event_id = row.and_then(|row| row.last_event_id.as_ref());
+        Compared {
+            last_event_id: last_event_id.map(ToString::to_string),
+            updated_at: row.and_then(|row| row.updated_at),
+            deleted_at: None,
+        }
+    }
+
     fn cursor_admits(&self, event: &OrganizationEvent) -> bool {
         let cursor = self.cursor.as_ref();
         cursor.is_none_or(|cursor| cursor.admits(event))

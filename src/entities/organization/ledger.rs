@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, SecondsFormat, Utc};
 use tracing::{info, warn};
 
-use super::decide::{Decision, Found, Link, OrganizationRow, SyncCursor, decide};
+use super::decide::{Compared, Decision, Found, Link, OrganizationRow, SyncCursor, decide};
 use super::precision::RowPrecision;
 use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow};
 use super::store::NewCursor;
@@ -30,6 +30,8 @@ pub(super) struct Ledger<'e> {
     pushes: BTreeMap<&'e str, OrganizationId>,
     /// Of each event so far, the row that it changed, if it did.
     changed: Vec<Option<OrganizationId>>,
+    /// The places of the stale events among them, and what each was compared with.
+    refused: Vec<(usize, Compared)>,
     /// What the log is to say.
     notes: Vec<Note<'e>>,
 }
@@ -106,6 +108,7 @@ impl<'e> Ledger<'e> {
             cursors: BTreeMap::new(),
             pushes: BTreeMap::new(),
             changed: Vec::new(),
+            refused: Vec::new(),
             notes: Vec::new(),
         };
         for Named { asked, row } in by_workos_id {
@@ -169,12 +172,14 @@ impl<'e> Ledger<'e> {
         let found = self.found(&event.workos_id, &candidate);
         let (outcome, changed) = match decide(&found, candidate, event) {
             Decision::Stale => {
+                let place = self.changed.len();
                 self.changed.push(None);
                 // It stays on record that it disabled the row: it does so once (R46).
-                return match event.replay {
-                    Replay::AfterDisabling => Outcome::Disabled,
-                    _ => Outcome::Stale,
-                };
+                if event.replay == Replay::AfterDisabling {
+                    return Outcome::Disabled;
+                }
+                self.refused.push((place, found.refusal(event)));
+                return Outcome::Stale;
             }
             Decision::Tombstone => (Outcome::Tombstoned, None),
             Decision::Disable { id, deleted_at } => {
@@ -383,9 +388,10 @@ impl<'e> Ledger<'e> {
         &self.pushes
     }
 
-    /// Of each event, in order, the row that it changed, if it did.
-    pub(super) fn into_changed(self) -> Vec<Option<OrganizationId>> {
-        self.changed
+    /// Of each event, in order, the row that it changed, if it did; and of the stale ones, with their places, what refused
+    /// them.
+    pub(super) fn into_results(self) -> (Vec<Option<OrganizationId>>, Vec<(usize, Compared)>) {
+        (self.changed, self.refused)
     }
 
     /// A new row has another id than it was given (R14).
@@ -610,4 +616,122 @@ impl Note<'_> {
 fn still_disabled(since: DateTime<Utc>) -> String {
     let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     format!(", and has been disabled since {since}: if it is in use again, clear its disabled_at")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::OrganizationEventType;
+    use super::super::decide::candidate_id;
+    use super::super::organization_id::default_namespace;
+    use super::*;
+
+    /// What happens next in WorkOS: to which of a few organizations, which `external_id` it wants, whether it is deleted.
+    type Step = (usize, Option<usize>, bool);
+
+    /// The events of a history as WorkOS has them: an `external_id` belongs to one living organization, and stays with it;
+    /// a deleted organization comes back as another one.
+    fn history(steps: &[Step]) -> Vec<OrganizationEvent> {
+        let mut generations = [0; 3];
+        let mut held: [Option<usize>; 3] = [None; 3];
+        let mut events = Vec::new();
+        for (n, &(place, wanted, is_deletion)) in steps.iter().enumerate() {
+            if held[place].is_none() && wanted.is_some() && !held.contains(&wanted) {
+                held[place] = wanted;
+            }
+            let at = DateTime::from_timestamp(i64::try_from(n).unwrap(), 0);
+            let id = ulid::Ulid(u128::try_from(n).unwrap() + 1);
+            let external_id =
+                held[place].map(|id| OrganizationId::new(format!("id_{id}")).unwrap());
+            let (event_type, change) = if is_deletion {
+                (OrganizationEventType::Deleted, Change::Delete)
+            } else {
+                let name = format!("Name {n}");
+                (OrganizationEventType::Updated, Change::Upsert { name })
+            };
+            events.push(OrganizationEvent {
+                id: EventId::new(format!("event_{id}")).unwrap(),
+                event_type,
+                workos_id: WorkosId::new(format!("org_{place}_{}", generations[place])).unwrap(),
+                external_id,
+                change,
+                created_at: at,
+                updated_at: at,
+                replay: Replay::No,
+            });
+            if is_deletion {
+                generations[place] += 1;
+                held[place] = None;
+            }
+        }
+        events
+    }
+
+    fn apply(ledger: &mut Ledger<'_>, event: &OrganizationEvent) -> Outcome {
+        // The ledger of a batch lives no longer than its events.
+        let event: &'static OrganizationEvent = Box::leak(Box::new(event.clone()));
+        let candidate = candidate_id(event, &default_namespace());
+        ledger.apply(event, candidate, DateTime::UNIX_EPOCH)
+    }
+
+    fn state(ledger: &Ledger<'_>) -> (Vec<OrganizationRow>, Vec<SyncCursor>) {
+        let rows = ledger.rows.values().map(|entry| entry.row.clone());
+        let cursors = ledger.cursors.values().map(|cursor| cursor.cursor.clone());
+        (rows.collect(), cursors.collect())
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let wanted = proptest::option::of(0..2_usize);
+        proptest::collection::vec((0..3_usize, wanted, prop::bool::weighted(0.2)), 1..10)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 2_000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// R46: whatever happened, and in whatever order it was applied: deciding all of it again leaves every row and
+        /// cursor as it was, as often as it is done, and a row that the application enabled meanwhile stays enabled. Only an
+        /// organization that had lost its row to another one may get one again.
+        #[test]
+        fn a_replay_of_everything_changes_nothing(
+            (steps, order) in steps().prop_flat_map(|steps| {
+                let order: Vec<_> = (0..steps.len()).collect();
+                (Just(steps), Just(order).prop_shuffle())
+            }),
+            again in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+            enable in any::<bool>(),
+        ) {
+            let mut events = history(&steps);
+            let mut ledger =
+                Ledger::new(Vec::new(), Vec::new(), Vec::new(), RowPrecision::FULL).unwrap();
+            let mut decided = |ledger: &mut Ledger<'_>, n: usize| {
+                let outcome = apply(ledger, &events[n]);
+                events[n].replay = match outcome {
+                    Outcome::Disabled => Replay::AfterDisabling,
+                    _ => Replay::Again,
+                };
+            };
+            for n in order {
+                decided(&mut ledger, n);
+            }
+            if enable {
+                for entry in ledger.rows.values_mut() {
+                    entry.row.disabled_at = None;
+                }
+            }
+            let (rows, cursors) = state(&ledger);
+            for n in (0..steps.len()).chain(again.iter().map(|again| again.index(steps.len()))) {
+                decided(&mut ledger, n);
+                let after = state(&ledger);
+                prop_assert_eq!(&after.1, &cursors, "{}", n);
+                for row in &rows {
+                    prop_assert!(after.0.contains(row), "{}: {:?} is none of {:?}", n, row, after.0);
+                }
+            }
+        }
+    }
 }
