@@ -18,7 +18,7 @@ pub use builder::{BuildError, Builder};
 pub use engine::Engine;
 
 use crate::clock::DatabaseClock;
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::heal::key::KeyGuard;
 use crate::heal::poll::Poll;
 use crate::http::{self, App};
