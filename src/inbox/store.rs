@@ -9,8 +9,7 @@ use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::status::{EventName, Source, Status};
-use crate::entities::Outcome;
-use crate::entities::organization::OrganizationEventType;
+use crate::entities::{self, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
@@ -92,20 +91,6 @@ pub(super) async fn lock_lanes(
     Ok((!is_paused).then(|| lanes.iter().map(ToString::to_string).collect()))
 }
 
-/// Tells whoever listens, once the transaction is committed.
-pub(super) async fn notify(
-    connection: &mut PgConnection,
-    payloads: &[String],
-) -> Result<(), sqlx::Error> {
-    query!(
-        "select pg_notify('workos_sync', payload) from unnest($1::text[]) as payloads (payload)",
-        payloads,
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
 /// Checks now what would be checked at the end of the transaction.
 pub(super) async fn check_constraints(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     query!("set constraints all immediate")
@@ -147,7 +132,7 @@ impl NewEvent {
         let mut event = Self {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
-            ignored: OrganizationEventType::parse(&event.event_type).is_none(),
+            ignored: !entities::is_handled(&event.event_type),
             received_at,
             source,
             request_id: None,
@@ -274,13 +259,13 @@ pub(super) async fn insert_marked(
 }
 
 /// Deliveries have brought these events, which the poll had found (R39). A row that is being applied at this moment is
-/// passed over, for the sender waits.
+/// passed over, for the sender waits. Says which are marked.
 pub(super) async fn mark_delivered(
     connection: &mut PgConnection,
     delivered: &[(&str, DateTime<Utc>)],
-) -> Result<(), sqlx::Error> {
+) -> Result<Vec<String>, sqlx::Error> {
     let (event_ids, times): (Vec<_>, Vec<_>) = delivered.iter().copied().unzip();
-    query!(
+    query_scalar!(
         r#"
         update workos_sync.webhook_events as event
         set delivered_at = delivered.at
@@ -290,9 +275,30 @@ pub(super) async fn mark_delivered(
                                           from workos_sync.webhook_events
                                           where event_id = any ($1)
                                           for update skip locked))
+        returning event.event_id
         "#,
         &event_ids as _,
         &times,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// The same, once whoever applies the event is done.
+pub(super) async fn wait_and_mark_delivered(
+    connection: &mut PgConnection,
+    event_id: &str,
+    at: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.webhook_events
+        set delivered_at = $2
+        where event_id = $1
+          and delivered_at is null
+        "#,
+        event_id,
+        at,
     )
     .execute(connection)
     .await
