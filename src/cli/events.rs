@@ -1,5 +1,6 @@
 //! `workos-sync events`: looks at events, retries and discards them (R47, R48).
 
+use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -7,7 +8,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::operating::{self, Desk, say};
-use super::table::{Facts, Table, or_dash, time};
+use super::table::{Facts, Table, or_dash, printable, time};
 use crate::config::Config;
 use crate::operate::events::{self, EventDetail, EventSummary};
 use crate::operate::{FilterTexts, OperateError, Page, Selection, Verb, bulk};
@@ -176,8 +177,11 @@ async fn show(desk: &Desk, id: &str, payload: bool, json: bool) -> anyhow::Resul
             }
             print!("\n{table}");
         }
-        if let Some(payload) = payload {
-            println!("\n{payload}");
+        match payload {
+            // Whatever somebody has put into it, the terminal takes no orders from it.
+            Some(payload) if stdout().is_terminal() => println!("\n{}", printable(&payload)),
+            Some(payload) => println!("\n{payload}"),
+            None => {}
         }
     }
     Ok(ExitCode::SUCCESS)

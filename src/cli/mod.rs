@@ -46,8 +46,8 @@ use crate::entities::organization::host::{Host, HostTable};
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;
+use crate::operate::FilterTexts;
 use crate::operate::filter::parse_length;
-use crate::operate::{FilterTexts, When};
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
@@ -122,11 +122,11 @@ enum Command {
     /// Read the events of a period from WorkOS, and apply those that are missing
     CatchUp {
         /// Begin of the period: a time such as 2026-11-26T08:00:00Z, or how long ago, such as 2h or 7d
-        #[arg(long, value_name = "TIME", value_parser = When::parse)]
-        since: When,
+        #[arg(long, value_name = "TIME")]
+        since: String,
         /// End of the period. The default is now
-        #[arg(long, value_name = "TIME", value_parser = When::parse)]
-        until: Option<When>,
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
     },
     /// List, show, retry and discard events
     Events {
@@ -270,7 +270,9 @@ impl Cli {
                 let options = heal::reconcile::Options { apply, max_disable };
                 reconcile::run(config?, options, json).await
             }
-            Command::CatchUp { since, until } => catch_up::run(config?, since, until).await,
+            Command::CatchUp { since, until } => {
+                catch_up::run(config?, &since, until.as_deref()).await
+            }
             Command::Doctor { url, json } => doctor::run(config?, url, json).await,
             Command::Health => health::run(config?).await,
             Command::Status { json } => status::run(config?, json).await,

@@ -91,21 +91,64 @@ fn summary(report: &Report, apply: bool) -> String {
         organizations,
         drift,
         left,
+        missing_there,
         information,
-    } = report;
+    } = *report;
     let differences = format!("{organizations} organizations, {drift} differences");
-    let information = if *information > 0 {
+    let information = if information > 0 {
         format!(", and {information} for information")
     } else {
         String::new()
     };
+    let unlisted =
+        || format!("WorkOS knows {missing_there} of them, but doesn't list them: look at these");
     let result = match (drift, left) {
-        (0, _) => ": in step",
-        (_, 0) => ": mended",
+        (0, _) => "in step".to_owned(),
+        (_, 0) => "mended".to_owned(),
+        _ if left == missing_there => unlisted(),
         _ if apply => {
-            return format!("{differences}{information}: {left} organizations are not mended");
+            let unapplied = format!(
+                "{} organizations can't be applied yet, or at all: workos_sync.webhook_events says why",
+                left - missing_there
+            );
+            match missing_there {
+                0 => unapplied,
+                _ => format!("{unapplied}; {}", unlisted()),
+            }
         }
-        _ => ": `workos-sync reconcile --apply` mends them",
+        _ => "`workos-sync reconcile --apply` mends them".to_owned(),
     };
-    format!("{differences}{information}{result}")
+    format!("{differences}{information}: {result}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R43, R44: the last line says what is to be done, and if it can't, why.
+    #[test]
+    fn the_summary_says_what_is_left_and_why() {
+        let report = |drift, left, missing_there| Report {
+            organizations: 9,
+            drift,
+            left,
+            missing_there,
+            information: 0,
+        };
+        for (report, apply, ending) in [
+            (report(0, 0, 0), false, ": in step"),
+            (report(2, 2, 0), false, "--apply` mends them"),
+            (report(2, 2, 1), false, "--apply` mends them"),
+            (report(2, 2, 2), false, "doesn't list them: look at these"),
+            (report(2, 0, 0), true, ": mended"),
+            (report(2, 1, 0), true, "webhook_events says why"),
+            (report(2, 1, 1), true, "doesn't list them: look at these"),
+            (report(3, 2, 1), true, "doesn't list them: look at these"),
+        ] {
+            let summary = summary(&report, apply);
+            assert!(summary.ends_with(ending), "{report:?}: {summary}");
+            let unapplied = report.left > report.missing_there && apply;
+            assert_eq!(summary.contains("can't be applied"), unapplied, "{summary}");
+        }
+    }
 }

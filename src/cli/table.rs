@@ -73,6 +73,11 @@ impl Display for Facts {
     }
 }
 
+/// A text of several lines, without what a terminal would obey.
+pub(super) fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', " ")
+}
+
 /// A text on one line, whatever somebody has put into it.
 fn line(text: &str) -> String {
     text.replace(char::is_control, " ")
@@ -114,5 +119,6 @@ mod tests {
         facts.push_some("long", Some("x\ny"));
         facts.push_some("none", None::<&str>);
         assert_eq!(facts.to_string(), "a     1\nlong  x y\n");
+        assert_eq!(printable("{\n\t\u{9b}2J}"), "{\n  2J}");
     }
 }

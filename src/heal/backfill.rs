@@ -1,11 +1,11 @@
 //! Reads all organizations of WorkOS, and applies each as a snapshot (R41).
 
-use chrono::TimeDelta;
 use serde_json::value::RawValue;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::intake::{Tally, take_in};
 use super::lease::RunLease;
+use super::list::List;
 use super::poll::OVERLAP;
 use super::runs::{self, Kind, Run};
 use super::snapshot::Shown;
@@ -53,14 +53,26 @@ async fn read_all(
 ) -> Result<(Progress, Tally), HealError> {
     let pool = &means.pool;
     let mut run = open(means, options).await?;
+    let mut list = List::from(means, run.after.clone());
+    let mut has_begun_anew = false;
     loop {
-        let (page, began_anew) = means.read_page(run.after.as_deref()).await?;
-        if began_anew {
-            run = begin(means, run.is_whole).await?;
-        }
+        let page = match list.next().await {
+            Err(HealError::ListRefused(reason)) if !has_begun_anew => {
+                warn!("WorkOS refuses where the list was to go on, it is read anew: {reason}");
+                has_begun_anew = true;
+                run = begin(means, run.is_whole).await?;
+                list = List::from(means, None);
+                continue;
+            }
+            page => page?,
+        };
         let shown = Shown::of(page.answered)?;
-        // Where the poll is to begin: before anything of this was read, as far back as a round reads.
-        run.boundary.get_or_insert(shown.at + MARGIN - OVERLAP);
+        // The poll reads by WorkOS's clock, which may be behind ours.
+        let asked_at = shown.asked_at() - OVERLAP;
+        run.boundary = Some(
+            run.boundary
+                .map_or(asked_at, |at| std::cmp::min(at, asked_at)),
+        );
         let bodies = snapshots(&shown, &page.elements);
         let mut tally = take_in(&means.inbox, &bodies, Source::Backfill).await?;
         tally.dead += i64::try_from(page.elements.len() - bodies.len()).unwrap_or(i64::MAX);
@@ -93,9 +105,6 @@ async fn read_all(
     Ok((done, tally))
 }
 
-/// What [`Shown::at`] is before the request.
-const MARGIN: TimeDelta = TimeDelta::seconds(60);
-
 /// The run that was broken off, or a new one.
 async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
     let statements = means.statements();
@@ -122,8 +131,10 @@ async fn open(means: &Means, options: Options) -> Result<Run, HealError> {
 
 async fn begin(means: &Means, is_whole: bool) -> Result<Run, sqlx::Error> {
     let now = means.clock.now();
+    // Where the poll is to begin: before anything of this is read, as far back as a round reads.
+    let boundary = Some(now - OVERLAP);
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::begin(connection, Kind::Backfill, is_whole, now).await
+        runs::begin(connection, Kind::Backfill, is_whole, boundary, now).await
     })
     .await
 }
@@ -148,12 +159,9 @@ async fn dry_run(
 ) -> Result<(Progress, Tally), HealError> {
     let statements = means.statements();
     let (mut done, mut total) = (Progress::default(), Tally::default());
-    let mut after = None;
+    let mut list = List::from(means, None);
     loop {
-        let (page, began_anew) = means.read_page(after.as_deref()).await?;
-        if began_anew {
-            (done, total) = Default::default();
-        }
+        let page = list.next().await?;
         let shown = Shown::of(page.answered)?;
         let bodies = snapshots(&shown, &page.elements);
         let events: Vec<_> = bodies
@@ -180,8 +188,7 @@ async fn dry_run(
         done.pages += 1;
         done.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
         progress(done);
-        after = page.after;
-        if after.is_none() {
+        if page.after.is_none() {
             return Ok((done, total));
         }
     }

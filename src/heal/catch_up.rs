@@ -1,14 +1,17 @@
 //! Reads the events of a time by hand (R40).
 
 use chrono::{DateTime, Utc};
+use tracing::warn;
 
 use super::intake::Tally;
 use super::lease::RunLease;
-use super::poll::{Nothing, Place, WINDOW, read_page, store_page};
+use super::list::Trail;
+use super::poll::{Nothing, Place, WINDOW, at, read_page, store_page};
 use super::runs::{self, Kind};
 use super::{HealError, Means, Patience};
 use crate::inbox::Source;
 use crate::postgres;
+use crate::workos::{Page, WorkosError};
 
 /// What a reading came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct CaughtUp {
     pub known: i64,
     /// How the new ones ended.
     pub tally: Tally,
+    /// How many windows WorkOS doesn't show any more.
+    pub skipped: i64,
 }
 
 /// Reads the events of a time, in windows as WorkOS wants it; moves no position.
@@ -35,7 +40,7 @@ pub async fn run(
     means.check_key().await?;
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::begin(connection, Kind::CatchUp, false, now).await
+        runs::begin(connection, Kind::CatchUp, false, None, now).await
     })
     .await?;
     let result = read(means, since, until, &mut lease).await;
@@ -58,17 +63,34 @@ async fn read(
     let mut position = since;
     let mut place = Place::default();
     let mut total = CaughtUp::default();
+    let (mut trail, mut has_begun_anew) = (Trail::default(), false);
     loop {
         let end = position + WINDOW;
         let is_last = until.unwrap_or_else(|| means.clock.now()) <= end;
         place.until = if is_last { until } else { Some(end) };
-        let mut patience = Patience::default();
-        let page = loop {
-            let now = means.clock.now();
-            match read_page(&means.client, position, &place, now).await {
-                Ok(page) => break page,
-                Err(trouble) => patience.wait_after(trouble).await?,
+        let page = match ask_for_page(means, position, &place).await {
+            Err(refusal) if refusal.is_rejected() && place.after.is_some() && !has_begun_anew => {
+                warn!("WorkOS refuses where the reading was to go on, it begins anew: {refusal}");
+                has_begun_anew = true;
+                trail = Trail::default();
+                place.after = None;
+                continue;
             }
+            // As far as the API goes (R38).
+            Err(WorkosError::Rejected {
+                status: 400,
+                message,
+            }) if place.after.is_none() && !is_last => {
+                warn!(
+                    "WorkOS refuses to show events from {} to {}, which are skipped: {message}",
+                    at(position),
+                    at(end),
+                );
+                total.skipped += 1;
+                position = end;
+                continue;
+            }
+            page => page?,
         };
         let stored = store_page(&means.inbox, &page.elements, Source::CatchUp, &Nothing).await?;
         total.new += i64::try_from(stored.new.len()).unwrap_or(i64::MAX);
@@ -79,11 +101,28 @@ async fn read(
         }
         lease.check().await?;
         place.after = page.after;
-        if place.after.is_none() {
-            if is_last {
-                return Ok(total);
-            }
-            position = end;
+        if let Some(after) = &place.after {
+            trail.go_on(after)?;
+            continue;
+        }
+        if is_last {
+            return Ok(total);
+        }
+        position = end;
+    }
+}
+
+async fn ask_for_page(
+    means: &Means,
+    position: DateTime<Utc>,
+    place: &Place,
+) -> Result<Page, WorkosError> {
+    let mut patience = Patience::default();
+    loop {
+        let now = means.clock.now();
+        match read_page(&means.client, position, place, now).await {
+            Ok(page) => return Ok(page),
+            Err(trouble) => patience.wait_after(trouble).await?,
         }
     }
 }

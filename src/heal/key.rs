@@ -80,7 +80,7 @@ impl KeyGuard {
     /// Waits until the key is known to be of the environment of this database, or until shutdown; says which. A key that
     /// isn't is an error in the log, and `workos_api_ok` is 0.
     pub async fn accepted(self, metrics: Metrics, shutdown: CancellationToken) -> bool {
-        let mut tries = 0;
+        let (mut tries, mut said) = (0, None);
         loop {
             let checked = tokio::select! {
                 checked = self.check() => checked,
@@ -92,11 +92,15 @@ impl KeyGuard {
                 }
                 return true;
             };
-            metrics.workos_ok(false);
+            if !matches!(trouble, HealError::Database(_)) {
+                metrics.workos_ok(false);
+            }
             tries += 1;
-            if tries == 1 {
-                let reason = trouble.to_string();
+            let reason = trouble.to_string();
+            // Once for each reason: an outage can hide a wrong key.
+            if said.as_ref() != Some(&reason) {
                 error!(reason, "WorkOS is neither read nor written: {reason}");
+                said = Some(reason);
             }
             let own = backoff(tries, LONGEST_PAUSE, fastrand::f64());
             let pause = std::cmp::max(own, trouble.retry_after().unwrap_or_default());

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
-use tracing::warn;
 
 use super::key::KeyGuard;
 use super::{HealError, Patience};
@@ -12,7 +11,7 @@ use crate::clock::Clock;
 use crate::entities::organization::Target;
 use crate::entities::organization::statements::Statements;
 use crate::inbox::Inbox;
-use crate::workos::{Page, WorkosClient, WorkosError};
+use crate::workos::WorkosClient;
 
 /// What a command that asks WorkOS for everything needs.
 #[derive(Debug, Clone)]
@@ -58,27 +57,5 @@ impl Means {
     /// The statements on the application's table.
     pub(super) fn statements(&self) -> Arc<Statements> {
         self.target.host.statements()
-    }
-
-    /// A page of the organizations, and whether it is the first one because WorkOS refuses where it was to begin.
-    pub(super) async fn read_page(&self, after: Option<&str>) -> Result<(Page, bool), HealError> {
-        match self.ask_for_page(after).await {
-            Err(WorkosError::Rejected { message, .. }) if after.is_some() => {
-                warn!("WorkOS refuses where the list was to go on, it is read anew: {message}");
-                Ok((self.ask_for_page(None).await?, true))
-            }
-            page => Ok((page?, false)),
-        }
-    }
-
-    async fn ask_for_page(&self, after: Option<&str>) -> Result<Page, WorkosError> {
-        let mut patience = Patience::default();
-        loop {
-            let now = self.clock.now();
-            match self.client.list_organizations(after, now).await {
-                Ok(page) => return Ok(page),
-                Err(trouble) => patience.wait_after(trouble).await?,
-            }
-        }
     }
 }

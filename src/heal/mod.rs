@@ -9,6 +9,7 @@ pub mod catch_up;
 mod intake;
 pub mod key;
 mod lease;
+mod list;
 mod means;
 pub mod poll;
 pub mod reconcile;
@@ -83,9 +84,14 @@ pub enum HealError {
     /// What was found couldn't be made durable.
     #[error("what was read could not be stored: {0}")]
     NotStored(String),
-    /// The list can't be read to its end.
-    #[error("WorkOS refuses where its list of organizations was to go on: run it again")]
-    ListChanged,
+    /// The list can't be read on.
+    #[error("WorkOS refuses where its list of organizations was to go on ({0}): run it again")]
+    ListRefused(#[source] WorkosError),
+    /// What is read has no end.
+    #[error(
+        "WorkOS shows pages without an end: one is empty and not the last, or leads back to where the reading was"
+    )]
+    Endless,
     /// More organizations are gone than may be disabled.
     #[error(
         "more than {most} organizations are deleted in WorkOS, so nothing is written: look at what `reconcile` \

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::HealError;
+use super::list::Trail;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
 use crate::entities::organization::OrganizationEventType;
@@ -134,14 +135,14 @@ impl Poll {
     pub async fn round(&self) -> Result<Round, HealError> {
         let now = self.clock.now();
         let state = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            store::take_lease(connection, &self.owner, now + LEASE, now).await
+            store::take_lease(connection, &self.owner, now + LEASE, now - OVERLAP, now).await
         })
         .await?;
         let Some(state) = state else {
             return Ok(Round::NotDue);
         };
         let result = match self.count_missed(&state, now).await {
-            Ok(()) => self.read(state, now).await,
+            Ok(()) => self.read(state).await,
             Err(error) => Err(error.into()),
         };
         // Somewhat less, so that this replica's next look isn't too early by a moment.
@@ -185,40 +186,44 @@ impl Poll {
         Ok(())
     }
 
-    async fn read(&self, state: PollState, began: DateTime<Utc>) -> Result<Round, HealError> {
-        let mut position = state.position.unwrap_or(began - OVERLAP);
+    async fn read(&self, state: PollState) -> Result<Round, HealError> {
+        let mut position = state.position;
         let mut place = Place {
             after: state.round_after,
             until: state.round_until,
             leaves: state.round_leaves,
         };
-        let mut gap_is_said = place.until.is_some();
+        let (mut trail, mut has_begun_anew) = (Trail::default(), false);
         let mut new = 0;
         loop {
             let now = self.clock.now();
-            if place.after.is_none() {
+            let is_gap = now - position > WINDOW;
+            // A round that was broken off too long ago begins anew too, in windows.
+            if place.after.is_none() || (is_gap && place.until.is_none()) {
                 place = Place::default();
-                if now - position > WINDOW {
-                    if !std::mem::replace(&mut gap_is_said, true) {
-                        self.say_gap(position, now).await?;
-                    }
+                if is_gap {
+                    self.note_gap(position, now).await?;
                     place.until = Some(position + WINDOW);
                     place.leaves = place.until;
                 }
             }
             let page = match read_page(&self.client, position, &place, now).await {
                 Ok(page) => page,
-                Err(WorkosError::Rejected { message, .. }) if place.after.is_some() => {
+                Err(refusal)
+                    if refusal.is_rejected() && place.after.is_some() && !has_begun_anew =>
+                {
                     warn!(
-                        "WorkOS refuses where a round of the poll was to go on, it begins anew: {message}"
+                        "WorkOS refuses where a round of the poll was to go on, it begins anew: {refusal}"
                     );
+                    has_begun_anew = true;
+                    trail = Trail::default();
                     place = Place::default();
                     continue;
                 }
                 Err(WorkosError::Rejected {
                     status: 400,
                     message,
-                }) if place.until.is_some() => {
+                }) if place.after.is_none() && place.until.is_some() => {
                     let until = place.until.unwrap_or(now);
                     warn!(
                         "WorkOS refuses to show events from {} to {}, which are skipped: {message}",
@@ -244,7 +249,8 @@ impl Poll {
             }
             new += self.store(&page, &place, position).await?;
             place.after = page.after;
-            if place.after.is_some() {
+            if let Some(after) = &place.after {
+                trail.go_on(after)?;
                 continue;
             }
             position = place.leaves.unwrap_or(position);
@@ -255,21 +261,24 @@ impl Poll {
         }
     }
 
-    async fn say_gap(
+    /// Notes that more has to be read than WorkOS promises to keep (R38), once for all of it.
+    async fn note_gap(
         &self,
         position: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<(), sqlx::Error> {
-        error!(
-            "the events since {} were not read: WorkOS keeps events for 30 days, so some may be lost; run \
-             `workos-sync reconcile --apply`",
-            at(position),
-        );
-        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+        let is_new = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::note_gap(connection, now).await
         })
         .await?;
-        self.metrics.poll_gap();
+        if is_new {
+            error!(
+                "the events since {} were not read: WorkOS keeps events for 30 days, so some may be lost; run \
+                 `workos-sync reconcile --apply`",
+                at(position),
+            );
+            self.metrics.poll_gap();
+        }
         Ok(())
     }
 
@@ -396,6 +405,6 @@ pub(super) async fn store_page(
     Ok(stored)
 }
 
-fn at(time: DateTime<Utc>) -> String {
+pub(super) fn at(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tracing::error;
 
 use super::intake::{Tally, take_in};
 use super::lease::RunLease;
+use super::list::List;
 use super::runs::{self, Kind, Run};
 use super::snapshot::{Shown, Snapshot};
 use super::{HealError, Means, Patience, Progress};
@@ -54,14 +55,14 @@ pub enum Difference {
     DeletedThere,
     /// WorkOS knows the row's organization, but doesn't list it.
     MissingThere,
-    /// The row is disabled. No drift.
+    /// The row is disabled. No drift, unless a reconcile has disabled it.
     DisabledHere,
     /// The `external_id` is a recorded conflict. No drift.
     ExternalIdConflict,
 }
 
 impl Difference {
-    /// Whether it is drift; otherwise it is for information.
+    /// Whether it is drift as such; otherwise it is for information.
     #[must_use]
     pub const fn is_drift(self) -> bool {
         !matches!(self, Self::DisabledHere | Self::ExternalIdConflict)
@@ -99,6 +100,25 @@ pub struct Found {
     pub there: Option<String>,
 }
 
+impl Found {
+    fn new(
+        difference: Difference,
+        workos_id: &str,
+        row: Option<&LinkedRow>,
+        here: Option<String>,
+        there: Option<String>,
+    ) -> Self {
+        Self {
+            difference,
+            drift: difference.is_drift(),
+            workos_id: workos_id.to_owned(),
+            organization_id: row.map(|row| row.id.to_string()),
+            here,
+            there,
+        }
+    }
+}
+
 /// What a reconcile came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -108,6 +128,8 @@ pub struct Report {
     pub drift: i64,
     /// How many of them are left; with `--apply`, how many organizations.
     pub left: i64,
+    /// How many of those WorkOS knows, but doesn't list: nothing mends them.
+    pub missing_there: i64,
     /// How many differences are for information.
     pub information: i64,
 }
@@ -141,44 +163,31 @@ impl There {
         })
     }
 
-    fn is_on_its_way(&self, shown: &Shown) -> bool {
+    /// Whether it changed so shortly before a look at it, or after, that word of it may be on its way here.
+    fn is_on_its_way(&self, seen_at: DateTime<Utc>) -> bool {
         let updated_at = self.updated_at.as_deref().and_then(parse_timestamp);
-        updated_at.is_some_and(|updated_at| updated_at > shown.date - ON_ITS_WAY)
+        updated_at.is_some_and(|updated_at| updated_at > seen_at - ON_ITS_WAY)
     }
 }
 
 /// What differs so far.
 struct Comparison<F> {
     report: Report,
-    /// What no snapshot mends.
-    missing_there: i64,
     tell: F,
 }
 
 impl<F: FnMut(&Found)> Comparison<F> {
-    fn tell(
-        &mut self,
-        difference: Difference,
-        workos_id: &str,
-        row: Option<&LinkedRow>,
-        here: Option<String>,
-        there: Option<String>,
-    ) {
-        let drift = difference.is_drift();
-        if drift {
+    fn tell(&mut self, found: &Found) {
+        if found.drift {
             self.report.drift += 1;
             self.report.left += 1;
         } else {
             self.report.information += 1;
         }
-        (self.tell)(&Found {
-            difference,
-            drift,
-            workos_id: workos_id.to_owned(),
-            organization_id: row.map(|row| row.id.to_string()),
-            here,
-            there,
-        });
+        if found.difference == Difference::MissingThere {
+            self.report.missing_there += 1;
+        }
+        (self.tell)(found);
     }
 }
 
@@ -199,14 +208,13 @@ pub async fn run(
     }
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        let run = runs::begin(connection, Kind::Reconcile, false, now).await?;
+        let run = runs::begin(connection, Kind::Reconcile, false, None, now).await?;
         runs::forget_others(connection, run.id).await?;
         Ok::<_, sqlx::Error>(run)
     })
     .await?;
     let mut comparison = Comparison {
         report: Report::default(),
-        missing_there: 0,
         tell,
     };
     let result = compare_and_mend(
@@ -239,12 +247,9 @@ async fn compare_and_mend(
     progress: &mut impl FnMut(Progress),
 ) -> Result<(), HealError> {
     let mut done = Progress::default();
-    let mut after = None;
-    loop {
-        let (page, began_anew) = means.read_page(after.as_deref()).await?;
-        if began_anew {
-            return Err(HealError::ListChanged);
-        }
+    let mut list = List::from(means, None);
+    let listed_at = loop {
+        let page = list.next().await?;
         let shown = Shown::of(page.answered)?;
         compare_page(means, run, &shown, &page.elements, comparison).await?;
         done.pages += 1;
@@ -252,15 +257,14 @@ async fn compare_and_mend(
         comparison.report.organizations = done.seen;
         progress(done);
         lease.check().await?;
-        after = page.after;
-        if after.is_none() {
-            break;
+        if page.after.is_none() {
+            break shown.asked_at();
         }
-    }
-    let deletions = compare_rows(means, options, run, lease, comparison).await?;
+    };
+    let deletions = compare_rows(means, options, run, listed_at, lease, comparison).await?;
     if options.apply {
         let left = mend(means, run, &deletions, lease).await?;
-        comparison.report.left = comparison.missing_there + left;
+        comparison.report.left = comparison.report.missing_there + left;
     }
     Ok(())
 }
@@ -336,13 +340,16 @@ async fn compare_page(
         let row = rows.get(id).copied();
         // One that can't be decoded has no outcome: it differs, and mending it makes a dead letter that says why.
         let is_older = outcomes.get(id) == Some(&Outcome::Stale);
-        let is_judged = !is_older && !there.is_on_its_way(shown);
-        let is_conflict = conflicts.contains(id);
+        let is_judged = !is_older && !there.is_on_its_way(shown.date);
+        let known = Known {
+            is_conflict: conflicts.contains(id),
+            was_found_gone: found_gone.iter().any(|gone| gone == id),
+        };
         let host = &means.target.host;
-        let differs = is_judged && compare(host, id, row, there, is_conflict, comparison);
-        // One that is there after all is to be lifted, though its row differs in nothing but `disabled_at`.
-        let is_back = is_judged && found_gone.iter().any(|gone| gone == id);
-        snapshots.push((differs || is_back).then_some(snapshot.body.as_str()));
+        let differs = is_judged && compare(host, id, row, there, known, comparison);
+        // One that is there after all is to be lifted, even if the application has enabled its row.
+        let mends = differs || (is_judged && known.was_found_gone);
+        snapshots.push(mends.then_some(snapshot.body.as_str()));
     }
     postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
         runs::see(connection, run.id, &ids, &snapshots).await
@@ -351,52 +358,51 @@ async fn compare_page(
     Ok(())
 }
 
+/// What is known of an organization beside its row.
+#[derive(Clone, Copy)]
+struct Known {
+    /// That its `external_id` isn't the row's id is a recorded conflict.
+    is_conflict: bool,
+    /// A reconcile before this one found that WorkOS doesn't know it.
+    was_found_gone: bool,
+}
+
 /// Compares an organization with its row; says whether there is drift.
 fn compare(
     host: &Host,
     id: &str,
     row: Option<&LinkedRow>,
     there: &There,
-    is_conflict: bool,
+    known: Known,
     comparison: &mut Comparison<impl FnMut(&Found)>,
 ) -> bool {
     let before = comparison.report.drift;
+    let found = |difference, here, there| Found::new(difference, id, row, here, there);
     let Some(row) = row else {
-        comparison.tell(Difference::MissingHere, id, None, None, there.name.clone());
+        comparison.tell(&found(Difference::MissingHere, None, there.name.clone()));
         return true;
     };
     if there.name.as_ref() != Some(&row.name) {
-        comparison.tell(
-            Difference::Name,
-            id,
-            Some(row),
-            Some(row.name.clone()),
-            there.name.clone(),
-        );
+        let here = Some(row.name.clone());
+        comparison.tell(&found(Difference::Name, here, there.name.clone()));
     }
     let external_id = there.external_id.as_deref().filter(|id| !id.is_empty());
     if external_id.is_none_or(|id| !host.is_same(id, row.id.as_str())) {
-        let difference = if external_id.is_some() && is_conflict {
+        let difference = if external_id.is_some() && known.is_conflict {
             Difference::ExternalIdConflict
         } else {
             Difference::ExternalId
         };
-        comparison.tell(
-            difference,
-            id,
-            Some(row),
-            Some(row.id.to_string()),
-            external_id.map(str::to_owned),
-        );
+        let here = Some(row.id.to_string());
+        comparison.tell(&found(difference, here, external_id.map(str::to_owned)));
     }
     if let Some(since) = row.disabled_at {
-        comparison.tell(
-            Difference::DisabledHere,
-            id,
-            Some(row),
-            Some(since.to_rfc3339()),
-            None,
-        );
+        let here = Some(since.to_rfc3339());
+        comparison.tell(&Found {
+            // It was us, and wrongly (R44).
+            drift: known.was_found_gone,
+            ..found(Difference::DisabledHere, here, None)
+        });
     }
     comparison.report.drift > before
 }
@@ -406,6 +412,7 @@ async fn compare_rows(
     means: &Means,
     options: Options,
     run: &Run,
+    listed_at: DateTime<Utc>,
     lease: &mut RunLease,
     comparison: &mut Comparison<impl FnMut(&Found)>,
 ) -> Result<Vec<String>, HealError> {
@@ -442,7 +449,7 @@ async fn compare_rows(
             .iter()
             .filter(|row| unseen.iter().any(|id| id == row.workos_id.as_str()))
         {
-            let Some(deletion) = compare_unlisted(means, row, comparison).await? else {
+            let Some(deletion) = compare_unlisted(means, row, listed_at, comparison).await? else {
                 continue;
             };
             if options.apply {
@@ -460,6 +467,7 @@ async fn compare_rows(
 async fn compare_unlisted(
     means: &Means,
     row: &LinkedRow,
+    listed_at: DateTime<Utc>,
     comparison: &mut Comparison<impl FnMut(&Found)>,
 ) -> Result<Option<String>, HealError> {
     let id = row.workos_id.as_str();
@@ -478,7 +486,13 @@ async fn compare_unlisted(
                 return Ok(None);
             }
             let here = Some(row.name.clone());
-            comparison.tell(Difference::DeletedThere, id, Some(row), here, None);
+            comparison.tell(&Found::new(
+                Difference::DeletedThere,
+                id,
+                Some(row),
+                here,
+                None,
+            ));
             Ok(Some(deletion.body))
         }
         Lookup::Found(Object { text, answered }) => {
@@ -488,10 +502,11 @@ async fn compare_unlisted(
                 Ok(snapshot) => is_older(means, &snapshot).await?,
                 Err(_) => false,
             };
-            if !is_older && !there.is_on_its_way(&shown) {
+            // What was made after the list was read isn't in it.
+            if !is_older && !there.is_on_its_way(listed_at) {
                 let here = Some(row.name.clone());
-                comparison.missing_there += 1;
-                comparison.tell(Difference::MissingThere, id, Some(row), here, there.name);
+                let difference = Difference::MissingThere;
+                comparison.tell(&Found::new(difference, id, Some(row), here, there.name));
             }
             Ok(None)
         }

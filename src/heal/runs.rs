@@ -66,6 +66,7 @@ pub(super) async fn begin(
     connection: &mut PgConnection,
     kind: Kind,
     is_whole: bool,
+    boundary: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
 ) -> Result<Run, sqlx::Error> {
     query!(
@@ -84,13 +85,14 @@ pub(super) async fn begin(
     query_as!(
         Run,
         r#"
-        insert into workos_sync.runs (kind, started_at, is_whole)
-        values ($1, $2, $3)
+        insert into workos_sync.runs (kind, started_at, is_whole, boundary)
+        values ($1, $2, $3, $4)
         returning run_id as id, after, boundary, pages, seen, is_whole
         "#,
         kind.as_str(),
         now,
         is_whole,
+        boundary,
     )
     .fetch_one(connection)
     .await

@@ -48,6 +48,12 @@ impl Shown {
         Ok(Self { date, at })
     }
 
+    /// When WorkOS was asked, by its own clock.
+    #[must_use]
+    pub fn asked_at(&self) -> DateTime<Utc> {
+        self.at + MARGIN
+    }
+
     /// The id of what an answer says of an object: the same answer says it but once.
     fn id(&self, object_id: &str) -> String {
         let hash = Sha256::digest(object_id.as_bytes());

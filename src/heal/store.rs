@@ -6,19 +6,20 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 /// Where the poll stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PollState {
-    /// Where a backfill began, if no round was ever drained.
-    pub(super) position: Option<DateTime<Utc>>,
+    pub(super) position: DateTime<Utc>,
     pub(super) round_after: Option<String>,
     pub(super) round_until: Option<DateTime<Utc>>,
     pub(super) round_leaves: Option<DateTime<Utc>>,
     pub(super) counted_until: Option<DateTime<Utc>>,
 }
 
-/// Takes the lease of the poll, if a round is due and nobody else is at it.
+/// Takes the lease of the poll, if a round is due and nobody else is at it. The first one fixes where the poll begins,
+/// whatever comes of it: where a backfill began, or else at `first`.
 pub(super) async fn take_lease(
     connection: &mut PgConnection,
     owner: &str,
     until: DateTime<Utc>,
+    first: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<Option<PollState>, sqlx::Error> {
     query_as!(
@@ -26,19 +27,22 @@ pub(super) async fn take_lease(
         r#"
         update workos_sync.event_poll
         set lease_owner = $1,
-            lease_until = $2
+            lease_until = $2,
+            position    = coalesce(position,
+                                   (select boundary
+                                    from workos_sync.runs
+                                    where kind = 'backfill'
+                                    order by run_id desc
+                                    limit 1),
+                                   $4)
         where (lease_until is null or lease_until <= $3 or lease_owner = $1)
           and (next_at is null or next_at <= $3)
-        returning coalesce(position, (select boundary
-                                      from workos_sync.runs
-                                      where kind = 'backfill'
-                                      order by run_id desc
-                                      limit 1)) as position,
-            round_after, round_until, round_leaves, counted_until
+        returning position as "position!", round_after, round_until, round_leaves, counted_until
         "#,
         owner,
         until,
         now,
+        first,
     )
     .fetch_optional(connection)
     .await
@@ -113,15 +117,24 @@ pub(super) async fn turn(
     Ok(written.rows_affected() == 1)
 }
 
-/// Remembers that more had to be read than WorkOS promises to keep.
+/// Remembers that more has to be read than WorkOS promises to keep; says whether that is new. It isn't before everything
+/// was read once.
 pub(super) async fn note_gap(
     connection: &mut PgConnection,
     now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    query!("update workos_sync.event_poll set gap_at = $1", now)
-        .execute(connection)
-        .await
-        .map(drop)
+) -> Result<bool, sqlx::Error> {
+    let noted = query!(
+        r#"
+        update workos_sync.event_poll
+        set gap_at = $1
+        where gap_at is null
+           or gap_at <= last_drained_at
+        "#,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(noted.rows_affected() == 1)
 }
 
 /// Remembers how often `serve` polls; 0: never.

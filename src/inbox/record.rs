@@ -8,11 +8,12 @@ use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
 use super::lanes::Lanes;
@@ -37,6 +38,10 @@ const BYTES_KEPT: usize = 256 * 1_024;
 
 /// How many events may wait. Beyond it the database is behind for good, and senders should come back.
 const MAX_WAITING: usize = 4_096;
+
+/// How often a delivery is noted on the row of an event that is being applied. A try waits for the lock of the row for as
+/// long as any transaction does, 5 s; it is held for 15 s at most.
+const MARK_TRIES: u32 = 5;
 
 /// The longest stored body, in bytes, that a duplicate is compared with: with the number of events it bounds the
 /// memory. Longer ones are compared by their type alone.
@@ -324,7 +329,7 @@ impl Recorder {
                 .filter(|(_, is_new)| !**is_new)
                 .map(|(event, _)| event.id().as_str())
                 .collect();
-            let mut known = Vec::new();
+            let (mut known, mut late) = (Vec::new(), Vec::new());
             if !duplicates.is_empty() {
                 known = store::known(tx, &duplicates, COMPARED_PAYLOAD).await?;
                 let undelivered: HashSet<_> = known
@@ -339,16 +344,23 @@ impl Recorder {
                     .filter(|(id, _)| undelivered.contains(id))
                     .collect();
                 if !delivered.is_empty() {
-                    store::mark_delivered(tx, &delivered).await?;
+                    let marked = store::mark_delivered(tx, &delivered).await?;
+                    let is_late = |id: &str| !marked.iter().any(|marked| marked == id);
+                    late = delivered;
+                    late.retain(|(id, _)| is_late(id));
                 }
             }
             if events.iter().map(|event| event.body.len()).sum::<usize>() > BYTES_KEPT {
                 tx.shrink_buffers();
             }
-            Ok::<_, sqlx::Error>((are_new, known))
+            Ok::<_, sqlx::Error>((are_new, known, late))
         };
-        let (are_new, known) =
+        let (are_new, known, late) =
             postgres::transaction(&self.pool, postgres::PATIENCE, insert).await?;
+        for (id, at) in late {
+            self.tracker
+                .spawn(mark_delivered(self.pool.clone(), id.to_owned(), at));
+        }
         let known: HashMap<_, _> = known
             .iter()
             .map(|known| (known.event_id.as_str(), known))
@@ -362,6 +374,28 @@ impl Recorder {
         });
         Ok(stored.collect())
     }
+}
+
+/// Notes a delivery of an event that was being applied as it came: the sender didn't wait for that, but the delivery is
+/// not to be counted as missed (R39).
+async fn mark_delivered(pool: PgPool, event_id: String, at: DateTime<Utc>) {
+    let mut tries = 0;
+    let error = loop {
+        tries += 1;
+        let marked = postgres::transaction(&pool, postgres::PATIENCE, async |connection| {
+            store::wait_and_mark_delivered(connection, &event_id, at).await
+        });
+        match marked.await {
+            Ok(()) => return,
+            Err(error) if tries < MARK_TRIES && error::is_lock_timeout(&error) => {}
+            Err(error) => break error,
+        }
+    };
+    let reason = error::describe(&error);
+    warn!(
+        event.id = event_id,
+        reason, "that {event_id} was delivered isn't noted, so it may count as missed: {reason}",
+    );
 }
 
 /// Describes what is stored under the id of an event, if that is another event: one of another type, or about something

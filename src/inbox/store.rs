@@ -274,13 +274,13 @@ pub(super) async fn insert_marked(
 }
 
 /// Deliveries have brought these events, which the poll had found (R39). A row that is being applied at this moment is
-/// passed over, for the sender waits.
+/// passed over, for the sender waits. Says which are marked.
 pub(super) async fn mark_delivered(
     connection: &mut PgConnection,
     delivered: &[(&str, DateTime<Utc>)],
-) -> Result<(), sqlx::Error> {
+) -> Result<Vec<String>, sqlx::Error> {
     let (event_ids, times): (Vec<_>, Vec<_>) = delivered.iter().copied().unzip();
-    query!(
+    query_scalar!(
         r#"
         update workos_sync.webhook_events as event
         set delivered_at = delivered.at
@@ -290,9 +290,30 @@ pub(super) async fn mark_delivered(
                                           from workos_sync.webhook_events
                                           where event_id = any ($1)
                                           for update skip locked))
+        returning event.event_id
         "#,
         &event_ids as _,
         &times,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// The same, once whoever applies the event is done.
+pub(super) async fn wait_and_mark_delivered(
+    connection: &mut PgConnection,
+    event_id: &str,
+    at: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    query!(
+        r#"
+        update workos_sync.webhook_events
+        set delivered_at = $2
+        where event_id = $1
+          and delivered_at is null
+        "#,
+        event_id,
+        at,
     )
     .execute(connection)
     .await

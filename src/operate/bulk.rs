@@ -343,11 +343,16 @@ impl Bulk {
         mut self,
         mut progress: impl FnMut(&Progress),
     ) -> Result<Progress, OperateError> {
-        while self.next().await?.is_some() {
-            progress(&self.progress);
-        }
+        let result = loop {
+            match self.next().await {
+                Ok(Some(_)) => progress(&self.progress),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        // What was done before an error stays done.
         self.log();
-        Ok(self.progress)
+        result.map(|()| self.progress)
     }
 
     /// Says what was done: for whoever calls [`next`](Self::next) to the end.

@@ -124,3 +124,12 @@ pub struct Listed<T> {
     /// What to ask for the next part with; none where this is the last.
     pub next: Option<String>,
 }
+
+impl<T> Default for Listed<T> {
+    fn default() -> Self {
+        Self {
+            items: Vec::new(),
+            next: None,
+        }
+    }
+}

@@ -81,25 +81,21 @@ async fn find_on(
     id: &str,
 ) -> Result<Option<OrganizationDetail>, OperateError> {
     let row = host.statements().mapped_row(&mut *connection, id).await?;
-    let linked = row.as_ref().and_then(|row| row.workos_id.clone());
-    let (workos_id, is_asked) = match (&row, linked) {
-        (_, Some(workos_id)) => (Some(workos_id), false),
-        (Some(_), None) => (None, false),
-        (None, None) => (Some(id.to_owned()), true),
+    let workos_id = match &row {
+        Some(row) => row.workos_id.clone(),
+        None => Some(id.to_owned()),
     };
-    let Some(workos_id) = workos_id else {
-        return Ok(Some(OrganizationDetail {
-            workos_id: None,
-            row,
-            cursor: None,
-            write_back: None,
-            events: Listed {
-                items: Vec::new(),
-                next: None,
-            },
-        }));
+    let mut found = OrganizationDetail {
+        workos_id,
+        row,
+        cursor: None,
+        write_back: None,
+        events: Listed::default(),
     };
-    let cursor = query_as!(
+    let Some(workos_id) = &found.workos_id else {
+        return Ok(Some(found));
+    };
+    found.cursor = query_as!(
         CursorDetail,
         r#"
         select last_event_id, last_event_updated_at, deleted_at, deletion_is_inferred, updated_at
@@ -110,7 +106,7 @@ async fn find_on(
     )
     .fetch_optional(&mut *connection)
     .await?;
-    let write_back = query_as!(
+    found.write_back = query_as!(
         WriteBack,
         r#"
         select status, organization_id, attempts, last_error, next_attempt_at, created_at, settled_at
@@ -125,15 +121,10 @@ async fn find_on(
         organization: Some(workos_id.clone()),
         ..Filter::default()
     };
-    let events = list_on(connection, &filter, &Page::default()).await?;
-    if is_asked && cursor.is_none() && write_back.is_none() && events.items.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(OrganizationDetail {
-        workos_id: Some(workos_id),
-        row,
-        cursor,
-        write_back,
-        events,
-    }))
+    found.events = list_on(connection, &filter, &Page::default()).await?;
+    let is_known = found.row.is_some()
+        || found.cursor.is_some()
+        || found.write_back.is_some()
+        || !found.events.items.is_empty();
+    Ok(is_known.then_some(found))
 }

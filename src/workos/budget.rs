@@ -5,8 +5,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use crate::backoff::backoff;
+
 /// Nothing waits longer at WorkOS's wish: a typo of theirs must not silence us for a day.
-const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+const LONGEST_ASKED: Duration = Duration::from_hours(1);
+
+/// Nor shorter: "Retry-After: 0" would make a busy loop.
+const SHORTEST_ASKED: Duration = Duration::from_secs(1);
+
+/// The longest pause of our own choice, where WorkOS names none: its limits are by the minute.
+const LONGEST_OWN: Duration = Duration::from_mins(1);
 
 /// Who goes first where requests wait: what finds missed events, then what somebody waits for, then the write-back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +41,8 @@ struct State {
     whole_at: Instant,
     /// WorkOS wants no request before.
     paused_until: Instant,
+    /// How many pauses there were since WorkOS last took a request.
+    pauses: u32,
     /// How many wait, by [`Priority`].
     waiting: [usize; 3],
 }
@@ -45,6 +55,7 @@ impl Budget {
             state: Mutex::new(State {
                 whole_at: now,
                 paused_until: now,
+                pauses: 0,
                 waiting: [0; 3],
             }),
         }
@@ -66,11 +77,15 @@ impl Budget {
         }
     }
 
-    /// WorkOS wants to be left alone for a while.
-    pub(super) fn pause(&self, asked: Duration) {
-        let until = Instant::now() + std::cmp::min(asked, LONGEST_PAUSE);
-        let mut state = self.state();
-        state.paused_until = std::cmp::max(state.paused_until, until);
+    /// WorkOS limits the rate: nobody asks for as long as it wants, or else twice as long each time. Says how long that is
+    /// from now.
+    pub(super) fn limited(&self, asked: Option<Duration>) -> Duration {
+        self.state().limited(asked, Instant::now())
+    }
+
+    /// WorkOS took a request.
+    pub(super) fn taken(&self) {
+        self.state().taken(Instant::now());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -79,6 +94,28 @@ impl Budget {
 }
 
 impl State {
+    fn limited(&mut self, asked: Option<Duration>, now: Instant) -> Duration {
+        let begins = self.paused_until <= now;
+        if begins {
+            self.pauses = self.pauses.saturating_add(1);
+        }
+        let pause = match asked {
+            Some(asked) => asked.clamp(SHORTEST_ASKED, LONGEST_ASKED),
+            None if begins => backoff(self.pauses, LONGEST_OWN, fastrand::f64()),
+            // The request was under way when the pause began.
+            None => Duration::ZERO,
+        };
+        self.paused_until = std::cmp::max(self.paused_until, now + pause);
+        self.paused_until - now
+    }
+
+    /// In a pause it says nothing: the request was under way before.
+    fn taken(&mut self, now: Instant) {
+        if self.paused_until <= now {
+            self.pauses = 0;
+        }
+    }
+
     /// Takes a turn, if this is one; else says when to ask again.
     fn turn(
         &mut self,
@@ -162,18 +199,37 @@ mod tests {
         assert_eq!(budget.state().turn(Priority::WriteBack, 10, now), Ok(now));
     }
 
-    /// A 429 pauses all of it, as long as WorkOS asks for and an hour at most.
+    /// A 429 pauses all of it, as long as WorkOS asks for, a second at least and an hour at most.
     #[tokio::test]
     async fn a_pause_is_for_all() {
         let budget = Budget::new(10);
-        budget.pause(Duration::from_secs(7));
-        budget.pause(Duration::from_secs(3));
+        assert_eq!(budget.limited(Some(Duration::ZERO)), SHORTEST_ASKED);
+        budget.limited(Some(Duration::from_secs(7)));
+        budget.limited(Some(Duration::from_secs(3)));
         for priority in [Priority::Poll, Priority::Command, Priority::WriteBack] {
             let left = budget.take(priority).await.unwrap_err();
             assert!(left > Duration::from_secs(6), "{left:?}");
         }
-        budget.pause(Duration::MAX);
-        let left = budget.take(Priority::Poll).await.unwrap_err();
-        assert!(left <= LONGEST_PAUSE, "{left:?}");
+        assert_eq!(budget.limited(Some(Duration::MAX)), LONGEST_ASKED);
+    }
+
+    /// A 429 that doesn't say how long pauses all of it too, twice as long each time, until WorkOS takes a request.
+    #[test]
+    fn a_pause_of_our_own_grows() {
+        let budget = Budget::new(10);
+        let mut state = budget.state();
+        let mut now = Instant::now();
+        for (least, most) in [(500, 1_000), (1_000, 2_000), (2_000, 4_000)] {
+            let pause = state.limited(None, now);
+            let range = Duration::from_millis(least)..=Duration::from_millis(most);
+            assert!(range.contains(&pause), "{pause:?}");
+            assert_eq!(state.limited(None, now), pause, "of the same moment");
+            assert_eq!(state.turn(Priority::Poll, 10, now), Err(pause));
+            state.taken(now);
+            now += pause;
+            assert!(state.turn(Priority::Poll, 10, now).is_ok());
+        }
+        state.taken(now);
+        assert!(state.limited(None, now) <= Duration::from_secs(1));
     }
 }

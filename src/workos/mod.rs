@@ -178,6 +178,14 @@ pub enum WorkosError {
     },
 }
 
+impl WorkosError {
+    /// Whether what was asked for is refused, and would be again.
+    #[must_use]
+    pub const fn is_rejected(&self) -> bool {
+        matches!(self, Self::Rejected { .. })
+    }
+}
+
 /// Talks to the WorkOS API. Cloning is cheap; clones share the connections.
 #[derive(Clone)]
 pub struct WorkosClient {
@@ -413,6 +421,11 @@ impl WorkosClient {
         let sent = request.send().await;
         self.count(endpoint, sent.as_ref().ok().map(Response::status));
         let http = sent.map_err(|error| self.no_answer(error))?;
+        if let Some(budget) = &self.budget
+            && http.status() != StatusCode::TOO_MANY_REQUESTS
+        {
+            budget.taken();
+        }
         let date = header(&http, DATE).and_then(http_date);
         Ok(Asked {
             http,
@@ -438,9 +451,10 @@ impl WorkosClient {
             }),
             // The body isn't asked: it may be an object, or a bare string.
             StatusCode::TOO_MANY_REQUESTS => {
-                if let (Some(budget), Some(asked)) = (&self.budget, retry_after) {
-                    budget.pause(asked);
-                }
+                let retry_after = match &self.budget {
+                    Some(budget) => Some(budget.limited(retry_after)),
+                    None => retry_after,
+                };
                 Err(WorkosError::RateLimited { retry_after })
             }
             StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {

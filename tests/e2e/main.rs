@@ -13,6 +13,7 @@ mod database_url;
 mod doctor;
 mod emulator;
 mod hardening;
+mod healing;
 mod interrupted;
 mod lifecycle;
 mod migrate;

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) database_url: Option<String>,
     pub(crate) workos_url: String,
     pub(crate) connections: u32,
+    /// How often it polls, in seconds; 0: never.
+    pub(crate) poll: u32,
     /// How far its clock is ahead.
     pub(crate) ahead: Duration,
 }
@@ -67,16 +69,43 @@ impl Replica {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Nothing but the settings of the test: neither a `.env` of the working copy nor a variable of whoever runs it.
+    /// Starts it.
     pub(crate) fn start(&self) -> Result<()> {
+        let child = self.program(&["serve"])?.spawn()?;
+        self.slot.lock().unwrap().child = Some(child);
+        Ok(())
+    }
+
+    /// Runs a command beside it, and kills that after a while if it hasn't ended; says how it ended.
+    pub(crate) async fn command(
+        &self,
+        arguments: &[&str],
+        killed_after: Duration,
+    ) -> Result<ExitStatus> {
+        let mut child = self.program(arguments)?.spawn()?;
+        let kill_at = Instant::now() + killed_after;
+        loop {
+            if let Some(exit) = child.try_wait()? {
+                return Ok(exit);
+            }
+            if Instant::now() >= kill_at {
+                child.kill()?;
+                return Ok(child.wait()?);
+            }
+            sleep(POLL / 5).await;
+        }
+    }
+
+    /// Nothing but the settings of the test: neither a `.env` of the working copy nor a variable of whoever runs it.
+    fn program(&self, arguments: &[&str]) -> Result<Command> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)?;
         let built = env!("CARGO_BIN_EXE_workos-sync").into();
-        let mut serve = Command::new(std::env::var_os("FAULT_BINARY").unwrap_or(built));
-        serve
-            .arg("serve")
+        let mut program = Command::new(std::env::var_os("FAULT_BINARY").unwrap_or(built));
+        program
+            .args(arguments)
             .current_dir(&self.folder)
             .env_clear()
             .env(
@@ -85,8 +114,8 @@ impl Replica {
             )
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
             .env("WORKOS_API_KEY", "sk_faults")
-            // The fake has no events to read.
-            .env("EVENTS_POLL_SECONDS", "0")
+            .env("EVENTS_POLL_SECONDS", self.settings.poll.to_string())
+            .env("WORKOS_API_RPS", "100")
             .env("WORKOS_API_URL", &self.settings.workos_url)
             .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))
             .env("SHUTDOWN_GRACE_SECONDS", "10")
@@ -99,24 +128,22 @@ impl Replica {
             .stdout(Stdio::null())
             .stderr(log);
         if let Some(url) = &self.settings.database_url {
-            serve.env("DATABASE_URL", url);
+            program.env("DATABASE_URL", url);
         } else {
             let where_programs_are = ["PATH", "PG_BIN_DIR"];
-            serve.envs(std::env::vars_os().filter(|(name, _)| {
+            program.envs(std::env::vars_os().filter(|(name, _)| {
                 where_programs_are
                     .iter()
                     .any(|wanted| name == std::ffi::OsStr::new(wanted))
             }));
         }
         if self.settings.ahead > Duration::ZERO {
-            serve
+            program
                 .env("LD_PRELOAD", faketime()?)
                 .env("FAKETIME", format!("+{}", self.settings.ahead.as_secs()))
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
-        let child = serve.spawn()?;
-        self.slot.lock().unwrap().child = Some(child);
-        Ok(())
+        Ok(program)
     }
 
     /// How far its clock is ahead.

@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Disk};
 use crate::proxy::{Network, Proxy};
 use crate::report::{Report, quantile};
 use crate::sender::Habits;
-use crate::workos::{Giver, Kind};
+use crate::workos::{Giver, Kind, Mood};
 use crate::world::{Options, World, workos_id};
 use crate::{eventually, retry};
 
@@ -38,6 +38,7 @@ pub(crate) enum Scenario {
     FailoverWithLoss,
     PrivatePostgres,
     HeldSnapshot,
+    LostWebhooks,
 }
 
 /// Longer than every timeout of the service, the lease of the outbox included.
@@ -45,7 +46,7 @@ const LONGER_THAN_ANY: Duration = Duration::from_secs(65);
 
 impl Scenario {
     /// The long ones first: they run beside the others.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::PausedReplica,
         Self::StalledNetwork,
         Self::VanishedPeer,
@@ -56,6 +57,7 @@ impl Scenario {
         Self::HeldSnapshot,
         Self::Crashes,
         Self::PooledCrashes,
+        Self::LostWebhooks,
         Self::TwoReplicas,
         Self::ThreeReplicas,
         Self::RollingRestart,
@@ -84,6 +86,7 @@ impl Scenario {
             Self::FailoverWithLoss => "failover_with_loss",
             Self::PrivatePostgres => "private_postgres",
             Self::HeldSnapshot => "held_snapshot",
+            Self::LostWebhooks => "lost_webhooks",
         }
     }
 
@@ -99,6 +102,7 @@ impl Scenario {
                 | Self::Crashes
                 | Self::PooledCrashes
                 | Self::Failover
+                | Self::LostWebhooks
         )
     }
 
@@ -147,10 +151,15 @@ impl Scenario {
                     connections: 64,
                     window: Duration::ZERO,
                     duplicates: 0.0,
+                    lost: 0.0,
                 },
                 // What is lost would be new a second time.
                 Self::FailoverWithLoss => Habits {
                     duplicates: 0.0,
+                    ..Options::default().habits
+                },
+                Self::LostWebhooks => Habits {
+                    lost: 1.0 / 3.0,
                     ..Options::default().habits
                 },
                 _ => Options::default().habits,
@@ -171,6 +180,7 @@ impl Scenario {
             Self::VanishedPeer => network(&world, Network::Vanished, Duration::from_secs(2)).await,
             Self::DiskFull => disk_full(&world, cluster.disk().unwrap_or(Path::new("."))).await,
             Self::Crashes | Self::PooledCrashes => crashes(&world).await,
+            Self::LostWebhooks => lost_webhooks(&world).await,
             Self::PrivatePostgres => private_postgres(&world).await,
             Self::HeldSnapshot => tokio::select! {
                 result = held_snapshot(&world) => result,
@@ -363,6 +373,64 @@ async fn hot_key(world: &World) -> Result<()> {
     );
     println!("        {line}");
     Ok(())
+}
+
+/// R36–R44: a third of all events is never delivered, and the poll brings them. Who polls, a backfill and a reconcile are
+/// killed at random moments, again and again.
+async fn lost_webhooks(world: &World) -> Result<()> {
+    const NEVER: Duration = Duration::from_secs(60);
+
+    let mut rng = Rng::with_seed(4);
+    let mut moments = rng.fork();
+    // So that pages take their time.
+    world.workos.set(Mood::Slow(Duration::from_millis(5)));
+    let load = async {
+        for change in 0..500 {
+            let (id, name) = (workos_id(rng.usize(..150)), format!("Acme {change}"));
+            match world.workos.organization(&id) {
+                None if rng.bool() => world.workos.create(&id, &name, Giver::Nobody),
+                None => world.workos.create(&id, &name, Giver::Application),
+                Some(_) if rng.u8(..25) == 0 => world.workos.change(Kind::Deleted, &id, &name),
+                Some(_) => world.workos.change(Kind::Updated, &id, &name),
+            }
+            sleep(Duration::from_millis(6)).await;
+        }
+    };
+    let kills = async {
+        for _ in 0..5 {
+            let mut moment = |longest| Duration::from_millis(moments.u64(..longest));
+            let (first, second, third, down) = (moment(600), moment(600), moment(400), moment(100));
+            let replica = &world.replicas[usize::from(down.as_millis() % 2 == 0)];
+            replica.command(&["backfill"], first).await?;
+            replica.command(&["reconcile", "--apply"], second).await?;
+            sleep(third).await;
+            replica.kill(down).await?;
+            // The lease of a dead one lasts a minute; as if that were over.
+            world
+                .execute("update workos_sync.event_poll set lease_until = now()")
+                .await?;
+        }
+        anyhow::Ok(())
+    };
+    let ((), killed) = tokio::join!(load, kills);
+    killed?;
+    for replica in &world.replicas {
+        replica.answers().await?;
+    }
+    let replica = &world.replicas[0];
+    // The lock of one that was killed may be held a moment longer.
+    let ends_well = async |arguments: &[&str]| {
+        eventually(arguments[0], async || {
+            let ended = replica.command(arguments, NEVER).await;
+            ended.is_ok_and(|exit| exit.success())
+        })
+        .await
+    };
+    ends_well(&["backfill"]).await?;
+    world.settle().await?;
+    ends_well(&["reconcile", "--apply"]).await?;
+    world.workos.set(Mood::Fine);
+    world.settle().await
 }
 
 /// R11, R22: a replica is stopped for longer than every timeout, and goes on with what it had in hand. The other one

@@ -390,6 +390,7 @@ impl Plan {
                     connections: rng.usize(8..32),
                     window: Duration::from_millis(rng.u64(0..800)),
                     duplicates: 0.2 * rng.f64(),
+                    lost: 0.0,
                 },
                 seed: rng.u64(..),
             },

@@ -2,7 +2,7 @@
 //! acknowledged, each time with a fresh signature; sometimes after it was acknowledged; sometimes with a clock that
 //! is wrong.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub(crate) struct Habits {
     pub(crate) window: Duration,
     /// How many events are delivered twice.
     pub(crate) duplicates: f64,
+    /// How many are never delivered.
+    pub(crate) lost: f64,
 }
 
 /// The sender; it stops when its task is dropped.
@@ -45,6 +47,8 @@ pub(crate) struct Sender {
     /// Events that are not acknowledged, or are to be delivered once more.
     pending: AtomicUsize,
     acknowledged: Mutex<HashMap<String, usize>>,
+    /// The ids of events that are never delivered.
+    lost: Mutex<HashSet<String>>,
     violations: Mutex<Vec<String>>,
     report: Arc<Report>,
 }
@@ -63,6 +67,7 @@ impl Sender {
             skewed: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
             acknowledged: Mutex::default(),
+            lost: Mutex::default(),
             violations: Mutex::default(),
             report,
         })
@@ -76,6 +81,11 @@ impl Sender {
     ) {
         let mut deliveries = JoinSet::new();
         while let Some(event) = events.recv().await {
+            if self.habits.lost > 0.0 && rng.f64() < self.habits.lost {
+                self.report.count("lost deliveries");
+                self.lost.lock().unwrap().insert(event.id.clone());
+                continue;
+            }
             let copies = 1 + usize::from(rng.f64() < self.habits.duplicates);
             for _ in 0..copies {
                 self.pending.fetch_add(1, Ordering::SeqCst);
@@ -97,6 +107,10 @@ impl Sender {
 
     pub(crate) fn is_acknowledged(&self, event_id: &str) -> bool {
         self.acknowledged.lock().unwrap().contains_key(event_id)
+    }
+
+    pub(crate) fn is_lost(&self, event_id: &str) -> bool {
+        self.lost.lock().unwrap().contains(event_id)
     }
 
     /// An event that was acknowledged is to be acknowledged again.

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -18,12 +18,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use ulid::Ulid;
+use workos_sync::clock::{Clock, SystemClock};
 
 use crate::retry;
 use crate::torn::Torn;
 
-/// When the first event happened.
-const FIRST_EVENT_AT: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+/// How long an event isn't shown by the list of events.
+const HIDDEN_FOR: TimeDelta = TimeDelta::milliseconds(200);
 
 /// How the API is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,17 @@ pub(crate) enum Kind {
     Refused,
 }
 
+impl Kind {
+    const fn event_type(self) -> &'static str {
+        match self {
+            Self::Created => "organization.created",
+            Self::Deleted => "organization.deleted",
+            Self::Unhandled => "organization_domain.verified",
+            Self::Updated | Self::Nul | Self::Undecodable | Self::Refused => "organization.updated",
+        }
+    }
+}
+
 /// The beginning of names that a CHECK of the application refuses, and the name of the constraint.
 pub(crate) const REFUSED: &str = "Refused";
 pub(crate) const CONSTRAINT: &str = "organization_metadata_name_check";
@@ -70,6 +82,7 @@ pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) external_id: Option<String>,
     pub(crate) body: String,
+    at: DateTime<Utc>,
 }
 
 /// Who gave an organization its `external_id`.
@@ -93,6 +106,23 @@ pub(crate) struct Organization {
     pub(crate) deleted: bool,
     /// The organization that was given its `external_id` after it was deleted.
     pub(crate) successor: Option<String>,
+    /// The number of the event that made it: the order of the list.
+    made: usize,
+    updated_at: DateTime<Utc>,
+}
+
+impl Organization {
+    fn json(&self, workos_id: &str) -> Value {
+        json!({
+            "object": "organization",
+            "id": workos_id,
+            "name": self.name,
+            "external_id": self.external_id,
+            "domains": [],
+            "metadata": {},
+            "updated_at": rfc3339(self.updated_at),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -265,6 +295,8 @@ impl Shared {
             external_id,
             deleted: false,
             successor: None,
+            made: truth.history.len(),
+            updated_at: SystemClock.now(),
         };
         truth
             .organizations
@@ -274,27 +306,30 @@ impl Shared {
 
     fn emit(&self, truth: &mut Truth, kind: Kind, workos_id: &str) {
         let number = truth.history.len();
-        let Some(organization) = truth.organizations.get(workos_id) else {
+        // No two in one millisecond: the order of ids is the order of numbers.
+        let next = truth
+            .history
+            .last()
+            .map_or(DateTime::<Utc>::MIN_UTC, |last| {
+                last.at + TimeDelta::milliseconds(1)
+            });
+        let at = std::cmp::max(SystemClock.now().trunc_subsecs(3), next);
+        let Some(organization) = truth.organizations.get_mut(workos_id) else {
             return;
         };
+        organization.updated_at = at;
         let external_id = organization
             .external_id
             .clone()
             .filter(|_| organization.giver != Giver::Stranger);
-        let at = FIRST_EVENT_AT + TimeDelta::milliseconds(number.try_into().unwrap_or(i64::MAX));
         let ms = u64::try_from(at.timestamp_millis()).unwrap_or(0);
-        // The order of ids is the order of numbers; what follows the time says nothing.
+        // What follows the time says nothing.
         let id = format!(
             "event_{}",
             Ulid::from_parts(ms, crate::scatter(number as u64))
         );
-        let at = at.to_rfc3339_opts(SecondsFormat::Millis, true);
-        let event_type = match kind {
-            Kind::Created => "organization.created",
-            Kind::Deleted => "organization.deleted",
-            Kind::Unhandled => "organization_domain.verified",
-            Kind::Updated | Kind::Nul | Kind::Undecodable | Kind::Refused => "organization.updated",
-        };
+        let text = rfc3339(at);
+        let event_type = kind.event_type();
         let mut data = json!({
             "object": "organization",
             "id": workos_id,
@@ -302,13 +337,13 @@ impl Shared {
             "external_id": external_id,
             "domains": [],
             "metadata": {},
-            "created_at": at,
-            "updated_at": at,
+            "created_at": text,
+            "updated_at": text,
         });
         if kind == Kind::Undecodable {
             data["name"] = json!({ "en": organization.name });
         }
-        let body = json!({ "id": id, "event": event_type, "created_at": at, "data": data });
+        let body = json!({ "id": id, "event": event_type, "created_at": text, "data": data });
         let event = Arc::new(Event {
             id,
             kind,
@@ -316,6 +351,7 @@ impl Shared {
             name: organization.name.clone(),
             external_id,
             body: body.to_string(),
+            at,
         });
         truth.history.push(Arc::clone(&event));
         // Nobody listens any more at the end of a run.
@@ -330,7 +366,7 @@ impl Shared {
             let body = json!({"message": "Organization not found.", "code": "entity_not_found"});
             return (StatusCode::NOT_FOUND, Json(body)).into_response();
         };
-        let mut external_id = held.external_id.clone();
+        let external_id = held.external_id.clone();
         if method == Method::PUT {
             let update: Value = serde_json::from_str(body).unwrap_or_default();
             let wanted = update["external_id"].as_str().map(str::to_owned);
@@ -350,7 +386,6 @@ impl Shared {
                 return (StatusCode::BAD_REQUEST, Json(body)).into_response();
             }
             if external_id != wanted {
-                external_id.clone_from(&wanted);
                 if let Some(organization) = truth.organizations.get_mut(workos_id) {
                     organization.external_id = wanted;
                 }
@@ -358,8 +393,57 @@ impl Shared {
                 self.emit(&mut truth, Kind::Updated, workos_id);
             }
         }
-        Json(json!({"object": "organization", "id": workos_id, "external_id": external_id}))
-            .into_response()
+        match truth.organizations.get(workos_id) {
+            Some(organization) => Json(organization.json(workos_id)).into_response(),
+            None => StatusCode::NOT_FOUND.into_response(),
+        }
+    }
+
+    /// A page of the organizations that there are, the oldest first.
+    fn list_organizations(&self, query: &BTreeMap<String, String>) -> Response {
+        let truth = self.truth.lock().unwrap();
+        let behind = query
+            .get("after")
+            .and_then(|after| truth.organizations.get(after))
+            .map(|organization| organization.made);
+        let mut rest: Vec<_> = truth
+            .organizations
+            .iter()
+            .filter(|(_, organization)| !organization.deleted)
+            .filter(|(_, organization)| behind.is_none_or(|behind| organization.made > behind))
+            .collect();
+        rest.sort_by_key(|(_, organization)| organization.made);
+        let elements = rest
+            .iter()
+            .map(|(id, organization)| (id.as_str(), organization.json(id).to_string()));
+        page(elements, rest.len(), query)
+    }
+
+    /// A page of the events of these types, the oldest first.
+    fn list_events(&self, query: &BTreeMap<String, String>) -> Response {
+        let truth = self.truth.lock().unwrap();
+        let types = query.get("events").map_or("", String::as_str);
+        let start = query
+            .get("range_start")
+            .and_then(|start| start.parse::<DateTime<Utc>>().ok());
+        let after = query.get("after");
+        let shown_until = SystemClock.now() - HIDDEN_FOR;
+        let rest: Vec<_> = truth
+            .history
+            .iter()
+            .filter(|event| {
+                types
+                    .split(',')
+                    .any(|asked| asked == event.kind.event_type())
+            })
+            .filter(|event| start.is_none_or(|start| event.at >= start))
+            .filter(|event| after.is_none_or(|after| event.id > *after))
+            .filter(|event| event.at <= shown_until)
+            .collect();
+        let elements = rest
+            .iter()
+            .map(|event| (event.id.as_str(), event.body.clone()));
+        page(elements, rest.len(), query)
     }
 
     /// R14: what WorkOS is told must be committed before.
@@ -384,6 +468,25 @@ impl Shared {
     }
 }
 
+/// The first of the elements that are left, each with its id, as a list shows them.
+fn page<'a>(
+    elements: impl Iterator<Item = (&'a str, String)>,
+    left: usize,
+    query: &BTreeMap<String, String>,
+) -> Response {
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok());
+    let (ids, texts): (Vec<_>, Vec<_>) = elements.take(limit.unwrap_or(10)).unzip();
+    let after = ids.last().filter(|_| ids.len() < left);
+    let metadata = json!({ "after": after });
+    let data = texts.join(",");
+    let body = format!(r#"{{"object":"list","data":[{data}],"list_metadata":{metadata}}}"#);
+    ([("content-type", "application/json")], body).into_response()
+}
+
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
 async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 65_536).await.unwrap_or_default();
@@ -398,12 +501,14 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         truth.requests += 1;
         truth.requests.is_multiple_of(2)
     };
-    let answer = || {
-        if path == "/organizations" {
-            return Json(json!({"object": "list", "data": [], "list_metadata": {}}))
-                .into_response();
-        }
-        shared.answer(&head.method, workos_id, &body)
+    let query = head.uri.query().unwrap_or_default();
+    let query: BTreeMap<_, _> = url::form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let answer = || match path {
+        "/organizations" => shared.list_organizations(&query),
+        "/events" => shared.list_events(&query),
+        _ => shared.answer(&head.method, workos_id, &body),
     };
     let mood = *shared.mood.borrow();
     match mood {

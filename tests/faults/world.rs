@@ -66,6 +66,7 @@ impl Default for Options {
                 connections: 24,
                 window: Duration::from_millis(400),
                 duplicates: 0.1,
+                lost: 0.0,
             },
             seed: 1,
         }
@@ -153,6 +154,8 @@ impl World {
                 }),
                 workos_url: workos.url.clone(),
                 connections: options.connections,
+                // What is lost is to be found.
+                poll: u32::from(options.habits.lost > 0.0),
                 ahead: if options.ahead == Some(index) {
                     AN_HOUR
                 } else {
@@ -348,6 +351,28 @@ impl World {
         .await
     }
 
+    /// How many of the events that are never delivered weren't found yet.
+    async fn missing(&self) -> Result<usize> {
+        let history = self.workos.history();
+        let lost = history
+            .iter()
+            .filter(|event| self.sender.is_lost(&event.id));
+        let lost: Vec<_> = lost.map(|event| event.id.clone()).collect();
+        if lost.is_empty() {
+            return Ok(0);
+        }
+        let found: i64 = retry(|| async {
+            sqlx::query_scalar(
+                "select count(*) from workos_sync.webhook_events where event_id = any ($1)",
+            )
+            .bind(&lost)
+            .fetch_one(&self.pool)
+            .await
+        })
+        .await?;
+        Ok(lost.len() - usize::try_from(found)?)
+    }
+
     async fn pending_pushes(&self) -> Result<i64> {
         retry(|| async {
             sqlx::query_scalar(
@@ -362,7 +387,10 @@ impl World {
     /// Waits until every event is acknowledged and settled.
     pub(crate) async fn settle(&self) -> Result<()> {
         let settled = timeout(SETTLED_WITHIN, async {
-            while self.sender.pending() > 0 || self.unsettled().await? > 0 {
+            while self.sender.pending() > 0
+                || self.missing().await? > 0
+                || self.unsettled().await? > 0
+            {
                 sleep(POLL).await;
             }
             anyhow::Ok(())
@@ -370,9 +398,10 @@ impl World {
         match settled.await {
             Ok(settled) => settled,
             Err(_elapsed) => bail!(
-                "never settled: {} deliveries and {:?} events wait",
+                "never settled: {} deliveries and {:?} events wait, {:?} are missing",
                 self.sender.pending(),
-                self.unsettled().await
+                self.unsettled().await,
+                self.missing().await,
             ),
         }
     }
@@ -403,7 +432,7 @@ impl World {
         let history = self.workos.history();
         let organizations = self.workos.organizations();
         let mut wrong = oracle::check(&self.pool, &history, &organizations, |event_id| {
-            self.sender.is_acknowledged(event_id)
+            self.sender.is_acknowledged(event_id) || self.sender.is_lost(event_id)
         })
         .await?;
         wrong.extend(self.workos.violations());

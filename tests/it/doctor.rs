@@ -40,7 +40,7 @@ impl Patient {
     /// One that is well.
     async fn new() -> Self {
         let app = TestApp::new().await;
-        let workos = FakeEnvironment::start(&app.clock).await;
+        let workos = FakeEnvironment::start(app.clock.clone()).await;
         workos.set_endpoints([endpoint(
             "we_1",
             "https://example.com/webhooks/workos",

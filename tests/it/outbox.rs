@@ -787,7 +787,7 @@ async fn the_loop_outlives_a_database_outage() {
     let mut running = JoinSet::new();
     running.spawn(s.outbox().run(shutdown.clone()));
     // A statement that is slow to fail is logged with its whole text as well: up to twice a try.
-    let logged = || s.logs.text().matches("with due as materialized").count();
+    let logged = || s.logs.text().matches("due as materialized").count();
     eventually("two tries went wrong", async || logged() > 4).await;
     assert_eq!(s.logs.at("ERROR").len(), 1, "{}", s.logs.text());
 

@@ -111,6 +111,9 @@ impl Memory {
 
     fn advance(&mut self, event: &OrganizationEvent, lifts: bool) {
         let before = self.cursor.take().filter(|_| !lifts);
+        let confirms = before
+            .as_ref()
+            .is_some_and(|before| before.deletion_confirmed_by(event));
         let mut cursor = match &before {
             Some(before) if !before.admits(event) => before.clone(),
             _ => SyncCursor {
@@ -123,6 +126,8 @@ impl Memory {
         if event.change == Change::Delete && cursor.deleted_at.is_none() {
             cursor.deleted_at = event.created_at;
             cursor.deletion_is_inferred = event.id.is_snapshot();
+        } else if confirms {
+            cursor.deletion_is_inferred = false;
         }
         self.cursor = Some(cursor);
     }
@@ -262,14 +267,19 @@ async fn within_a_snapshots_minute_updated_at_decides() {
     }
 }
 
-/// R10, R12: the deletion that an event tells is final, whatever snapshots show of the time before.
+/// R10, R12: the deletion that an event tells is final, whatever snapshots show, of the time before or after.
 #[tokio::test]
 async fn a_late_snapshot_brings_nobody_back() {
     let app = TestApp::new().await;
     app.apply(&created(1, ORG, "Acme")).await;
     app.apply(&deleted(100, ORG)).await;
-    app.record_body(&snapshot(99, 0, "Acme", second(1))).await;
-    app.settle().await;
+    for snapshot in [
+        snapshot(99, 0, "Acme", second(1)),
+        snapshot(300, 0, "Acme", second(200)),
+    ] {
+        app.record_body(&snapshot).await;
+        app.settle().await;
+    }
     let row = app.organization().await;
     assert_eq!(row.disabled_at, Some(second(100)));
     assert_eq!(row.workos_last_event_id, Some(event_id(100)));
@@ -306,6 +316,33 @@ async fn a_deletion_that_was_found_is_lifted_by_what_comes_later() {
     app.record_body(&snapshot(600, 0, "Acme", second(1))).await;
     app.settle().await;
     assert!(app.organization().await.disabled_at.is_some());
+}
+
+/// R10, R44: what WorkOS tells makes a deletion that was found final: no event lifts it, however late it comes.
+#[tokio::test]
+async fn a_deletion_that_was_found_and_then_told_is_final() {
+    for has_row in [true, false] {
+        let app = TestApp::new().await;
+        if has_row {
+            app.apply(&created(1, ORG, "Acme")).await;
+        }
+        app.record_body(&inferred_deletion(200)).await;
+        app.settle().await;
+        let (told, again) = if has_row {
+            ("disabled", "stale")
+        } else {
+            ("tombstoned", "stale")
+        };
+        assert_eq!(app.apply(&deleted(300, ORG)).await, told);
+        assert_eq!(app.apply(&updated(250, ORG, "Late")).await, again);
+        assert_eq!(app.apply(&updated(400, ORG, "Later")).await, again);
+        let disabled = app
+            .organizations()
+            .await
+            .into_iter()
+            .map(|row| row.disabled_at);
+        assert!(disabled.eq(has_row.then_some(Some(second(200)))));
+    }
 }
 
 /// R44: a deletion that was found is no news once something newer was applied.

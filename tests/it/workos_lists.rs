@@ -4,8 +4,9 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use secrecy::SecretString;
 use workos_sync::event::WorkosId;
-use workos_sync::workos::{Lookup, Priority, ReadFrom, WorkosClient, WorkosError};
+use workos_sync::workos::{Lookup, Priority, ReadFrom, Timeouts, WorkosClient, WorkosError};
 
 use crate::support::fake_workos::{Dates, FakeEnvironment, Habits};
 use crate::support::workos::Answer;
@@ -26,7 +27,7 @@ async fn events(
 #[tokio::test]
 async fn organizations_are_read_page_by_page() {
     let clock = manual_clock();
-    let workos = FakeEnvironment::start(&clock).await;
+    let workos = FakeEnvironment::start(clock.clone()).await;
     let ids: Vec<_> = (0..250)
         .map(|n| workos.create(&format!("Org {n}")))
         .collect();
@@ -69,7 +70,7 @@ async fn organizations_are_read_page_by_page() {
 #[tokio::test]
 async fn events_are_read_from_a_time_and_then_page_by_page() {
     let clock = manual_clock();
-    let workos = FakeEnvironment::start(&clock).await;
+    let workos = FakeEnvironment::start(clock.clone()).await;
     for n in 0..120 {
         workos.create(&format!("Org {n}"));
     }
@@ -101,7 +102,7 @@ async fn events_are_read_from_a_time_and_then_page_by_page() {
 /// R13: what isn't known never fails; what is no page does, and a list that never ends too.
 #[tokio::test]
 async fn what_is_no_page_is_unavailable() {
-    let workos = FakeEnvironment::start(&manual_clock()).await;
+    let workos = FakeEnvironment::start(manual_clock()).await;
     let client = workos.client();
     for body in [
         r#"{"data":[]}"#,
@@ -123,10 +124,30 @@ async fn what_is_no_page_is_unavailable() {
     }
 }
 
+/// A page that doesn't come to its end, or is endlessly long, is given up.
+#[tokio::test]
+async fn a_page_that_never_ends_is_given_up() {
+    let workos = FakeEnvironment::start(manual_clock()).await;
+    let timeouts = Timeouts {
+        connect: Duration::from_secs(5),
+        total: Duration::from_millis(500),
+    };
+    let key = SecretString::from("sk_test_the_key");
+    let hasty = WorkosClient::with_timeouts(workos.url().clone(), key, timeouts).unwrap();
+    workos.answer_next(Answer::Drip);
+    let error = hasty.list_organizations(None, NOW).await.unwrap_err();
+    assert!(matches!(error, WorkosError::Unavailable { .. }), "{error}");
+
+    let long = format!(r#"{{"data":[{}]}}"#, " ".repeat(17 * 1_024 * 1_024));
+    workos.answer_next(Answer::status(200).body(long));
+    let error = workos.client().list_organizations(None, NOW).await;
+    assert!(error.unwrap_err().to_string().contains("longer than"));
+}
+
 /// R43: only a 404 says that an organization is gone.
 #[tokio::test]
 async fn an_organization_is_looked_up() {
-    let workos = FakeEnvironment::start(&manual_clock()).await;
+    let workos = FakeEnvironment::start(manual_clock()).await;
     let client = workos.client();
     let id = WorkosId::new(workos.create("Acme")).unwrap();
     let Ok(Lookup::Found(object)) = client.look_up(&id, NOW).await else {
@@ -145,7 +166,7 @@ async fn an_organization_is_looked_up() {
 /// Section 9: a 429 pauses all that share the budget, whatever its body is, and costs no further request.
 #[tokio::test]
 async fn a_429_pauses_all_of_the_budget() {
-    let workos = FakeEnvironment::start(&manual_clock()).await;
+    let workos = FakeEnvironment::start(manual_clock()).await;
     let client = workos.client();
     workos.answer_next(
         Answer::status(429)
@@ -165,10 +186,29 @@ async fn a_429_pauses_all_of_the_budget() {
     assert_eq!(workos.requests().len(), 1);
 }
 
+/// Section 9: a 429 that doesn't say for how long pauses all of them too.
+#[tokio::test]
+async fn a_429_without_a_time_pauses_all_of_the_budget() {
+    let workos = FakeEnvironment::start(manual_clock()).await;
+    let client = workos.client();
+    workos.answer_next(Answer::status(429));
+    for priority in [Priority::Command, Priority::WriteBack, Priority::Poll] {
+        let client = client.with_priority(priority);
+        let Err(WorkosError::RateLimited {
+            retry_after: Some(left),
+        }) = client.list_organizations(None, NOW).await
+        else {
+            panic!("{priority:?} is paused");
+        };
+        assert!(left <= Duration::from_secs(1), "{left:?}");
+    }
+    assert_eq!(workos.requests().len(), 1);
+}
+
 /// Section 9: `WORKOS_API_RPS`.
 #[tokio::test]
 async fn requests_wait_for_their_turn() {
-    let workos = FakeEnvironment::start(&manual_clock()).await;
+    let workos = FakeEnvironment::start(manual_clock()).await;
     let client = workos.client().limited_to(NonZeroU32::new(20).unwrap());
     let started = Instant::now();
     for _ in 0..30 {

@@ -88,6 +88,12 @@ impl SyncCursor {
         let is_later = event.made_at().is_some_and(|made| made > deleted_at);
         (is_later && event.change != Change::Delete).then_some(deleted_at)
     }
+
+    /// Says whether an event tells the deletion that was only found so far (R44): then it is final (R10).
+    #[must_use]
+    pub fn deletion_confirmed_by(&self, event: &OrganizationEvent) -> bool {
+        self.deletion_is_inferred && event.change == Change::Delete && !event.id.is_snapshot()
+    }
 }
 
 /// What the database holds when an event is decided.
@@ -232,6 +238,7 @@ pub fn decide<'e>(
     let cursor = found.cursor.as_ref();
     let deleted_at = cursor.and_then(|cursor| cursor.deleted_at);
     let lifted = cursor.and_then(|cursor| cursor.deletion_lifted_by(event));
+    let is_confirmed = cursor.is_some_and(|cursor| cursor.deletion_confirmed_by(event));
     let disable = |row: &OrganizationRow| Decision::Disable {
         id: row.id.clone(),
         deleted_at,
@@ -249,7 +256,9 @@ pub fn decide<'e>(
             delete(found, disable)
         }
         // R10: a deletion is final. The dead take nothing from the living, but no row of theirs stays active.
-        _ if deleted_at.is_some() => found.unlinked().map_or(Decision::Stale, disable),
+        _ if deleted_at.is_some() && !is_confirmed => {
+            found.unlinked().map_or(Decision::Stale, disable)
+        }
         // What `reconcile` missed is no news once something newer was applied (R44).
         Change::Delete if event.id.is_snapshot() && !found.admits(event) => Decision::Stale,
         Change::Delete => delete(found, disable),

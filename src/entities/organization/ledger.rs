@@ -274,6 +274,7 @@ impl<'e> Ledger<'e> {
     fn advance_cursor(&mut self, event: &OrganizationEvent, now: DateTime<Utc>) {
         let known = self.cursor(&event.workos_id);
         let lifts = known.is_some_and(|known| known.deletion_lifted_by(event).is_some());
+        let confirms = known.is_some_and(|known| known.deletion_confirmed_by(event));
         let deletion = known.filter(|_| !lifts);
         let mut cursor = match known {
             Some(known) if !lifts && !known.admits(event) => known.clone(),
@@ -287,6 +288,8 @@ impl<'e> Ledger<'e> {
         if event.change == Change::Delete && cursor.deleted_at.is_none() {
             cursor.deleted_at = Some(deletion_time(event, now));
             cursor.deletion_is_inferred = event.id.is_snapshot();
+        } else if confirms {
+            cursor.deletion_is_inferred = false;
         }
         if self.cursor(&event.workos_id) != Some(&cursor) {
             let moved = true;

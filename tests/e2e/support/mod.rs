@@ -1,9 +1,15 @@
 //! What the tests share: the program as a process, folders to run it in, databases, events, the emulator.
 
+#[path = "../../it/support/answer.rs"]
+#[expect(dead_code, reason = "the other tests misbehave in more ways")]
+pub(crate) mod answer;
 #[path = "../../it/support/database.rs"]
 pub(crate) mod database;
 pub(crate) mod emulator;
 pub(crate) mod event;
+#[path = "../../it/support/fake_workos.rs"]
+#[expect(dead_code, reason = "the other tests ask for more")]
+pub(crate) mod fake_workos;
 pub(crate) mod folder;
 pub(crate) mod late;
 pub(crate) mod pgbouncer;
@@ -13,7 +19,10 @@ pub(crate) mod programs;
 pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod tls;
+#[path = "../../it/support/torn.rs"]
+mod torn;
 
+pub(crate) use answer::Answer;
 pub(crate) use database::TestDatabase;
 pub(crate) use emulator::Emulator;
 pub(crate) use event::{Kind, event, event_id};

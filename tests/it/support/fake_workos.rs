@@ -1,15 +1,14 @@
 //! A WorkOS environment: organizations that are made, renamed and deleted, the events that belong to it, and the API
 //! that shows both, with the habits of the real one. What it sends as webhooks the test delivers, or loses.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use hyper::{Method, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -17,12 +16,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use ulid::Ulid;
 use url::Url;
-use workos_sync::clock::{Clock, ManualClock};
+use workos_sync::clock::Clock;
 use workos_sync::workos::WorkosClient;
 
-use super::event::rfc3339;
-use super::torn::Torn;
-use super::workos::{Answer, Held};
+use super::answer::{Answer, Held};
 
 /// An environment with an API on a port of its own; gone when dropped.
 pub(crate) struct FakeEnvironment {
@@ -44,6 +41,10 @@ pub(crate) struct Habits {
     pub(crate) shows_every_type: bool,
     /// Whether answers have a `Date`, and which.
     pub(crate) date: Dates,
+    /// How lists end.
+    pub(crate) lists: Lists,
+    /// Organizations that are known, but not in the list.
+    pub(crate) unlisted: HashSet<String>,
     /// What the key may not read: the beginning of a path, and the status.
     pub(crate) refuses: Vec<(&'static str, u16)>,
 }
@@ -57,6 +58,17 @@ pub(crate) enum Dates {
     Unreadable,
 }
 
+/// How lists end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lists {
+    /// With a page that says so.
+    End,
+    /// No page but the first is shown.
+    RefuseToGoOn,
+    /// The last page leads back to the first.
+    RunInCircles,
+}
+
 impl Default for Habits {
     fn default() -> Self {
         Self {
@@ -65,13 +77,15 @@ impl Default for Habits {
             refuses_what_is_gone: false,
             shows_every_type: false,
             date: Dates::Right,
+            lists: Lists::End,
+            unlisted: HashSet::new(),
             refuses: Vec::new(),
         }
     }
 }
 
 struct Environment {
-    clock: Arc<ManualClock>,
+    clock: Arc<dyn Clock>,
     habits: Habits,
     organizations: Vec<Organization>,
     events: Vec<MadeEvent>,
@@ -80,6 +94,8 @@ struct Environment {
     deliveries: Vec<String>,
     requests: Vec<String>,
     next: VecDeque<Answer>,
+    /// For all requests that have no other.
+    always: Option<Answer>,
     last: DateTime<Utc>,
     count: u128,
 }
@@ -118,11 +134,11 @@ impl Organization {
 
 impl FakeEnvironment {
     /// An empty one, whose time is the clock's.
-    pub(crate) async fn start(clock: &Arc<ManualClock>) -> Self {
+    pub(crate) async fn start(clock: Arc<dyn Clock>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(Environment {
-            clock: Arc::clone(clock),
+            clock,
             habits: Habits::default(),
             organizations: Vec::new(),
             events: Vec::new(),
@@ -130,6 +146,7 @@ impl FakeEnvironment {
             deliveries: Vec::new(),
             requests: Vec::new(),
             next: VecDeque::new(),
+            always: None,
             last: DateTime::<Utc>::MIN_UTC,
             count: 0,
         }));
@@ -149,6 +166,22 @@ impl FakeEnvironment {
         self.state.lock().unwrap()
     }
 
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The names of all organizations, in order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let state = self.state();
+        let mut names: Vec<_> = state
+            .organizations
+            .iter()
+            .map(|found| found.name.clone())
+            .collect();
+        names.sort();
+        names
+    }
+
     /// A client of it, with a budget that no test feels.
     pub(crate) fn client(&self) -> WorkosClient {
         let key = SecretString::from("sk_test_the_key");
@@ -164,6 +197,11 @@ impl FakeEnvironment {
     /// Answers the next request so.
     pub(crate) fn answer_next(&self, answer: Answer) {
         self.state().next.push_back(answer);
+    }
+
+    /// Answers every request so from now on.
+    pub(crate) fn answer_all(&self, answer: Option<Answer>) {
+        self.state().always = answer;
     }
 
     /// Keeps the answer to the next request back.
@@ -266,6 +304,10 @@ impl FakeEnvironment {
     }
 }
 
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
 fn ulid(at: DateTime<Utc>, n: u128) -> Ulid {
     Ulid::from_parts(u64::try_from(at.timestamp_millis()).unwrap(), n)
 }
@@ -313,13 +355,18 @@ impl Environment {
     }
 
     fn list_organizations(&self, query: &Query) -> Response {
-        let mut all: Vec<_> = self.organizations.iter().collect();
+        let is_listed = |found: &&Organization| !self.habits.unlisted.contains(&found.id);
+        let mut all: Vec<_> = self.organizations.iter().filter(is_listed).collect();
         if query.get("order") != Some("asc") {
             all.reverse();
         }
         let start = match query.get("after") {
             None => 0,
+            Some(_) if self.habits.lists == Lists::RefuseToGoOn => {
+                return refusal(400, json!({"message": "Invalid cursor"}));
+            }
             Some(after) => match all.iter().position(|found| found.id == after) {
+                Some(place) if self.habits.lists == Lists::RunInCircles => (place + 1) % all.len(),
                 Some(place) => place + 1,
                 None => {
                     return refusal(400, json!({"message": "Invalid cursor", "code": "invalid"}));
@@ -328,7 +375,8 @@ impl Environment {
         };
         let rest = &all[start..];
         let page: Vec<_> = rest.iter().take(query.limit()).collect();
-        let after = (page.len() < rest.len()).then(|| page[page.len() - 1].id.clone());
+        let is_last = page.len() == rest.len() && self.habits.lists != Lists::RunInCircles;
+        let after = (!is_last).then(|| page[page.len() - 1].id.clone());
         let data: Vec<_> = page.iter().map(|found| found.json()).collect();
         Json(json!({"object": "list", "data": data, "list_metadata": {"before": null, "after": after}}))
             .into_response()
@@ -362,6 +410,7 @@ impl Environment {
         let kept_since = now - self.habits.keeps_events_for;
         let is_refused = match (query.get("after"), start) {
             (Some(_), Some(_)) => true,
+            (Some(_), None) if self.habits.lists == Lists::RefuseToGoOn => true,
             (Some(after), None) => !self
                 .events
                 .iter()
@@ -375,21 +424,28 @@ impl Environment {
         if is_refused {
             return refusal(400, json!({"message": "Invalid range or cursor"}));
         }
+        let is_shown = |event: &MadeEvent| event.created_at <= now - self.habits.hides_events_for;
+        let last = self.events.iter().rfind(|event| is_shown(event));
+        // From the last one, the circle leads to the first.
+        let after = query.get("after").filter(|after| {
+            self.habits.lists != Lists::RunInCircles || last.is_none_or(|last| last.id != **after)
+        });
         let visible: Vec<_> = self
             .events
             .iter()
             .filter(|event| event.created_at >= kept_since)
-            .filter(|event| event.created_at <= now - self.habits.hides_events_for)
+            .filter(|event| is_shown(event))
             .filter(|event| start.is_none_or(|start| event.created_at >= start))
             .filter(|event| end.is_none_or(|end| event.created_at <= end))
-            .filter(|event| query.get("after").is_none_or(|after| *event.id > *after))
+            .filter(|event| after.is_none_or(|after| *event.id > *after))
             .filter(|event| {
                 self.habits.shows_every_type
                     || types.split(',').any(|kind| kind == event.event_type)
             })
             .collect();
         let page: Vec<_> = visible.iter().take(query.limit()).collect();
-        let after = (page.len() < visible.len()).then(|| page[page.len() - 1].id.clone());
+        let is_last = page.len() == visible.len() && self.habits.lists != Lists::RunInCircles;
+        let after = (!is_last).then(|| page[page.len() - 1].id.clone());
         let data: Vec<_> = page.iter().map(|event| event.body.clone()).collect();
         Json(json!({"object": "list", "data": data, "list_metadata": {"after": after}}))
             .into_response()
@@ -450,35 +506,15 @@ async fn handle(State(state): State<Arc<Mutex<Environment>>>, request: Request) 
     let next = {
         let mut state = state.lock().unwrap();
         state.requests.push(format!("{} {}", head.method, head.uri));
-        state.next.pop_front()
+        state.next.pop_front().or_else(|| state.always.clone())
     };
-    let mut response = match next {
-        Some(Answer::Hang) => std::future::pending().await,
-        Some(Answer::Cut) => return Body::new(Torn::default()).into_response(),
-        Some(Answer::Respond {
-            status,
-            headers,
-            body,
-        }) => {
-            let mut response = Response::builder().status(status);
-            for (name, value) in headers {
-                response = response.header(name, value);
-            }
-            response.body(Body::from(body)).unwrap()
-        }
-        Some(Answer::Hold(mut released)) => {
-            let _ = released.wait_for(|released| *released).await;
-            state
-                .lock()
-                .unwrap()
-                .answer(&head.method, head.uri.path(), &query, &body)
-        }
-        None => state
-            .lock()
-            .unwrap()
-            .answer(&head.method, head.uri.path(), &query, &body),
+    let by_order = match next {
+        Some(answer) => answer.given().await,
+        None => None,
     };
-    let state = state.lock().unwrap();
+    let mut state = state.lock().unwrap();
+    let mut response =
+        by_order.unwrap_or_else(|| state.answer(&head.method, head.uri.path(), &query, &body));
     let http_date = |at: DateTime<Utc>| at.to_rfc2822().replace("+0000", "GMT");
     let date = match state.habits.date {
         Dates::Right => http_date(state.clock.now()),

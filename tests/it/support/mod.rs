@@ -1,6 +1,7 @@
 //! What the tests share: a database each, the whole application around it, events, and a fake WorkOS.
 
 pub(crate) mod admin;
+pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod database;
 pub(crate) mod event;

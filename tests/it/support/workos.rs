@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use hyper::header::{AUTHORIZATION, USER_AGENT};
@@ -17,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
 
-use super::torn::Torn;
+pub(crate) use super::answer::{Answer, Held};
 
 /// How long a test waits for a request before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,66 +37,6 @@ pub(crate) struct Received {
     pub(crate) body: String,
     pub(crate) authorization: Option<String>,
     pub(crate) user_agent: Option<String>,
-}
-
-/// What the fake does instead of answering as WorkOS would.
-#[derive(Debug, Clone)]
-pub(crate) enum Answer {
-    /// Answers with this.
-    Respond {
-        status: u16,
-        headers: Vec<(&'static str, String)>,
-        body: String,
-    },
-    /// Answers as WorkOS would, once it may.
-    Hold(watch::Receiver<bool>),
-    /// Never answers.
-    Hang,
-    /// Answers 200 and cuts the connection in the middle of the body.
-    Cut,
-}
-
-impl Answer {
-    /// An answer with that status and an empty JSON object.
-    pub(crate) fn status(status: u16) -> Self {
-        Self::Respond {
-            status,
-            headers: Vec::new(),
-            body: "{}".to_owned(),
-        }
-    }
-
-    /// The same with a header.
-    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        if let Self::Respond { headers, .. } = &mut self {
-            headers.push((name, value.into()));
-        }
-        self
-    }
-
-    /// The same with a body.
-    pub(crate) fn body(mut self, text: impl Into<String>) -> Self {
-        if let Self::Respond { body, .. } = &mut self {
-            *body = text.into();
-        }
-        self
-    }
-}
-
-/// Keeps an answer back until it is released or dropped.
-pub(crate) struct Held(watch::Sender<bool>);
-
-impl Held {
-    /// One, and the answer that it keeps back.
-    pub(crate) fn new() -> (Self, Answer) {
-        let (sender, receiver) = watch::channel(false);
-        (Self(sender), Answer::Hold(receiver))
-    }
-
-    /// Lets the answer go.
-    pub(crate) fn release(self) {
-        self.0.send_replace(true);
-    }
 }
 
 #[derive(Default)]
@@ -223,27 +162,11 @@ async fn handle(State(state): State<Arc<FakeState>>, request: Request) -> Respon
         .or_else(|| state.always.lock().unwrap().clone());
     state.received.send_modify(|all| all.push(received.clone()));
 
-    match answer {
-        None => {}
-        Some(Answer::Hold(mut released)) => {
-            // Dropped is released.
-            let _ = released.wait_for(|released| *released).await;
-        }
-        Some(Answer::Hang) => std::future::pending().await,
-        Some(Answer::Cut) => return Body::new(Torn::default()).into_response(),
-        Some(Answer::Respond {
-            status,
-            headers,
-            body,
-        }) => {
-            let mut response = Response::builder().status(status);
-            for (name, value) in headers {
-                response = response.header(name, value);
-            }
-            return response.body(Body::from(body)).unwrap();
-        }
-    }
-    state.answer(&received)
+    let by_order = match answer {
+        Some(answer) => answer.given().await,
+        None => None,
+    };
+    by_order.unwrap_or_else(|| state.answer(&received))
 }
 
 impl FakeState {
