@@ -92,7 +92,7 @@ create index webhook_events_received_at_idx on workos_sync.webhook_events (recei
 -- The events of an organization, newest first. Its pages are anywhere, so an event enters it only once, when it is
 -- settled; before that, webhook_events_lane_idx has it.
 create index webhook_events_organization_idx on workos_sync.webhook_events (organization_id, received_at)
-    where status <> 'pending';
+    where status <> 'pending' and organization_id is not null;
 
 -- The operator's question at 3 a.m.
 create index webhook_events_dead_idx on workos_sync.webhook_events (received_at)
