@@ -711,8 +711,8 @@ mod tests {
     /// Pages that no test reads are wrong within months.
     #[test]
     fn the_documents_name_every_variable_and_its_default() {
-        let (readme, example) = (
-            include_str!("../README.md"),
+        let (page, example) = (
+            include_str!("../docs/configuration.md"),
             include_str!("../.env.example"),
         );
         for argument in Flags::command().get_arguments() {
@@ -721,8 +721,8 @@ mod tests {
             };
             let variable = variable.display();
             assert!(
-                readme.contains(&format!("| `{variable}` | ")),
-                "README.md lacks {variable}"
+                page.contains(&format!("| `{variable}` | ")),
+                "docs/configuration.md lacks {variable}"
             );
             assert!(
                 example.contains(&format!("{variable}=")),
@@ -731,8 +731,8 @@ mod tests {
             for default in argument.get_default_values() {
                 let default = default.display();
                 assert!(
-                    readme.contains(&format!("| `{variable}` | `{default}` |")),
-                    "{variable} in README.md"
+                    page.contains(&format!("| `{variable}` | `{default}` |")),
+                    "{variable} in docs/configuration.md"
                 );
                 assert!(
                     example.contains(&format!("{variable}={default}\n")),

@@ -29,7 +29,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::clock::Clock;
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::http::listener::{self, Limits};
 use crate::http::problem::Problem;
 use crate::http::surrounded;

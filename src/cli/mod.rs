@@ -41,8 +41,9 @@ use url::Url;
 
 use self::events::EventsCommand;
 use crate::config::{Config, ConfigError, Settings};
-use crate::entities::organization::Target;
-use crate::entities::organization::host::{Host, HostTable};
+use crate::entities::Target;
+use crate::entities::organization::Host;
+use crate::entities::organization::host::HostTable;
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;

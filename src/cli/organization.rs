@@ -10,7 +10,8 @@ use super::events;
 use super::operating::Desk;
 use super::table::{Facts, time};
 use crate::config::Config;
-use crate::entities::organization::host::{Host, HostTable};
+use crate::entities::organization::Host;
+use crate::entities::organization::host::HostTable;
 use crate::operate::organization::{self, OrganizationDetail};
 use crate::postgres;
 

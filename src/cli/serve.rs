@@ -26,7 +26,7 @@ use super::{embedded_options, not_up_to_date, private_url, reachable, wait_for};
 use crate::admin::{self, Admin};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::http::listener;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl};

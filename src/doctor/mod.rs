@@ -20,8 +20,9 @@ use ulid::Ulid;
 use url::Url;
 
 use crate::clock::Clock;
+use crate::entities::organization::Host;
 use crate::entities::organization::OrganizationEventType;
-use crate::entities::organization::host::{Host, HostTable, LookupError};
+use crate::entities::organization::host::{HostTable, LookupError};
 use crate::heal::key::KeyGuard;
 use crate::postgres::error::describe;
 use crate::postgres::{self, DatabaseUrl, migrate};

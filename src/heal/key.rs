@@ -10,7 +10,7 @@ use tracing::{error, info};
 use super::HealError;
 use crate::backoff::backoff;
 use crate::clock::Clock;
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::event::WorkosId;
 use crate::metrics::Metrics;
 use crate::postgres;

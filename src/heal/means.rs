@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::key::KeyGuard;
 use super::{HealError, Patience};
 use crate::clock::Clock;
-use crate::entities::organization::Target;
+use crate::entities::Target;
 use crate::entities::organization::statements::Statements;
 use crate::inbox::Inbox;
 use crate::workos::WorkosClient;

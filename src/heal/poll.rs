@@ -14,7 +14,7 @@ use super::HealError;
 use super::list::Trail;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
-use crate::entities::organization::OrganizationEventType;
+use crate::entities;
 use crate::inbox::{Beside, EventName, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;
@@ -368,7 +368,7 @@ pub(super) async fn read_page(
         .after
         .as_deref()
         .map_or(ReadFrom::Time(position), ReadFrom::After);
-    let types = OrganizationEventType::OF_WORKOS.map(OrganizationEventType::as_str);
+    let types = entities::types_of_workos().collect::<Vec<_>>();
     client.list_events(&types, from, place.until, now).await
 }
 

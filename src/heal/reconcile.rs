@@ -14,7 +14,7 @@ use super::runs::{self, Kind, Run};
 use super::snapshot::{Shown, Snapshot};
 use super::{HealError, Means, Patience, Progress};
 use crate::entities::Outcome;
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::entities::organization::mirror::LinkedRow;
 use crate::entities::organization::{self, OrganizationEvent};
 use crate::event::{Event, parse_timestamp};

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::entities::organization::schema;
 use crate::inbox::Inbox;
 use crate::pause::{self, Pause};

@@ -54,18 +54,16 @@ impl Attempts {
         failing_since: Option<DateTime<Utc>>,
     ) -> Result<Step, sqlx::Error> {
         let mut conflicts = 0;
-        let mut refused_slugs = Vec::new();
+        let mut refused = Vec::new();
         let Failure { event, error } = loop {
-            match self.transactions.next(lane, wait, &refused_slugs).await {
+            match self.transactions.next(lane, wait, &refused).await {
                 Ok(true) => return Ok(Step::Processed),
                 Ok(false) => return Ok(Step::Idle),
                 Err(failure)
                     if failure.error.class() == FailureClass::Conflict && conflicts < CONFLICTS =>
                 {
                     conflicts += 1;
-                    if let AttemptError::SlugRefused(refused) = failure.error {
-                        refused_slugs.push(refused.slug);
-                    }
+                    refused.extend(failure.error.refused().map(str::to_owned));
                 }
                 Err(failure) => break failure,
             }

@@ -22,8 +22,8 @@ use super::record::{Recorder, Stored};
 use super::status::{EventName, RecordError, Recorded, Source};
 use super::store::NewEvent;
 use super::transaction::Transactions;
-use crate::entities::Outcome;
-use crate::entities::organization::OrganizationEvent;
+use crate::entities::guard::Replay;
+use crate::entities::{self, Decoded, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
@@ -40,8 +40,8 @@ const MOST_BYTES: usize = 16 * 1_024 * 1_024;
 #[derive(Debug)]
 pub struct SavedEvent {
     event: NewEvent,
-    /// What it says of its organization; nothing, if that can't be applied.
-    decoded: Option<OrganizationEvent>,
+    /// What it says; nothing, if that can't be applied.
+    decoded: Option<Decoded>,
 }
 
 impl SavedEvent {
@@ -51,7 +51,7 @@ impl SavedEvent {
         source: Source,
         now: DateTime<Utc>,
     ) -> Result<Self, EnvelopeError> {
-        let decode = |event: &Event<'_>| OrganizationEvent::decode(event).ok();
+        let decode = |event: &Event<'_>| entities::decode(event, Replay::No).ok().flatten();
         let (event, decoded) = NewEvent::read(body, None, source, now, decode)?;
         Ok(Self { event, decoded })
     }
@@ -186,17 +186,13 @@ impl Bulk {
     async fn apply(
         &self,
         events: &[NewEvent],
-        decoded: Vec<Option<OrganizationEvent>>,
+        decoded: Vec<Option<Decoded>>,
     ) -> Option<HashMap<String, Option<Outcome>>> {
         let bytes: usize = events.iter().map(|event| event.body.len()).sum();
         if bytes > MOST_BYTES || self.conditions.is_paused() {
             return None;
         }
-        let lanes: BTreeSet<_> = decoded
-            .iter()
-            .flatten()
-            .map(|event| event.workos_id.as_str())
-            .collect();
+        let lanes: BTreeSet<_> = decoded.iter().flatten().map(Decoded::lane).collect();
         let taken = self.lanes.take_all(lanes);
         let names: Vec<_> = taken.iter().map(TakenLane::name).collect();
         let with_decoded = events.iter().zip(decoded).collect();

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tracing::{error, info};
 
+use crate::entities::TABLE;
 use crate::postgres::error;
 
 #[derive(Debug, Default)]
@@ -76,7 +77,7 @@ impl Conditions {
             .unusable
             .send_if_modified(|reason| reason.take().is_some())
         {
-            info!("organization_metadata can be used again: processing goes on");
+            info!("{TABLE} can be used again: processing goes on");
         }
     }
 
@@ -99,7 +100,7 @@ impl Conditions {
         if is_new && !is_said {
             error!(
                 reason,
-                "organization_metadata can't be used: events wait in the inbox until it can: {reason}",
+                "{TABLE} can't be used: events wait in the inbox until it can: {reason}",
             );
         }
     }

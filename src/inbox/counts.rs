@@ -5,8 +5,7 @@ use chrono::TimeDelta;
 
 use super::failure::AttemptError;
 use super::status::{Source, Status};
-use crate::entities::Outcome;
-use crate::entities::organization::OrganizationEventType;
+use crate::entities::{self, Outcome};
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
 
@@ -35,13 +34,15 @@ fn source(source: &str) -> &'static str {
 }
 
 fn event_type(event_type: &str) -> &'static str {
-    OrganizationEventType::parse(event_type).map_or(OTHER, OrganizationEventType::as_str)
+    entities::types()
+        .find(|known| *known == event_type)
+        .unwrap_or(OTHER)
 }
 
 /// Declares the series, so that each begins at 0.
 pub(super) fn expect(metrics: &Metrics) {
     for source in Source::ALL.map(Source::as_str) {
-        for event_type in OrganizationEventType::ALL.map(OrganizationEventType::as_str) {
+        for event_type in entities::types() {
             for outcome in Outcome::ALL.map(Outcome::as_str) {
                 metrics.expect_event(source, event_type, outcome);
             }

@@ -1,9 +1,7 @@
 //! Why an attempt came to nothing, which event it was, and what kind of failure that is (R26, R27).
 
-use crate::entities::organization::{
-    ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write,
-};
-use crate::event::{DecodeError, EnvelopeError, WorkosId};
+use crate::entities::{ApplyError, TABLE};
+use crate::event::{DecodeError, EnvelopeError};
 use crate::postgres::error::{self, DatabaseCause, FailureClass};
 
 use super::store::Claimed;
@@ -62,9 +60,9 @@ pub(super) enum AttemptError {
     /// What the event contains can't be applied.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// Recorded events are in the lane of their organization, so somebody else put it there.
+    /// Recorded events are in the lane that they have to be applied in, so somebody else put it there.
     #[error("the event is about {0}, which is not what the column lane says: set it, then retry")]
-    WrongLane(WorkosId),
+    WrongLane(String),
     /// The body is longer than the transaction takes.
     #[error("the body is too long for a batch")]
     TooLong,
@@ -74,21 +72,12 @@ pub(super) enum AttemptError {
     /// Another session stored one of the events meanwhile, and it may be one of the applied.
     #[error("another session stored the same event")]
     Overtaken,
-    /// Right after a race, somebody else changed the row between fetch and write. Once it lasts, the host keeps it.
-    #[error("a trigger or a policy of organization_metadata kept row {id} from being {write}")]
-    Unwritten { write: Write, id: String },
-    /// The organization has two rows.
-    #[error(transparent)]
-    TwoRows(Box<TwoRows>),
     /// The application's table changed. Its statements are built anew.
-    #[error("organization_metadata isn't what it was")]
+    #[error("{TABLE} isn't what it was")]
     TableChanged,
+    /// What the event asks for can't be done.
     #[error(transparent)]
-    NotAUuid(NotAUuid),
-    #[error(transparent)]
-    SlugRefused(SlugRefused),
-    #[error(transparent)]
-    ColumnTooShort(Box<ColumnTooShort>),
+    Apply(Box<ApplyError>),
     #[error("{}", error::describe(.0))]
     Database(#[from] sqlx::Error),
     /// We panicked.
@@ -99,12 +88,8 @@ pub(super) enum AttemptError {
 impl From<ApplyError> for AttemptError {
     fn from(error: ApplyError) -> Self {
         match error {
-            ApplyError::Unwritten { write, id } => Self::Unwritten { write, id },
-            ApplyError::TwoRows(rows) => Self::TwoRows(Box::new(rows)),
-            ApplyError::NotAUuid(error) => Self::NotAUuid(error),
-            ApplyError::SlugRefused(error) => Self::SlugRefused(error),
-            ApplyError::ColumnTooShort(error) => Self::ColumnTooShort(Box::new(error)),
             ApplyError::Database(error) => Self::Database(error),
+            error => Self::Apply(Box::new(error)),
         }
     }
 }
@@ -119,30 +104,20 @@ impl AttemptError {
             Self::TooLong => "too_long".to_owned(),
             Self::Paused => "paused".to_owned(),
             Self::Overtaken => "overtaken".to_owned(),
-            Self::Unwritten { write, .. } => format!("suppressed:{}", write.verb()),
             Self::TableChanged => "table_changed".to_owned(),
-            Self::NotAUuid(_) => "external_id:not_a_uuid".to_owned(),
-            Self::SlugRefused(refused) => error::cause(&refused.error),
-            Self::ColumnTooShort(short) => format!("too_long:{}", short.column),
+            Self::Apply(error) => error.cause(),
             Self::Database(error) => error::cause(error),
-            Self::TwoRows(_) => "two_rows".to_owned(),
             Self::Bug(_) => "bug".to_owned(),
         }
     }
 
     pub(super) fn class(&self) -> FailureClass {
         match self {
-            Self::Envelope(_)
-            | Self::Decode(_)
-            | Self::WrongLane(_)
-            | Self::TwoRows(_)
-            | Self::NotAUuid(_)
-            | Self::TooLong => FailureClass::Permanent,
-            Self::Unwritten { .. }
-            | Self::Overtaken
-            | Self::TableChanged
-            | Self::SlugRefused(_) => FailureClass::Conflict,
-            Self::ColumnTooShort(short) => error::classify(&short.error),
+            Self::Envelope(_) | Self::Decode(_) | Self::WrongLane(_) | Self::TooLong => {
+                FailureClass::Permanent
+            }
+            Self::Overtaken | Self::TableChanged => FailureClass::Conflict,
+            Self::Apply(error) => error.class(),
             Self::Database(error) => error::classify(error),
             // It waits for the version that mends it; or for the end of a pause.
             Self::Bug(_) | Self::Paused => FailureClass::Transient,
@@ -152,12 +127,20 @@ impl AttemptError {
     /// The class once trying again at once didn't help: what still refuses isn't a race.
     pub(super) fn lasting_class(&self) -> FailureClass {
         match self {
+            Self::Apply(error) => error.lasting_class(),
             Self::Database(error) => error::classify_lasting(error),
-            Self::SlugRefused(refused) => error::classify_lasting(&refused.error),
-            Self::Unwritten { .. } | Self::Overtaken => FailureClass::Refused,
+            Self::Overtaken => FailureClass::Refused,
             // Again and again.
             Self::TableChanged => FailureClass::Transient,
             _ => self.class(),
+        }
+    }
+
+    /// What was chosen, and refused: the next try is to choose something else.
+    pub(super) fn refused(&self) -> Option<&str> {
+        match self {
+            Self::Apply(error) => error.refused(),
+            _ => None,
         }
     }
 
@@ -165,7 +148,7 @@ impl AttemptError {
     pub(super) fn is_about_the_table(&self) -> bool {
         match self {
             Self::Database(error) => error::is_about_the_table(error),
-            Self::ColumnTooShort(_) => true,
+            Self::Apply(error) => error.is_about_the_table(),
             _ => false,
         }
     }

@@ -23,7 +23,7 @@
 //! | `watch` | waits for an outcome |
 //! | `lanes` | processes the lanes that are awake, together, or one alone; `queue` is who waits, `crew` who works |
 //! | `attempts` | tries one event until it is applied or put off; `retry` judges |
-//! | `transaction` | claims, applies and marks events in one transaction; `notify` is whom it tells |
+//! | `transaction` | claims, applies and marks events in one transaction |
 //! | `conditions`, `outcomes`, `counts`, `request_ids` | say what is wrong with the whole, and how events ended |
 //! | `store` | the SQL |
 
@@ -34,7 +34,6 @@ mod counts;
 mod crew;
 mod failure;
 mod lanes;
-mod notify;
 mod outcomes;
 mod page;
 mod queue;
@@ -59,7 +58,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::entities::organization::Target;
+use crate::entities::Target;
 use crate::event::{EnvelopeError, EventId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;

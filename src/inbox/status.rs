@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::entities::Outcome;
+use crate::entities::{Outcome, TABLE};
 use crate::pause::Pause;
 
 /// The status of an inbox row (R27).
@@ -168,7 +168,7 @@ pub enum DrainError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     /// Nothing can be applied to the host's table.
-    #[error("organization_metadata can't be used, so events wait in the inbox: {0}")]
+    #[error("{TABLE} can't be used, so events wait in the inbox: {0}")]
     Unusable(String),
     /// An operator wants nothing to be applied now.
     #[error("{waiting} events wait in the inbox: {pause}")]

@@ -9,8 +9,7 @@ use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::status::{EventName, Source, Status};
-use crate::entities::Outcome;
-use crate::entities::organization::OrganizationEventType;
+use crate::entities::{self, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
@@ -92,20 +91,6 @@ pub(super) async fn lock_lanes(
     Ok((!is_paused).then(|| lanes.iter().map(ToString::to_string).collect()))
 }
 
-/// Tells whoever listens, once the transaction is committed.
-pub(super) async fn notify(
-    connection: &mut PgConnection,
-    payloads: &[String],
-) -> Result<(), sqlx::Error> {
-    query!(
-        "select pg_notify('workos_sync', payload) from unnest($1::text[]) as payloads (payload)",
-        payloads,
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
 /// Checks now what would be checked at the end of the transaction.
 pub(super) async fn check_constraints(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     query!("set constraints all immediate")
@@ -147,7 +132,7 @@ impl NewEvent {
         let mut event = Self {
             event_type: event.event_type.clone(),
             organization_id: event.workos_id.as_ref().map(ToString::to_string),
-            ignored: OrganizationEventType::parse(&event.event_type).is_none(),
+            ignored: !entities::is_handled(&event.event_type),
             received_at,
             source,
             request_id: None,

@@ -13,15 +13,11 @@ use sqlx::{PgConnection, PgPool};
 
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
-use super::notify::Change;
 use super::outcomes::Outcomes;
 use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
 use crate::clock::Clock;
-use crate::entities::Outcome;
 use crate::entities::guard::Replay;
-use crate::entities::organization::{
-    self, Applied, OrganizationEvent, OrganizationEventType, Slugs, Target,
-};
+use crate::entities::{self, Applied, Choices, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
@@ -70,11 +66,11 @@ enum Batch<'e> {
         events: i64,
         /// Longer bodies are left where they are.
         longest_payload: i32,
-        /// The slugs that a new row can't have.
-        refused_slugs: &'e [String],
+        /// What is not to be chosen: it was refused before.
+        refused: &'e [String],
     },
     /// New ones, with what they say, if that can be applied.
-    New(Vec<(&'e NewEvent, Option<OrganizationEvent>)>),
+    New(Vec<(&'e NewEvent, Option<Decoded>)>),
 }
 
 /// The rows of the inbox that a transaction is about.
@@ -90,7 +86,7 @@ struct Taken<'e> {
     rows: Rows<'e>,
     /// The places of the rows that end here, in the order in which they are applied. Nothing is to be applied of a type
     /// that is not handled.
-    read: Vec<(usize, Option<OrganizationEvent>)>,
+    read: Vec<(usize, Option<Decoded>)>,
     /// The lanes that are locked, and have no event that is left.
     quiet: HashSet<String>,
 }
@@ -121,7 +117,7 @@ pub(super) struct Transactions {
 impl Transactions {
     /// Whether the host's table is known to be one that can't work: that was said, with the cure.
     pub(super) fn table_is_unusable(&self) -> bool {
-        !self.target.host.is_usable()
+        !self.target.is_usable()
     }
 
     /// How many lanes a transaction may have.
@@ -139,7 +135,7 @@ impl Transactions {
         let batch = Batch::Due {
             events,
             longest_payload: BATCH_PAYLOAD,
-            refused_slugs: &[],
+            refused: &[],
         };
         let mut places = self.locks.take(lanes.len()).await;
         let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
@@ -164,8 +160,8 @@ impl Transactions {
         })
     }
 
-    /// Applies the next event that is due in a lane, which the caller holds; says whether there was one. No row is given one
-    /// of the slugs that were refused before.
+    /// Applies the next event that is due in a lane, which the caller holds; says whether there was one. Nothing is chosen
+    /// that was refused before.
     ///
     /// # Errors
     /// Nothing was applied. The failure names the event, if it got as far as that.
@@ -173,12 +169,12 @@ impl Transactions {
         &self,
         lane: &str,
         wait: Wait,
-        refused_slugs: &[String],
+        refused: &[String],
     ) -> Result<bool, Failure> {
         let batch = Batch::Due {
             events: 1,
             longest_payload: i32::MAX,
-            refused_slugs,
+            refused,
         };
         let mut places = Places::set_aside();
         let done = self.run(&[lane], wait, batch, &mut places).await?;
@@ -192,7 +188,7 @@ impl Transactions {
     /// Nothing was stored.
     pub(super) async fn store(
         &self,
-        events: Vec<(&NewEvent, Option<OrganizationEvent>)>,
+        events: Vec<(&NewEvent, Option<Decoded>)>,
         lanes: &[&str],
     ) -> Result<HashMap<String, Option<Outcome>>, Failure> {
         let mut places = self.locks.take(lanes.len()).await;
@@ -217,8 +213,7 @@ impl Transactions {
         places: &mut Places,
     ) -> Result<Done<'e>, Failure> {
         let started = Instant::now();
-        let host = &self.target.host;
-        let statements = host.statements();
+        let statements = self.target.statements();
         let attempt =
             async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch, places).await;
         let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt);
@@ -227,7 +222,7 @@ impl Transactions {
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()));
         let done = match done {
             Err(failure) if failure.error.is_about_the_table() => {
-                let has_changed = host.has_changed_since(&statements, &self.pool);
+                let has_changed = self.target.has_changed_since(&statements, &self.pool);
                 return Err(match has_changed.await {
                     Ok(true) => Failure {
                         error: AttemptError::TableChanged,
@@ -257,22 +252,21 @@ impl Transactions {
         let now = self.clock.now();
         let locked = store::lock_lanes(tx, lanes, wait).await?;
         let locked = locked.ok_or(AttemptError::Paused)?;
-        let mut refused: &[String] = &[];
-        let Taken { rows, read, quiet } = match batch {
+        let (taken, refused) = match batch {
             Batch::Due {
                 events,
                 longest_payload,
-                refused_slugs,
+                refused,
             } => {
-                refused = refused_slugs;
                 let claimed = store::claim(tx, &locked, events, longest_payload).await?;
-                read_all(claimed, locked, wait)?
+                (read_all(claimed, locked, wait)?, refused)
             }
-            Batch::New(events) => sift(tx, events, locked, lanes).await?,
+            Batch::New(events) => (sift(tx, events, locked, lanes).await?, &[][..]),
         };
-        let slugs = Slugs { refused, places };
+        let Taken { rows, read, quiet } = taken;
+        let choices = Choices { refused, places };
         // A panic is caught here already, where it is known which event it is about.
-        let result = panics::caught(self.apply_and_mark(tx, &rows, read, slugs, wait, now)).await;
+        let result = panics::caught(self.apply_and_mark(tx, &rows, read, choices, wait, now)).await;
         let (outcomes, push_recorded) = result
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic)))
             .map_err(|error| Failure::of(rows.claimed(), error))?;
@@ -289,8 +283,8 @@ impl Transactions {
         &self,
         tx: &mut PgConnection,
         rows: &Rows<'_>,
-        read: Vec<(usize, Option<OrganizationEvent>)>,
-        slugs: Slugs<'_>,
+        read: Vec<(usize, Option<Decoded>)>,
+        choices: Choices<'_>,
         wait: Wait,
         now: DateTime<Utc>,
     ) -> Result<(Vec<(usize, Option<Outcome>)>, bool), AttemptError> {
@@ -300,16 +294,7 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let Target {
-            host,
-            namespace,
-            notifies,
-        } = &self.target;
-        let statements = host.statements();
-        let applied = organization::apply(tx, &statements, &events, namespace, slugs, now).await?;
-        if *notifies {
-            notify(tx, &events, &applied).await?;
-        }
+        let applied = entities::apply(tx, &self.target, events, choices, now).await?;
         let compared = compared_json(&places, &applied);
         let mut outcomes = applied.outcomes.into_iter();
         let outcomes: Vec<_> = places
@@ -448,51 +433,29 @@ fn read_all(
 }
 
 /// Reads a claimed event; nothing is to be applied of a type that is not handled.
-fn read(claimed: &Claimed) -> Result<Option<OrganizationEvent>, AttemptError> {
+fn read(claimed: &Claimed) -> Result<Option<Decoded>, AttemptError> {
     let payload = claimed.payload.as_ref().ok_or(AttemptError::TooLong)?;
     let event = Event::parse(payload.as_bytes())?;
-    if OrganizationEventType::parse(&event.event_type).is_none() {
-        return Ok(None);
-    }
-    let mut event = OrganizationEvent::decode(&event)?;
-    event.replay = match claimed.outcome.as_deref() {
+    let replay = match claimed.outcome.as_deref() {
         _ if !claimed.replayed => Replay::No,
         Some(outcome) if outcome == Outcome::Disabled.as_str() => Replay::AfterDisabling,
         _ => Replay::Again,
     };
+    let decoded = entities::decode(&event, replay)?;
     // What is held are the mutex and the lock of the lane (R18).
-    if event.workos_id.as_str() != claimed.lane {
-        return Err(AttemptError::WrongLane(event.workos_id));
+    match decoded {
+        Some(decoded) if decoded.lane() != claimed.lane => {
+            Err(AttemptError::WrongLane(decoded.lane().to_owned()))
+        }
+        decoded => Ok(decoded),
     }
-    Ok(Some(event))
-}
-
-/// Tells whoever listens what each event did to a row, once it is committed (R53).
-async fn notify(
-    tx: &mut PgConnection,
-    events: &[OrganizationEvent],
-    applied: &Applied,
-) -> Result<(), sqlx::Error> {
-    let results = applied.changed.iter().zip(&applied.outcomes);
-    let payloads: Vec<_> = events
-        .iter()
-        .zip(results)
-        .filter_map(|(event, (changed, outcome))| {
-            let id = changed.as_ref()?;
-            Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
-        })
-        .collect();
-    if payloads.is_empty() {
-        return Ok(());
-    }
-    store::notify(tx, &payloads).await
 }
 
 /// Takes those of the events that are new; to be applied are those whose lane is locked and has nothing in the inbox
 /// that comes first.
 async fn sift<'e>(
     tx: &mut PgConnection,
-    events: Vec<(&'e NewEvent, Option<OrganizationEvent>)>,
+    events: Vec<(&'e NewEvent, Option<Decoded>)>,
     locked: Vec<String>,
     lanes: &[&str],
 ) -> Result<Taken<'e>, AttemptError> {
@@ -513,7 +476,7 @@ async fn sift<'e>(
     let mut read = Vec::with_capacity(events.len());
     for (row, event) in events {
         if known.insert(row.id().to_string()) {
-            let event = event.filter(|event| quiet.contains(event.workos_id.as_str()));
+            let event = event.filter(|event| quiet.contains(event.lane()));
             if event.is_some() {
                 read.push((rows.len(), event));
             }
@@ -521,7 +484,7 @@ async fn sift<'e>(
         }
     }
     read.sort_by_cached_key(|(_, event)| {
-        let key = |event: &OrganizationEvent| (event.workos_id.to_string(), event.id.order());
+        let key = |event: &Decoded| (event.lane().to_owned(), event.id().order());
         event.as_ref().map(key)
     });
     Ok(Taken {

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgPool, query_as};
 
 use super::events::{EventSummary, list_on};
 use super::{Filter, Listed, OperateError, Page};
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::entities::organization::mirror::MappedRow;
 use crate::postgres;
 

@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::{Engine, WorkosSync};
 use crate::clock::SystemClock;
 use crate::config::is_webhook_path;
-use crate::entities::organization::Target;
-use crate::entities::organization::host::Host;
+use crate::entities::Target;
+use crate::entities::organization::Host;
 use crate::entities::organization::organization_id::default_namespace;
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal::poll;
@@ -58,6 +58,9 @@ pub enum BuildError {
         "no webhook secret was given: take it from the webhook endpoint in the WorkOS dashboard"
     )]
     NoSecret,
+    /// Half of the connections apply events; the other half records them.
+    #[error("the pool has to have at least two connections")]
+    Pool,
     /// No router takes it as it stands.
     #[error(
         "the webhook path has to begin with a slash, and to consist of letters, digits and -._~/"
@@ -207,6 +210,9 @@ impl Builder {
         if !is_webhook_path(&self.webhook_path) {
             return Err(BuildError::WebhookPath);
         }
+        if self.pool.options().get_max_connections() < 2 {
+            return Err(BuildError::Pool);
+        }
         let options = PgConnectOptions::clone(&self.pool.connect_options());
         let target = Target {
             host: self.look_at_table(&options).await?,
@@ -331,8 +337,12 @@ mod tests {
     }
 
     fn builder() -> Builder {
-        let pool = PgPoolOptions::new().connect_lazy("postgres://127.0.0.1:1/none");
-        Builder::new(pool.unwrap())
+        builder_on(2)
+    }
+
+    fn builder_on(connections: u32) -> Builder {
+        let pool = PgPoolOptions::new().max_connections(connections);
+        Builder::new(pool.connect_lazy("postgres://127.0.0.1:1/none").unwrap())
     }
 
     /// Whoever embeds the service gets what `serve` does.
@@ -358,6 +368,9 @@ mod tests {
     async fn unusable_settings_are_errors() {
         let refused = builder().build().await.unwrap_err();
         assert!(matches!(refused, BuildError::NoSecret), "{refused}");
+        let builder_on_one = builder_on(1).webhook_secret("whsec_test");
+        let refused = builder_on_one.build().await.unwrap_err();
+        assert!(matches!(refused, BuildError::Pool), "{refused}");
         for path in ["webhooks", "/", "/{a}"] {
             let builder = builder().webhook_secret("whsec_test").webhook_path(path);
             let refused = builder.build().await.unwrap_err();

@@ -18,7 +18,7 @@ pub use builder::{BuildError, Builder};
 pub use engine::Engine;
 
 use crate::clock::DatabaseClock;
-use crate::entities::organization::host::Host;
+use crate::entities::organization::Host;
 use crate::heal::key::KeyGuard;
 use crate::heal::poll::Poll;
 use crate::http::{self, App};
@@ -51,8 +51,9 @@ pub struct WorkosSync {
 pub struct TaskEnded(pub &'static str);
 
 impl WorkosSync {
-    /// The settings of a service on a database. At most half of the pool's connections apply events, so it has to have
-    /// two at least, and is best not shared with handlers of yours that are busy.
+    /// The settings of a service on a database. Half of the pool's connections apply events, the other half records
+    /// them; [`postgres::pool`](crate::postgres::pool) makes one as `serve` has it. It is best not shared with handlers
+    /// of yours that are busy.
     pub fn builder(pool: PgPool) -> Builder {
         Builder::new(pool)
     }

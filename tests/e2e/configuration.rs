@@ -473,7 +473,10 @@ async fn the_command_line_is_described_for_shells_and_for_man() {
         .lines()
         .skip_while(|line| *line != "Commands:")
         .skip(1)
-        .map_while(|line| line.split_whitespace().next());
+        .take_while(|line| !line.is_empty())
+        // A line that is indented further goes on with a description.
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|command| !command.is_empty());
     let commands: Vec<_> = commands.collect();
     assert!(
         commands.contains(&"completions") && !commands.contains(&"man"),
@@ -494,6 +497,11 @@ async fn the_command_line_is_described_for_shells_and_for_man() {
             };
             assert!(described.contains(&command), "{arguments:?}: {command}");
         }
+        // Settings are mostly given by the names of their variables.
+        assert!(
+            arguments != ["man"] || described.contains("WORKOS_API_RPS"),
+            "{described}"
+        );
     }
     let version = run(&folder, &wrong, &["--version"]).await.assert(0).stdout;
     let version = version.trim_end();

@@ -160,7 +160,7 @@ async fn bodies_take_a_bounded_part_of_the_memory_while_the_database_hangs() {
     service.terminate().await.assert(0);
 }
 
-/// A role with the rights that the README grants, and a password that is easy to find; gone when the database is.
+/// A role with the rights that `docs/security.md` grants, and a password that is easy to find; gone when the database is.
 struct Role {
     name: String,
     url: String,
@@ -171,12 +171,12 @@ const PASSWORD: &str = "pg-passw0rd-marker";
 impl Role {
     /// On a database that somebody else has migrated.
     async fn create(database: &TestDatabase) -> Self {
-        let readme = include_str!("../../README.md");
-        let grants: Vec<&str> = readme
+        let page = include_str!("../../docs/security.md");
+        let grants: Vec<&str> = page
             .lines()
             .filter(|line| line.starts_with("grant "))
             .collect();
-        assert_eq!(grants.len(), 6, "{grants:?}");
+        assert!(grants.len() > 3, "{grants:?}");
         let name = format!("workos_sync_{}", Uuid::new_v4().simple());
         let grants = grants
             .join("\n")
@@ -223,7 +223,7 @@ async fn refusing_workos() -> (String, JoinSet<()>) {
     (url, server)
 }
 
-/// Everything that the service does, it can do with the rights that the README names, and with no others: it
+/// Everything that the service does, it can do with the rights that the page names, and with no others: it
 /// creates, updates and disables organizations, keeps the outbox, and removes what is old.
 #[tokio::test]
 async fn the_documented_rights_are_enough() {
@@ -243,7 +243,7 @@ async fn the_documented_rights_are_enough() {
         ],
     )
     .await;
-    assert_eq!(service.get("/readyz").await, Some(200));
+    service.ready().await;
     for (n, kind, workos_id, name, outcome) in [
         (1, Kind::Created, "org_a", "Acme", "created"),
         (2, Kind::Created, "org_b", "Acme", "created"),

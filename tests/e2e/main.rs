@@ -21,6 +21,7 @@ mod operate;
 mod page;
 mod pgbouncer;
 mod private_database;
+mod readme;
 mod replay;
 mod signing;
 mod skew;

@@ -80,7 +80,7 @@ const LAYERS: [&str; 25] = [
 ];
 
 /// The parts of the inbox, in the same way. None knows the façade.
-const INBOX: [&str; 19] = [
+const INBOX: [&str; 18] = [
     "bulk",
     "page",
     "record",
@@ -96,7 +96,6 @@ const INBOX: [&str; 19] = [
     "status",
     "conditions",
     "crew",
-    "notify",
     "queue",
     "request_ids",
     "retry",

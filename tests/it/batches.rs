@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use workos_sync::entities::Outcome;
-use workos_sync::entities::organization::{OrganizationEvent, Slugs, apply, organization_id};
+use workos_sync::entities::organization::{Choices, OrganizationEvent, apply, organization_id};
 use workos_sync::event::Event;
 use workos_sync::inbox::Recorded;
 use workos_sync::postgres::locks::Places;
@@ -122,7 +122,7 @@ async fn organizations_that_share_a_row_take_turns_within_a_batch() {
         &statements,
         &events,
         &namespace,
-        Slugs::any(&mut Places::set_aside()),
+        Choices::any(&mut Places::set_aside()),
         NOW,
     )
     .await

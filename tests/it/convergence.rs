@@ -25,7 +25,7 @@ use workos_sync::entities::organization::decide::{
 use workos_sync::entities::organization::precision::RowPrecision;
 use workos_sync::entities::organization::statements::Statements;
 use workos_sync::entities::organization::{
-    Change, OrganizationEvent, Slugs, apply, organization_id, slug,
+    Change, Choices, OrganizationEvent, apply, organization_id, slug,
 };
 use workos_sync::event::{Event, EventId, OrganizationId, WorkosId};
 use workos_sync::postgres::locks::Places;
@@ -973,7 +973,7 @@ async fn applied(
                 statements,
                 batch,
                 &NAMESPACE,
-                Slugs::any(&mut Places::set_aside()),
+                Choices::any(&mut Places::set_aside()),
                 NOW,
             )
             .await

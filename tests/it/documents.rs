@@ -180,3 +180,78 @@ fn the_sample_event_is_one() {
         assert!(ulid::Ulid::from_string(ulid).is_ok(), "{id}");
     }
 }
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// The cells of a row of a table.
+fn cells(row: &str) -> Vec<&str> {
+    row.trim_matches('|').split(" | ").map(str::trim).collect()
+}
+
+/// The number that a cell begins with.
+fn number(cell: &str) -> f64 {
+    let digits = cell.split(' ').next().unwrap().replace(',', "");
+    digits.parse().unwrap_or_else(|_| panic!("{cell}"))
+}
+
+/// The figures that the README shows are those of the last run, rounded.
+#[test]
+fn figures_are_measured() {
+    let (readme, benchmarks) = (page("README.md"), page("docs/benchmarks.md"));
+    let section = readme.split("\n## How fast\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows: Vec<_> = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    assert!(rows.len() > 3, "{section}");
+    for row in rows {
+        let told = cells(row);
+        let measured = benchmarks
+            .lines()
+            .map(cells)
+            .find(|cells| cells[0] == told[0]);
+        let measured = measured.unwrap_or_else(|| panic!("not measured: {row}"));
+        let (told, measured) = (number(told[1]), number(measured[1]));
+        assert!(
+            (told / measured - 1.0).abs() < 0.2,
+            "{row}: {measured} was measured"
+        );
+    }
+}
+
+/// What an event is said to cost is what it did cost in the last run, more or less: it is told in tens.
+#[test]
+fn costs_are_measured() {
+    let (scale, benchmarks) = (page("docs/scale.md"), page("docs/benchmarks.md"));
+    let head = benchmarks
+        .lines()
+        .find(|line| line.starts_with("| workload |"));
+    let head = cells(head.unwrap());
+    let column = head
+        .iter()
+        .position(|cell| cell.starts_with("CPU, service"));
+    let mut compared = 0;
+    for row in scale.lines().filter(|line| line.ends_with(" µs |")) {
+        let [what, service, postgres] = cells(row)[..] else {
+            panic!("{row}");
+        };
+        let workload = what.split(':').next().unwrap();
+        let measured = benchmarks
+            .lines()
+            .map(cells)
+            .find(|cells| cells[0] == workload && cells.len() == head.len());
+        let measured = measured.unwrap_or_else(|| panic!("not measured: {row}"));
+        let events = number(measured[1]);
+        let seconds = measured[column.unwrap()].split(" / ").map(number);
+        for (told, seconds) in [service, postgres].into_iter().zip(seconds) {
+            let cost = seconds / events * 1_000_000.0;
+            let difference = (number(told) - cost).abs();
+            assert!(difference <= 15.0, "{row}: {cost} µs were measured");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 4);
+}

@@ -13,7 +13,8 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use workos_sync::entities::organization::host::{Host, HostTable, Kind};
+use workos_sync::entities::organization::Host;
+use workos_sync::entities::organization::host::{HostTable, Kind};
 use workos_sync::http::health::{Health, NotReady, healthz, readyz};
 use workos_sync::postgres;
 

@@ -13,7 +13,7 @@ use workos_sync::entities::organization::host::HostTable;
 use workos_sync::entities::organization::organization_id::default_namespace;
 use workos_sync::entities::organization::precision::Precision;
 use workos_sync::entities::organization::statements::Statements;
-use workos_sync::entities::organization::{ApplyError, OrganizationEvent, Slugs, apply};
+use workos_sync::entities::organization::{ApplyError, Choices, OrganizationEvent, apply};
 use workos_sync::event::Event;
 use workos_sync::postgres;
 use workos_sync::postgres::locks::Places;
@@ -234,7 +234,7 @@ impl Trial {
                 &self.statements,
                 events,
                 &namespace,
-                Slugs {
+                Choices {
                     refused: &refused,
                     places: &mut Places::set_aside(),
                 },
@@ -368,7 +368,7 @@ impl Trial {
         assert_eq!(self.refused, hidden, "{shape}");
     }
 
-    /// Slugs that collide, in one transaction and after it, and that are as long as the column.
+    /// Choices that collide, in one transaction and after it, and that are as long as the column.
     async fn collide(&mut self) {
         let shape = self.shape;
         let name = "The Northern Cooperative Society for Agricultural Machinery";
@@ -555,7 +555,7 @@ async fn another_type_changes_no_result() {
             &statements,
             &[event],
             &namespace,
-            Slugs::any(&mut Places::set_aside()),
+            Choices::any(&mut Places::set_aside()),
             NOW,
         )
         .await;

@@ -10,8 +10,9 @@ use sqlx::{Connection, Executor};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::{Clock, ManualClock};
-use workos_sync::entities::organization::host::Host;
-use workos_sync::entities::organization::{OrganizationEvent, Slugs, apply, organization_id};
+use workos_sync::entities::organization::{
+    Choices, Host, OrganizationEvent, apply, organization_id,
+};
 use workos_sync::event::{Event, WorkosId};
 use workos_sync::outbox::Outbox;
 use workos_sync::postgres;
@@ -91,7 +92,7 @@ impl Setting {
             &self.host.statements(),
             std::slice::from_ref(&event),
             &namespace,
-            Slugs::any(&mut Places::set_aside()),
+            Choices::any(&mut Places::set_aside()),
             self.clock.now(),
         )
         .await
@@ -241,7 +242,7 @@ async fn nothing_is_written_before_the_commit() {
         &s.host.statements(),
         std::slice::from_ref(&event),
         &namespace,
-        Slugs::any(&mut Places::set_aside()),
+        Choices::any(&mut Places::set_aside()),
         s.clock.now(),
     )
     .await

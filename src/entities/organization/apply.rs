@@ -11,10 +11,11 @@ use uuid::Uuid;
 
 use super::decide::{Compared, candidate_id};
 use super::ledger::Ledger;
+use super::notify::Change;
 use super::statements::{NewRow, Statements};
 use super::store;
 use super::{ApplyError, OrganizationEvent, Write, slug};
-use crate::entities::Outcome;
+use crate::entities::outcome::Outcome;
 use crate::event::{OrganizationId, WorkosId};
 use crate::outbox;
 use crate::postgres::locks::Places;
@@ -22,16 +23,16 @@ use crate::postgres::locks::Places;
 /// How many slug candidates are asked for at once. The second is free in practice; the rest cost nothing.
 const SLUGS_AT_ONCE: usize = 5;
 
-/// What a transaction is to know of the slugs of new rows.
+/// What a transaction is to know for what it chooses itself, which are the slugs of new rows.
 #[derive(Debug)]
-pub struct Slugs<'a> {
-    /// No row is given one of these: they were refused before.
+pub struct Choices<'a> {
+    /// None of these is chosen: they were refused before.
     pub refused: &'a [String],
-    /// Where the places for their locks are taken from.
+    /// Where the places for the locks of what is chosen are taken from.
     pub places: &'a mut Places,
 }
 
-impl<'a> Slugs<'a> {
+impl<'a> Choices<'a> {
     /// None was refused yet.
     #[must_use]
     pub const fn any(places: &'a mut Places) -> Self {
@@ -69,7 +70,7 @@ pub async fn apply(
     statements: &Statements,
     events: &[OrganizationEvent],
     namespace: &Uuid,
-    slugs: Slugs<'_>,
+    choices: Choices<'_>,
     now: DateTime<Utc>,
 ) -> Result<Applied, ApplyError> {
     let candidates: Vec<_> = events
@@ -82,7 +83,7 @@ pub async fn apply(
         .zip(candidates)
         .map(|(event, candidate)| ledger.apply(event, candidate, now))
         .collect();
-    write(connection, statements, &mut ledger, slugs, now).await?;
+    write(connection, statements, &mut ledger, choices, now).await?;
     ledger.log();
 
     let push_recorded = !ledger.pushes().is_empty();
@@ -96,6 +97,27 @@ pub async fn apply(
         compared,
         push_recorded,
     })
+}
+
+/// Tells whoever listens what each event did to a row, once it is committed (R53).
+pub(in crate::entities) async fn notify(
+    connection: &mut PgConnection,
+    events: &[OrganizationEvent],
+    applied: &Applied,
+) -> Result<(), sqlx::Error> {
+    let results = applied.changed.iter().zip(&applied.outcomes);
+    let payloads: Vec<_> = events
+        .iter()
+        .zip(results)
+        .filter_map(|(event, (changed, outcome))| {
+            let id = changed.as_ref()?;
+            Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
+        })
+        .collect();
+    if payloads.is_empty() {
+        return Ok(());
+    }
+    store::notify(connection, &payloads).await
 }
 
 /// Says what applying the events would do; writes nothing, and takes no lock.
@@ -172,7 +194,7 @@ async fn write(
     connection: &mut PgConnection,
     statements: &Statements,
     ledger: &mut Ledger<'_>,
-    slugs: Slugs<'_>,
+    choices: Choices<'_>,
     now: DateTime<Utc>,
 ) -> Result<(), ApplyError> {
     let updated = ledger.updated();
@@ -192,7 +214,7 @@ async fn write(
     }
     let created = ledger.created();
     if !created.is_empty() {
-        let slugs = take_slugs(connection, statements, &created, slugs).await?;
+        let slugs = take_slugs(connection, statements, &created, choices).await?;
         let inserted = statements.insert(connection, &created, &slugs, now).await?;
         let ids = created.iter().map(|row| row.id.as_str());
         all_written(Write::Insert, ids, inserted.len())?;
@@ -230,7 +252,7 @@ async fn take_slugs(
     connection: &mut PgConnection,
     statements: &Statements,
     rows: &[NewRow<'_>],
-    Slugs { refused, places }: Slugs<'_>,
+    Choices { refused, places }: Choices<'_>,
 ) -> Result<Vec<String>, sqlx::Error> {
     let max_length = statements.slug_length();
     let bases: Vec<_> = rows

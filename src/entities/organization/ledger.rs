@@ -11,8 +11,8 @@ use super::precision::RowPrecision;
 use super::statements::{DisabledRow, EnabledRow, Held, Named, NewRow, UpdatedRow};
 use super::store::NewCursor;
 use super::{Change, OrganizationEvent, TwoRows};
-use crate::entities::Outcome;
 use crate::entities::guard::Replay;
+use crate::entities::outcome::Outcome;
 use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// Rows and cursors are kept in order, so that concurrent batches write them in the same order.

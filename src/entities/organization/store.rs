@@ -23,6 +23,20 @@ pub(super) async fn lock_slugs(
     .map(drop)
 }
 
+/// Tells whoever listens, once the transaction is committed.
+pub(super) async fn notify(
+    connection: &mut PgConnection,
+    payloads: &[String],
+) -> Result<(), sqlx::Error> {
+    query!(
+        "select pg_notify('workos_sync', payload) from unnest($1::text[]) as payloads (payload)",
+        payloads,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
 /// The cursors of these WorkOS organizations.
 pub(super) async fn fetch_cursors(
     connection: &mut PgConnection,

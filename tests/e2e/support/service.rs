@@ -128,6 +128,11 @@ impl Service {
         self.process.stderr.so_far()
     }
 
+    /// What it has printed so far, beside the log.
+    pub(crate) fn printed(&self) -> String {
+        self.process.stdout.so_far()
+    }
+
     /// The command that a newcomer is asked to paste; waited for.
     pub(crate) async fn curl_line(&self) -> String {
         let find = || {

@@ -14,8 +14,9 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgExecutor, PgPoo
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use workos_sync::clock::{Clock, ManualClock};
-use workos_sync::entities::organization::Target;
-use workos_sync::entities::organization::host::{Host, HostTable};
+use workos_sync::entities::Target;
+use workos_sync::entities::organization::Host;
+use workos_sync::entities::organization::host::HostTable;
 use workos_sync::entities::organization::organization_id::default_namespace;
 use workos_sync::event::Event;
 use workos_sync::http::health::Health;

@@ -196,7 +196,7 @@ impl HostTable {
     }
 
     /// The table, where it isn't clear any more which one it is.
-    pub(super) fn lost(&self, why: &LookupError) -> Self {
+    pub(in crate::entities::organization) fn lost(&self, why: &LookupError) -> Self {
         Self {
             findings: vec![Finding {
                 severity: Severity::Error,

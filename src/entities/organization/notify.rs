@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::entities::Outcome;
+use crate::entities::outcome::Outcome;
 use crate::event::{EventId, OrganizationId, WorkosId};
 
 /// The longest payload that Postgres takes.
