@@ -209,7 +209,7 @@ fn code_of(file: &Path) -> String {
     let code = code.split("#[cfg(test)]").next().unwrap();
     code.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
-        .map(|line| format!("{line}\n"))
+        .flat_map(|line| [line, "\n"])
         .collect()
 }
 
