@@ -54,31 +54,46 @@
 //!
 //! Arrows go one way: `cli → service → http → inbox → entities → event`; `entities` records in `outbox` and knows no more of it.
 
+// The way of an event, in its order. (rustfmt sorts what no blank line parts.)
+
+pub mod http;
+
+pub mod signature;
+
+pub mod event;
+
+pub mod inbox;
+
+pub mod keyed_mutex;
+
+pub mod entities;
+
+pub mod outbox;
+
+pub mod workos;
+
+// Beside it.
+
 pub mod admin;
-mod backoff;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod doctor;
 pub mod dotenv;
-pub mod entities;
-pub mod event;
 pub mod heal;
-pub mod http;
-pub mod inbox;
-pub mod keyed_mutex;
-pub mod metrics;
 pub mod operate;
-pub mod outbox;
+pub mod service;
+
+// What all of them use.
+
+mod backoff;
+pub mod clock;
+pub mod metrics;
 mod panics;
 pub mod pause;
 pub mod postgres;
 mod repeats;
-pub mod service;
 pub mod shutdown;
-pub mod signature;
 pub mod telemetry;
-pub mod workos;
 
 pub use service::WorkosSync;
 

@@ -20,8 +20,8 @@ use ulid::Ulid;
 use url::Url;
 
 use crate::clock::Clock;
+use crate::entities;
 use crate::entities::organization::Host;
-use crate::entities::organization::OrganizationEventType;
 use crate::entities::organization::host::{HostTable, LookupError};
 use crate::heal::key::KeyGuard;
 use crate::postgres::error::describe;
@@ -194,7 +194,7 @@ impl Setup {
             return;
         }
         let now = self.clock.now();
-        let types = OrganizationEventType::OF_WORKOS.map(OrganizationEventType::as_str);
+        let types: Vec<_> = entities::types_of_workos().collect();
         let hour = TimeDelta::hours(1);
         let events = client
             .list_events(&types, ReadFrom::Time(now - hour), None, now)

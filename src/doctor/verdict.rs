@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde::Serialize;
 use url::Url;
 
-use crate::entities::organization::OrganizationEventType;
+use crate::entities;
 use crate::entities::organization::host::HostTable;
 use crate::heal::HealError;
 use crate::signature;
@@ -331,9 +331,7 @@ pub(super) fn endpoint(
         let says = format!("{url} ({id}) is disabled in WorkOS: enable it in the dashboard");
         checks.push(Check::fail(CHECK, says));
     }
-    let handled = OrganizationEventType::OF_WORKOS.map(OrganizationEventType::as_str);
-    let missing: Vec<_> = handled
-        .into_iter()
+    let missing: Vec<_> = entities::types_of_workos()
         .filter(|handled| !events.iter().any(|event| event == handled))
         .collect();
     checks.push(if missing.is_empty() {

@@ -1,5 +1,6 @@
 //! What the modules may know of each other. An architecture that nothing checks is a wish.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The functional core has no I/O: no database, no runtime, no HTTP, no clock, no chance.
@@ -13,6 +14,7 @@ fn pure_modules_know_no_io() {
         "entities/organization/decide.rs",
         "entities/organization/event.rs",
         "entities/organization/host/check.rs",
+        "entities/organization/notify.rs",
         "entities/organization/organization_id.rs",
         "entities/organization/precision.rs",
         "entities/organization/slug.rs",
@@ -24,7 +26,6 @@ fn pure_modules_know_no_io() {
         "backoff.rs",
         "heal/snapshot.rs",
         "inbox/crew.rs",
-        "inbox/notify.rs",
         "inbox/queue.rs",
         "inbox/retry.rs",
         "inbox/request_ids.rs",
@@ -109,6 +110,107 @@ fn arrows_go_one_way() {
     for part in INBOX {
         assert_knows_none_of(&format!("inbox/{part}.rs"), &["super::{", "crate::inbox"]);
     }
+}
+
+/// The inbox hands events to the entities, and knows none of them.
+#[test]
+fn the_inbox_knows_no_entity_by_name() {
+    for file in files(&source("inbox")) {
+        let file = file.strip_prefix(source("")).unwrap().to_str().unwrap();
+        assert_knows_none_of(file, &["entities::organization", "OrganizationEvent"]);
+    }
+}
+
+/// In no directory do modules know each other in a circle.
+#[test]
+fn no_modules_go_in_circles() {
+    let mut directories = vec![source("")];
+    while let Some(directory) = directories.pop() {
+        let modules: BTreeMap<String, PathBuf> = directory
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_dir() || path.extension().is_some_and(|end| end == "rs"))
+            .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
+            .filter(|(name, _)| !matches!(&**name, "mod" | "lib" | "main" | "tests"))
+            .collect();
+        directories.extend(modules.values().filter(|path| path.is_dir()).cloned());
+        let mut unplaced: BTreeMap<_, _> = modules
+            .iter()
+            .map(|(name, path)| (name, known_siblings(&directory, path, &modules)))
+            .collect();
+        // Whoever knows only what has its place already has one too.
+        loop {
+            let placed: Vec<_> = unplaced
+                .iter()
+                .filter(|(_, known)| !known.iter().any(|known| unplaced.contains_key(known)))
+                .map(|(name, _)| *name)
+                .collect();
+            if placed.is_empty() {
+                break;
+            }
+            unplaced.retain(|name, _| !placed.contains(name));
+        }
+        assert!(unplaced.is_empty(), "{directory:?}: {unplaced:#?}");
+    }
+}
+
+/// The modules of a directory that one of them knows, by their paths in the code.
+fn known_siblings(
+    directory: &Path,
+    module: &Path,
+    modules: &BTreeMap<String, PathBuf>,
+) -> Vec<String> {
+    let inside = directory.strip_prefix(source("")).unwrap();
+    let path = inside.iter().map(|part| part.to_str().unwrap());
+    let path: Vec<_> = std::iter::once("crate").chain(path).collect();
+    let absolute = format!("{}::", path.join("::"));
+    let mut known = Vec::new();
+    for file in files(module) {
+        let code = code_of(&file);
+        // From the module itself, one step up leads to the directory; from a part of it, more.
+        let inner = file.strip_prefix(directory).unwrap();
+        let is_itself = inner.ends_with("mod.rs") && module.is_dir();
+        let steps = inner.iter().count() - usize::from(is_itself);
+        let relative = "super::".repeat(steps);
+        for name in modules.keys().filter(|name| modules[*name] != module) {
+            if names_module(&code, &absolute, name) || names_module(&code, &relative, name) {
+                known.push(name.clone());
+            }
+        }
+    }
+    known
+}
+
+/// Whether `path::name` is in the code, or `path::{…, name…}`.
+fn names_module(code: &str, path: &str, name: &str) -> bool {
+    code.match_indices(path).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        if before.is_some_and(|c| c == ':' || c == '_' || c.is_alphanumeric()) {
+            return false;
+        }
+        let rest = &code[at + path.len()..];
+        let named = match rest.strip_prefix('{') {
+            Some(list) => list.split(';').next().unwrap(),
+            None => rest
+                .split(|c: char| c != '_' && !c.is_alphanumeric())
+                .next()
+                .unwrap(),
+        };
+        named
+            .split(|c: char| c != '_' && !c.is_alphanumeric())
+            .any(|word| word == name)
+    })
+}
+
+/// A file without its comments and its tests.
+fn code_of(file: &Path) -> String {
+    let code = std::fs::read_to_string(file).unwrap();
+    let code = code.split("#[cfg(test)]").next().unwrap();
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect()
 }
 
 /// In a directory of modules that are listed from top to bottom, each knows only those below it.

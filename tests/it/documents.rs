@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use workos_sync::entities::organization::OrganizationEvent;
+use workos_sync::entities::{self, Outcome};
 use workos_sync::event::Event;
+use workos_sync::inbox::Status;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -179,6 +181,44 @@ fn the_sample_event_is_one() {
         let (_, ulid) = id.split_once('_').unwrap();
         assert!(ulid::Ulid::from_string(ulid).is_ok(), "{id}");
     }
+}
+
+/// The words in backticks of a table's column, in the page's part behind a heading.
+fn words_of(page: &str, heading: &str, column: usize) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(root().join("docs").join(page)).unwrap();
+    let (_, part) = text.split_once(heading).unwrap();
+    let part = part.split("\n## ").next().unwrap();
+    let cells = part
+        .lines()
+        .filter_map(|line| line.strip_prefix('|')?.split('|').nth(column));
+    cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// R27: what the documents say of types, outcomes and statuses is what there is.
+#[test]
+fn tables_of_types_outcomes_and_statuses_are_whole() {
+    let events = "## What each kind of event comes to";
+    let mut types = words_of("design.md", events, 0);
+    types.retain(|word| word.contains('.'));
+    assert_eq!(types, set(entities::types()));
+    let mut outcomes = set(Outcome::ALL.map(Outcome::as_str));
+    // That is a status.
+    outcomes.insert(Status::Ignored.as_str().to_owned());
+    assert_eq!(words_of("design.md", events, 4), outcomes);
+
+    let tables = "## The tables";
+    let statuses = set(Status::ALL.map(Status::as_str));
+    assert_eq!(words_of("operating.md", tables, 0), statuses);
+    outcomes.remove(Status::Ignored.as_str());
+    let told = words_of("operating.md", tables, 1);
+    assert!(outcomes.is_subset(&told), "{told:?}");
 }
 
 fn page(name: &str) -> String {

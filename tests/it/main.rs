@@ -15,6 +15,7 @@ mod convergence;
 mod doctor;
 mod documents;
 mod embed;
+mod entities;
 mod failures;
 mod heal;
 mod health;

@@ -83,8 +83,11 @@ async fn overview(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Resp
             after: None,
         };
         let listed = operate::events::list(admin.pool(), &Filter::default(), &latest).await?;
+        let table = admin.host().current();
+        let conditions: Vec<_> = table.errors().map(ToString::to_string).collect();
         let overview = overview::Overview {
             status: &status,
+            conditions: &conditions,
             causes: &causes,
             events: &listed.items,
             may_change: admin.may_change(),

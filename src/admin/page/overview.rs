@@ -21,8 +21,9 @@ struct Sentence {
     next: Option<(&'static str, &'static str)>,
 }
 
-/// Says whether the table is in step, and if not, why and what to look at first.
-fn sentence(status: &Status) -> Sentence {
+/// Says whether the table is in step, and if not, why and what to look at first. What keeps all events from being applied
+/// comes before all else.
+fn sentence(status: &Status, conditions: &[String]) -> Sentence {
     let waiting = status.pending + status.failed;
     let dead = (status.dead > 0).then(|| {
         let verb = if status.dead == 1 { "waits" } else { "wait" };
@@ -35,9 +36,14 @@ fn sentence(status: &Status) -> Sentence {
     } else {
         None
     };
-    if status.trusted {
+    if status.trusted && conditions.is_empty() {
         let rest = if waiting == 0 {
-            "everything that was received is applied".to_owned()
+            let what = if dead.is_some() {
+                "else"
+            } else {
+                "that was received"
+            };
+            format!("everything {what} is applied")
         } else {
             let verb = if waiting == 1 { "is" } else { "are" };
             format!("{} {verb} about to be applied", of(waiting, "event"))
@@ -50,10 +56,12 @@ fn sentence(status: &Status) -> Sentence {
         };
     }
     Sentence {
-        class: "wait",
+        class: if conditions.is_empty() { "wait" } else { "bad" },
         verdict: "Not in step",
-        why: dead
-            .into_iter()
+        why: conditions
+            .iter()
+            .cloned()
+            .chain(dead)
             .chain(status.reasons.iter().cloned())
             .collect(),
         next: next.or((waiting > 0).then_some(("/events?status=pending", "Show what waits"))),
@@ -64,6 +72,8 @@ fn sentence(status: &Status) -> Sentence {
 #[derive(Debug)]
 pub(super) struct Overview<'a> {
     pub(super) status: &'a Status,
+    /// What keeps events from being applied to the application's table.
+    pub(super) conditions: &'a [String],
     pub(super) causes: &'a [CauseSummary],
     pub(super) events: &'a [EventSummary],
     pub(super) may_change: bool,
@@ -106,7 +116,7 @@ impl Overview<'_> {
             verdict,
             why,
             next,
-        } = sentence(self.status);
+        } = sentence(self.status, self.conditions);
         html! {
             section.sentence.(class) aria-labelledby="verdict" {
                 h1 #verdict { (verdict) }
@@ -171,4 +181,105 @@ fn ago(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Markup {
 fn since(at: Option<DateTime<Utc>>, none: &str) -> Markup {
     let said = at.map(|at| at.format("%-d %b %H:%M:%S UTC").to_string());
     html! { (said.as_deref().unwrap_or(none)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(dead: i64, failed: i64, reasons: &[&str]) -> Status {
+        Status {
+            trusted: reasons.is_empty(),
+            reasons: reasons.iter().map(ToString::to_string).collect(),
+            last_webhook_at: None,
+            last_poll_at: None,
+            last_drained_poll_at: None,
+            last_backfill_at: None,
+            last_reconcile_at: None,
+            pending: 0,
+            failed,
+            dead,
+            pushes: 0,
+            oldest_unapplied_at: None,
+            paused_since: None,
+            paused_until: None,
+            pause_reason: None,
+        }
+    }
+
+    /// R50: in step or not, why, and where to click.
+    #[test]
+    fn the_first_line_says_what_matters() {
+        let said = |status: &Status, conditions: &[&str]| {
+            let conditions: Vec<_> = conditions.iter().map(ToString::to_string).collect();
+            let sentence = sentence(status, &conditions);
+            let next = sentence.next.map(|(href, _)| href);
+            (
+                sentence.class,
+                sentence.verdict,
+                sentence.why.join("; "),
+                next,
+            )
+        };
+        let (ok, wait, bad) = ("ok", "wait", "bad");
+        let causes = Some("/causes");
+        for (status, conditions, expected) in [
+            (
+                status(0, 0, &[]),
+                vec![],
+                (
+                    ok,
+                    "In step",
+                    "everything that was received is applied",
+                    None,
+                ),
+            ),
+            (
+                status(1, 0, &[]),
+                vec![],
+                (
+                    ok,
+                    "In step",
+                    "1 dead letter waits for a decision; everything else is applied",
+                    causes,
+                ),
+            ),
+            (
+                status(0, 2, &[]),
+                vec![],
+                (
+                    ok,
+                    "In step",
+                    "2 events are about to be applied",
+                    Some("/events?status=failed"),
+                ),
+            ),
+            (
+                status(12, 0, &["the poll is off"]),
+                vec![],
+                (
+                    wait,
+                    "Not in step",
+                    "12 dead letters wait for a decision; the poll is off",
+                    causes,
+                ),
+            ),
+            (
+                status(0, 0, &["the poll is off"]),
+                vec![],
+                (wait, "Not in step", "the poll is off", None),
+            ),
+            (
+                status(0, 0, &[]),
+                vec!["a right is missing"],
+                (bad, "Not in step", "a right is missing", None),
+            ),
+        ] {
+            let (class, verdict, why, next) = expected;
+            assert_eq!(
+                said(&status, &conditions),
+                (class, verdict, why.to_owned(), next)
+            );
+        }
+    }
 }

@@ -271,7 +271,7 @@ mod tests {
     fn ids_are_shortened_in_the_middle() {
         for (id, text) in [
             ("event_01M87J013R87NB4P3W63XRW2SN", "event_01M87J…63XRW2SN"),
-            ("org_01EHWNCE74X7JSDV0X3SZ3KJNY", "org_01EHWN…SZ3KJNY"),
+            ("org_01EHWNCE74X7JSDV0X3SZ3KJNY", "org_01EHWN…3SZ3KJNY"),
             ("ecb5ebb2-3157-545d-8c0a-aac9f5633ff3", "ecb5eb…f5633ff3"),
             ("acme", "acme"),
             ("äöüäöüäöüäöüäöüäöüäöüäöüäöü", "äöüäöü…öüäöüäöü"),

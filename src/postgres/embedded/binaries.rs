@@ -7,16 +7,14 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::Cluster;
 use super::error::{EmbeddedError, When};
 use super::process::run;
-use super::user::ServerUser;
+use super::user::{ServerUser, command};
 
 /// Where Debian and its relatives keep the server binaries, a directory a major version.
 const DISTRIBUTION: &str = "/usr/lib/postgresql";
@@ -142,25 +140,10 @@ fn parse_major(text: &str) -> Option<u32> {
     version[..end].parse().ok()
 }
 
-/// A program run as the server's user, from a directory that everybody may enter and with next to no
-/// environment: it would hand our secrets to the server, whose own variables (`PGPORT`,
-/// `PGOPTIONS`, `LC_ALL`) would change what it does.
-pub(super) fn command(program: &Path, user: Option<ServerUser>) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().env("LC_ALL", "C");
-    for kept in ["PATH", "LD_LIBRARY_PATH", "TZ"] {
-        command.envs(env::var_os(kept).map(|value| (kept, value)));
-    }
-    command.current_dir("/").stdin(Stdio::null());
-    if let Some(ServerUser { uid, gid }) = user {
-        // Supplementary groups go too: the standard library drops them with the uid.
-        command.uid(uid).gid(gid);
-    }
-    command
-}
-
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     /// Programs that only know their version. Written by a shell: a descriptor of ours that is open

@@ -16,12 +16,13 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::binaries::command;
 use super::data_dir::{DataDir, if_there, make_directory, sync_directory, write_private};
 use super::error::{EmbeddedError, When};
 use super::process::run;
-use super::server::NAME;
-use super::user::{ServerUser, is_root};
+use super::user::{ServerUser, command, is_root};
+
+/// Superuser and database alike.
+pub(super) const NAME: &str = "workos_sync";
 
 /// Where a cluster goes whose user can't enter the data directory.
 pub(super) const RELOCATED: &str = "/var/lib/workos-sync";

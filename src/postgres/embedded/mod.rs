@@ -44,12 +44,12 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::cluster::Cluster;
+use self::cluster::{Cluster, NAME};
 use self::data_dir::{DataDir, DirLock, LOCK, LOG};
 pub use self::data_dir::{make_webhook_secret, webhook_secret};
 pub use self::error::EmbeddedError;
 use self::process::POLL;
-use self::server::{NAME, PATIENCE, Server};
+use self::server::{PATIENCE, Server};
 
 /// There only while an owner serves.
 const DATABASE_URL: &str = "database_url";

@@ -19,14 +19,12 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::binaries::command;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, NAME};
 use super::data_dir::{DataDir, LOG};
 use super::error::{EmbeddedError, When};
 use super::process::{Child, POLL};
+use super::user::command;
 
-/// Superuser and database alike.
-pub(super) const NAME: &str = "workos_sync";
 /// How long a server that a killed process left, or an owner that is still initialising, is waited
 /// for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);

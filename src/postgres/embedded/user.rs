@@ -1,8 +1,9 @@
 //! Whom the server runs as: Postgres refuses to run as root.
 
+use std::env;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-
-use super::binaries::command;
+use std::process::{Command, Stdio};
 
 /// Whom the server runs as, if not as ourselves.
 #[derive(Debug, Clone, Copy)]
@@ -47,4 +48,21 @@ pub(super) fn our_uid() -> u32 {
 
 pub(super) fn is_root() -> bool {
     our_uid() == 0
+}
+
+/// A program run as the server's user, from a directory that everybody may enter and with next to no
+/// environment: it would hand our secrets to the server, whose own variables (`PGPORT`,
+/// `PGOPTIONS`, `LC_ALL`) would change what it does.
+pub(super) fn command(program: &Path, user: Option<ServerUser>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("LC_ALL", "C");
+    for kept in ["PATH", "LD_LIBRARY_PATH", "TZ"] {
+        command.envs(env::var_os(kept).map(|value| (kept, value)));
+    }
+    command.current_dir("/").stdin(Stdio::null());
+    if let Some(ServerUser { uid, gid }) = user {
+        // Supplementary groups go too: the standard library drops them with the uid.
+        command.uid(uid).gid(gid);
+    }
+    command
 }
