@@ -1,7 +1,7 @@
 //! The operator's page and the admin API, on a listener of their own (R50).
 //!
 //! Both only present what [`operate`](crate::operate) does; nothing is asked of the database here. Who may ask is decided
-//! before anything else ([`security`]).
+//! before anything else (`security`).
 
 mod api;
 mod assets;
