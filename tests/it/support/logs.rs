@@ -70,7 +70,12 @@ impl Logs {
     pub(crate) fn at(&self, level: &str) -> Vec<String> {
         self.text()
             .lines()
-            .filter(|line| line.contains(&format!(" {level} workos_sync")))
+            .filter(|line| {
+                // After the time and the level come the spans that the line is in, then its target.
+                let (_, rest) = line.split_once('Z').unwrap_or_default();
+                let said = rest.trim_start().strip_prefix(level).unwrap_or_default();
+                said.contains(" workos_sync::") || said.contains(" workos_sync: ")
+            })
             .map(str::to_owned)
             .collect()
     }
