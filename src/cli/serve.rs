@@ -168,8 +168,11 @@ async fn serve(
     let stop = shutdown.soft().clone();
     let tracker = shutdown.tracker().clone();
     let router = sync.router();
-    let others = admin::DATABASE_CONNECTIONS + admin::MAX_CONNECTIONS;
-    let limits = listener::Limits::within_open_files(config.database_max_connections + others);
+    let operators = match page {
+        Some(_) => admin::DATABASE_CONNECTIONS + admin::MAX_CONNECTIONS,
+        None => 0,
+    };
+    let limits = listener::Limits::within_open_files(config.database_max_connections + operators);
     shutdown.spawn("listener", async move {
         listener::serve(tcp, router, limits, stop, tracker).await;
     });

@@ -238,7 +238,7 @@ const scenarios = {
       await page.locator('tbody tr input[name=id]').first().check();
       await page.locator('tbody tr a.id').first().focus();
       const href = await page.evaluate(() => document.activeElement.getAttribute('href'));
-      await page.evaluate(() => getSelection().selectAllChildren(document.querySelector('tbody tr td.said')));
+      await page.evaluate(() => getSelection().selectAllChildren(document.querySelector('tbody tr:last-child td.said')));
       const selected = await page.evaluate(() => getSelection().toString());
       assert.notEqual(selected, '');
       await page.waitForFunction((count) => document.querySelectorAll('tbody tr').length > count, before);
