@@ -19,12 +19,14 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use chrono::{DateTime, SecondsFormat, Utc};
+use rustix::process::{Pid, Signal, kill_process};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 use workos_sync::clock::{Clock, SystemClock};
@@ -54,10 +56,16 @@ async fn main() -> Result<(), Failure> {
     shorten_names(&program.database()?).await?;
     announce(&page);
     let secret = program.secret()?;
+    let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {
         failed = deliver(&workos, &webhook, &secret) => failed?,
-        // The service gets the signal, too.
+        // The service gets this signal, too.
         _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {
+            if let Some(pid) = service.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+                kill_process(pid, Signal::TERM)?;
+            }
+        }
     }
     service.wait().await?;
     Ok(())
