@@ -547,7 +547,7 @@ fn webhook_path(value: String) -> Result<String, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
@@ -559,7 +559,8 @@ mod tests {
         settings: Settings,
     }
 
-    fn check(flags: &[&str]) -> Result<Config, ConfigError> {
+    /// The settings that a command line comes to.
+    pub(crate) fn check(flags: &[&str]) -> Result<Config, ConfigError> {
         let flags = std::iter::once("workos-sync").chain(flags.iter().copied());
         Flags::try_parse_from(flags)
             .unwrap_or_else(|error| panic!("{error}"))

@@ -9,17 +9,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tracing::info;
 
 use super::form::{Parameters, body};
-use super::questions::{self, id_of, read_events, unusable};
+use super::questions::{self, id_of, pause_length, read_events, unusable};
 use super::{Admin, RECORDS};
 use crate::heal::trust::{self, Status};
 use crate::http::problem::Problem;
 use crate::operate::events::{self, EventDetail, EventSummary};
-use crate::operate::filter::parse_length;
 use crate::operate::organization::{self, OrganizationDetail};
-use crate::operate::pausing::{self, DEFAULT_LENGTH};
+use crate::operate::pausing;
 use crate::operate::{
     Filter, FilterTexts, Listed, Page, Pause, Progress, Selection, Verb, bulk, records,
 };
@@ -74,9 +72,8 @@ async fn show(State(admin): State<Admin>, id: Id) -> Result<Json<EventDetail>, P
 
 async fn payload(State(admin): State<Admin>, id: Id) -> Result<Response, Problem> {
     let id = id_of(id)?;
-    let payload = events::payload(admin.pool(), &id).await?;
+    let payload = questions::payload(&admin, &id).await?;
     let payload = payload.ok_or_else(|| questions::no_event(&id))?;
-    info!(event.id = %id, actor = %admin.actor(), "an operator looks at the payload of event {id}");
     let json = [(CONTENT_TYPE, "application/json")];
     Ok((json, payload).into_response())
 }
@@ -135,8 +132,7 @@ fn limit(query: Option<String>) -> Result<i64, Problem> {
     let Some(limit) = parameters.get("limit") else {
         return Ok(RECORDS);
     };
-    let page = Page::read(Some(limit), None).map_err(|error| unusable(error.to_string()))?;
-    Ok(page.limit)
+    Ok(Page::read(Some(limit), None)?.limit)
 }
 
 /// Which events are to be changed.
@@ -167,10 +163,7 @@ async fn change(admin: &Admin, body: Body, verb: Verb) -> Result<Json<Progress>,
     if ids.iter().any(|id| id.contains('\0')) {
         return Err(unusable("ids: one contains a NUL character"));
     }
-    let filter = filter
-        .read(admin.now())
-        .map_err(|error| unusable(error.to_string()))?;
-    let selection = Selection::of(ids, filter)?;
+    let selection = Selection::of(ids, filter.read(admin.now())?)?;
     let reason = without_nul(reason)?;
     let bulk = bulk::begin(
         admin.pool(),
@@ -192,10 +185,7 @@ struct PauseWish {
 
 async fn pause(State(admin): State<Admin>, body: Body) -> Result<Json<Pause>, Problem> {
     let wish: PauseWish = read(body).await?;
-    let length = match &wish.r#for {
-        None => DEFAULT_LENGTH,
-        Some(text) => parse_length(text).map_err(|problem| unusable(format!("for: {problem}")))?,
-    };
+    let length = pause_length(wish.r#for.as_deref())?;
     let reason = without_nul(wish.reason)?;
     let pause = pausing::pause(admin.pool(), length, reason.as_deref(), &admin.actor()).await?;
     Ok(Json(pause))

@@ -5,13 +5,16 @@ use std::time::Duration;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
-use tracing::error;
+use tracing::{error, info};
 
+use super::Admin;
 use super::form::Parameters;
 use crate::http::problem::Problem;
-use crate::operate::{Filter, FilterTexts, OperateError, Page};
+use crate::operate::filter::parse_length;
+use crate::operate::pausing::DEFAULT_LENGTH;
+use crate::operate::{Filter, FilterError, FilterTexts, OperateError, Page, events};
 use crate::postgres::error::describe;
 
 /// When to ask again for what the database didn't answer.
@@ -25,9 +28,7 @@ pub(super) fn read_events(
     let filter = read_filter(&parameters.without(&["limit", "after"]), now)?;
     refuse_nul(parameters)?;
     let after = parameters.get("after").map(str::to_owned);
-    let page =
-        Page::read(parameters.get("limit"), after).map_err(|error| unusable(error.to_string()))?;
-    Ok((filter, page))
+    Ok((filter, Page::read(parameters.get("limit"), after)?))
 }
 
 /// Reads which events are meant. A parameter that doesn't exist, or is there twice, is refused.
@@ -40,7 +41,7 @@ pub(super) fn read_filter(parameters: &Parameters, now: DateTime<Utc>) -> Result
     }
     let texts: FilterTexts =
         serde_json::from_value(object.into()).map_err(|error| unusable(error.to_string()))?;
-    texts.read(now).map_err(|error| unusable(error.to_string()))
+    Ok(texts.read(now)?)
 }
 
 /// The id in a path. One that can't be stored is unknown.
@@ -57,6 +58,22 @@ pub(super) fn refuse_nul(parameters: &Parameters) -> Result<(), Problem> {
         Some((name, _)) => Err(unusable(format!("{name}: contains a NUL character"))),
         None => Ok(()),
     }
+}
+
+/// Reads how long a pause is to be.
+pub(super) fn pause_length(text: Option<&str>) -> Result<TimeDelta, Problem> {
+    text.map_or(Ok(DEFAULT_LENGTH), |text| {
+        parse_length(text).map_err(|problem| unusable(format!("for: {problem}")))
+    })
+}
+
+/// The body of an event, and a line in the log that says who looked at it.
+pub(super) async fn payload(admin: &Admin, id: &str) -> Result<Option<String>, Problem> {
+    let payload = events::payload(admin.pool(), id).await?;
+    if payload.is_some() {
+        info!(event.id = id, actor = %admin.actor(), "an operator looks at the payload of event {id}");
+    }
+    Ok(payload)
 }
 
 /// 400: a parameter can't be used.
@@ -97,6 +114,12 @@ pub(super) fn unanswered(error: &sqlx::Error) -> Problem {
         "the database does not answer, or refuses; the log of the server says why",
         COME_BACK_AFTER,
     )
+}
+
+impl From<FilterError> for Problem {
+    fn from(error: FilterError) -> Self {
+        unusable(error.to_string())
+    }
 }
 
 impl From<OperateError> for Problem {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use tracing::warn;
 
-use super::{Database, bring_schema_up_to_date, unusable, warn_of};
+use super::{Database, bring_schema_up_to_date, unusable};
 use crate::config::Config;
 use crate::postgres::migrate;
 use crate::telemetry;
@@ -24,7 +24,9 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     for made in &schema.made {
         println!("{made} in {place}");
     }
-    warn_of(&schema.table);
+    for finding in schema.table.warnings() {
+        warn!("{finding}");
+    }
     if !writers.is_empty() {
         let writers = writers.join(", ");
         warn!(

@@ -542,13 +542,6 @@ fn not_up_to_date(database: &DatabaseUrl, error: UpdateError) -> anyhow::Error {
     }
 }
 
-/// Says what is to be known of the application's table.
-fn warn_of(table: &HostTable) {
-    for finding in table.warnings() {
-        warn!("{finding}");
-    }
-}
-
 /// The application's table can't be used: what keeps it from working, a line each.
 fn unusable(table: &HostTable) -> anyhow::Error {
     anyhow!(table.why_unusable())

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::asking::{self, Meter};
+use super::table::{one_line, or_dash};
 use crate::config::Config;
 use crate::heal::reconcile::{self, Found, Options, Report};
 use crate::telemetry;
@@ -57,13 +58,8 @@ pub(super) async fn run(
 }
 
 fn row(found: &Found) -> String {
-    let text = |value: &Option<String>| {
-        value.as_deref().map_or_else(
-            || "-".to_owned(),
-            // One line each, whatever somebody calls an organization.
-            |value| value.replace(char::is_control, " "),
-        )
-    };
+    // One line each, whatever somebody calls an organization.
+    let text = |value: &Option<String>| or_dash(value.as_deref().map(one_line).as_deref());
     let difference = if found.drift {
         found.difference.as_str().to_owned()
     } else {

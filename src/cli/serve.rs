@@ -27,6 +27,7 @@ use crate::admin::{self, Admin};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::entities::organization::Host;
+use crate::event::rfc3339;
 use crate::http::listener;
 use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl};
@@ -257,7 +258,7 @@ fn not_started(database: &DatabaseUrl, error: BuildError) -> anyhow::Error {
 /// log: a signature is good for a while.
 fn print_what_to_paste(url: &str, page: Option<&str>, secret: &SecretString) {
     let now = SystemClock.now();
-    let at = now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    let at = rfc3339(now);
     let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
     let id = Ulid::from_parts(ms, Uuid::new_v4().as_u128());
     let body = format!(

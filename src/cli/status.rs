@@ -2,26 +2,22 @@
 
 use std::process::ExitCode;
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::json;
 
-use super::Database;
+use super::operating::Desk;
+use super::table::{Facts, time};
 use crate::config::Config;
 use crate::heal::trust::{self, Status};
-use crate::postgres;
-use crate::telemetry;
+use crate::postgres::error::describe;
 
 /// It may not.
 const NOT_TRUSTED: u8 = 3;
 
 #[expect(clippy::print_stdout, reason = "the result is what was asked for")]
-pub(super) async fn run(mut config: Config, json: bool) -> anyhow::Result<ExitCode> {
-    telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
-    let status = Database::with(&config, async |database| {
-        let pool = postgres::pool(database.url.options.clone(), 1);
-        let status = trust::status(&pool).await;
-        pool.close().await;
-        status.map_err(|error| anyhow::anyhow!("{}", postgres::error::describe(&error)))
+pub(super) async fn run(config: Config, json: bool) -> anyhow::Result<ExitCode> {
+    let status = Desk::with(config, async |desk| {
+        let status = trust::status(&desk.pool).await;
+        status.map_err(|error| anyhow::anyhow!("{}", describe(&error)))
     })
     .await?;
     if json {
@@ -37,18 +33,14 @@ pub(super) async fn run(mut config: Config, json: bool) -> anyhow::Result<ExitCo
 }
 
 fn text(status: &Status) -> String {
-    let time = |at: Option<DateTime<Utc>>| {
-        at.map_or_else(
-            || "never".to_owned(),
-            |at| at.to_rfc3339_opts(SecondsFormat::Secs, true),
-        )
-    };
-    let mut lines = vec![if status.trusted {
-        "in step: the table may be trusted".to_owned()
+    let verdict = if status.trusted {
+        "in step: the table may be trusted"
     } else {
-        "the table may not be trusted:".to_owned()
-    }];
+        "the table may not be trusted:"
+    };
+    let mut lines = vec![verdict.to_owned()];
     lines.extend(status.reasons.iter().map(|reason| format!("  - {reason}")));
+    let mut facts = Facts::default();
     for (what, at) in [
         ("last webhook", status.last_webhook_at),
         ("last poll", status.last_poll_at),
@@ -56,7 +48,7 @@ fn text(status: &Status) -> String {
         ("last backfill", status.last_backfill_at),
         ("last reconcile", status.last_reconcile_at),
     ] {
-        lines.push(format!("{what:<18} {}", time(at)));
+        facts.push(what, at.map_or_else(|| "never".to_owned(), time));
     }
     for (what, count) in [
         ("pending", status.pending),
@@ -64,19 +56,13 @@ fn text(status: &Status) -> String {
         ("dead", status.dead),
         ("write-backs", status.pushes),
     ] {
-        lines.push(format!("{what:<18} {count}"));
+        facts.push(what, count);
     }
     if let Some(until) = status.paused_until {
         let reason = status.pause_reason.as_deref();
         let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-        lines.push(format!(
-            "{:<18} {}{reason}",
-            "paused until",
-            time(Some(until))
-        ));
+        facts.push("paused until", format!("{}{reason}", time(until)));
     }
-    if let Some(at) = status.oldest_unapplied_at {
-        lines.push(format!("{:<18} {}", "oldest unapplied", time(Some(at))));
-    }
-    lines.join("\n") + "\n"
+    facts.push_some("oldest unapplied", status.oldest_unapplied_at.map(time));
+    format!("{}\n{facts}", lines.join("\n"))
 }

@@ -21,7 +21,8 @@ impl Table {
     }
 
     pub(super) fn push<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| cut(&line(&cell))).to_vec());
+        self.rows
+            .push(cells.map(|cell| cut(&one_line(&cell))).to_vec());
     }
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
     pub(super) fn push(&mut self, name: &'static str, value: impl Display) {
-        self.0.push((name, line(&value.to_string())));
+        self.0.push((name, one_line(&value.to_string())));
     }
 
     /// Leaves out what isn't there.
@@ -79,7 +80,7 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// A text on one line, whatever somebody has put into it.
-fn line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 

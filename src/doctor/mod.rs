@@ -9,7 +9,7 @@ pub use verdict::{Check, Level};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{SecondsFormat, TimeDelta};
+use chrono::TimeDelta;
 use reqwest::header::CONTENT_TYPE;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -23,11 +23,12 @@ use crate::clock::Clock;
 use crate::entities;
 use crate::entities::organization::Host;
 use crate::entities::organization::host::{HostTable, LookupError};
+use crate::event::rfc3339;
 use crate::heal::key::KeyGuard;
 use crate::postgres::error::describe;
 use crate::postgres::{self, DatabaseUrl, migrate};
 use crate::signature;
-use crate::workos::{self, ReadFrom, WebhookEndpoint, WorkosClient, WorkosError};
+use crate::workos::{self, ReadFrom, Trail, WebhookEndpoint, WorkosClient, WorkosError};
 use verdict::{Ours, Pong, Pooling, Resource};
 
 /// How long the database may take to let us in.
@@ -229,13 +230,16 @@ impl Setup {
 
     async fn endpoints(&self, client: &WorkosClient) -> Result<Vec<WebhookEndpoint>, WorkosError> {
         let mut endpoints = Vec::new();
-        let mut after = None;
+        let (mut after, mut trail) = (None, Trail::default());
         loop {
             let now = self.clock.now();
             let page = client.list_webhook_endpoints(after.as_deref(), now).await?;
             endpoints.extend(page.endpoints);
             match page.after {
-                Some(next) => after = Some(next),
+                Some(next) => {
+                    trail.go_on(&next)?;
+                    after = Some(next);
+                }
                 None => return Ok(endpoints),
             }
         }
@@ -252,7 +256,7 @@ impl Setup {
         let now = self.clock.now();
         let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
         let id = format!("{PING}_{}", Ulid::from_parts(ms, fastrand::u128(..)));
-        let at = now.to_rfc3339_opts(SecondsFormat::Millis, true);
+        let at = rfc3339(now);
         let body = json!({"id": id, "event": PING, "data": {}, "created_at": at}).to_string();
         let header = signature::sign(secret, body.as_bytes(), now);
         let pong = post(url, header, body).await;

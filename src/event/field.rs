@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+use chrono::{DateTime, NaiveDateTime, SecondsFormat, SubsecRound, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -56,6 +56,12 @@ impl DecodeError {
             Self::Json(_) => "data",
         }
     }
+}
+
+/// A time as WorkOS writes it, and as our logs and answers have it: RFC 3339, in milliseconds.
+#[must_use]
+pub fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// The earliest time that Postgres can hold: 4714-11-24 BC. The latest is beyond what chrono can.

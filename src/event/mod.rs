@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub use field::{DecodeError, parse_timestamp};
+pub use field::{DecodeError, parse_timestamp, rfc3339};
 use id::check_id;
 pub use id::{EventId, IdError, MAX_ID_BYTES, OrganizationId, SNAPSHOT_PREFIX, WorkosId};
 

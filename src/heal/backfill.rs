@@ -8,10 +8,8 @@ use super::lease::RunLease;
 use super::list::List;
 use super::poll::OVERLAP;
 use super::runs::{self, Kind, Run};
-use super::snapshot::Shown;
+use super::snapshot::{Shown, event_of};
 use super::{HealError, Means, Progress};
-use crate::entities::organization::{self, OrganizationEvent};
-use crate::event::Event;
 use crate::inbox::Source;
 use crate::postgres;
 
@@ -157,32 +155,15 @@ async fn dry_run(
     means: &Means,
     progress: &mut impl FnMut(Progress),
 ) -> Result<(Progress, Tally), HealError> {
-    let statements = means.statements();
     let (mut done, mut total) = (Progress::default(), Tally::default());
     let mut list = List::from(means, None);
     loop {
         let page = list.next().await?;
         let shown = Shown::of(page.answered)?;
         let bodies = snapshots(&shown, &page.elements);
-        let events: Vec<_> = bodies
-            .iter()
-            .filter_map(|body| OrganizationEvent::decode(&Event::parse(body.as_bytes()).ok()?).ok())
-            .collect();
+        let events: Vec<_> = bodies.iter().filter_map(|body| event_of(body)).collect();
         total.dead += i64::try_from(page.elements.len() - events.len()).unwrap_or(i64::MAX);
-        let now = means.clock.now();
-        let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-            organization::preview(
-                connection,
-                &statements,
-                &events,
-                &means.target.namespace,
-                now,
-            )
-            .await
-            .map_err(HealError::from)
-        })
-        .await?;
-        for outcome in outcomes {
+        for outcome in means.preview(events).await? {
             total.add(outcome.as_str(), 1);
         }
         done.pages += 1;

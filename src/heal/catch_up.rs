@@ -5,13 +5,12 @@ use tracing::warn;
 
 use super::intake::Tally;
 use super::lease::RunLease;
-use super::list::Trail;
 use super::poll::{Nothing, Place, WINDOW, at, read_page, store_page};
 use super::runs::{self, Kind};
 use super::{HealError, Means, Patience};
 use crate::inbox::Source;
 use crate::postgres;
-use crate::workos::{Page, WorkosError};
+use crate::workos::{Page, Trail, WorkosError};
 
 /// What a reading came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -117,12 +116,6 @@ async fn ask_for_page(
     position: DateTime<Utc>,
     place: &Place,
 ) -> Result<Page, WorkosError> {
-    let mut patience = Patience::default();
-    loop {
-        let now = means.clock.now();
-        match read_page(&means.client, position, place, now).await {
-            Ok(page) => return Ok(page),
-            Err(trouble) => patience.wait_after(trouble).await?,
-        }
-    }
+    let Means { client, clock, .. } = means;
+    Patience::ask(|| read_page(client, position, place, clock.now())).await
 }

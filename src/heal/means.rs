@@ -8,9 +8,11 @@ use sqlx::postgres::PgConnectOptions;
 use super::key::KeyGuard;
 use super::{HealError, Patience};
 use crate::clock::Clock;
-use crate::entities::Target;
 use crate::entities::organization::statements::Statements;
+use crate::entities::organization::{self, OrganizationEvent};
+use crate::entities::{Outcome, Target};
 use crate::inbox::Inbox;
+use crate::postgres;
 use crate::workos::WorkosClient;
 
 /// What a command that asks WorkOS for everything needs.
@@ -45,13 +47,28 @@ impl Means {
         let clock = Arc::clone(&self.clock);
         let host = self.target.host.clone();
         let guard = KeyGuard::new(self.pool.clone(), host, self.client.clone(), clock);
-        let mut patience = Patience::default();
-        loop {
+        Patience::ask(|| async {
             match guard.check().await {
-                Err(HealError::Workos(trouble)) => patience.wait_after(trouble).await?,
-                checked => return checked,
+                Err(HealError::Workos(trouble)) => Err(trouble),
+                checked => Ok(checked),
             }
-        }
+        })
+        .await?
+    }
+
+    /// What applying events would come to.
+    pub(super) async fn preview(
+        &self,
+        events: Vec<OrganizationEvent>,
+    ) -> Result<Vec<Outcome>, HealError> {
+        let (statements, namespace) = (self.statements(), self.target.namespace);
+        let now = self.clock.now();
+        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+            let outcomes =
+                organization::preview(connection, &statements, &events, &namespace, now).await?;
+            Ok(outcomes)
+        })
+        .await
     }
 
     /// The statements on the application's table.

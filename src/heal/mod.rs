@@ -30,7 +30,7 @@ use crate::entities::organization::ApplyError;
 use crate::inbox::DrainError;
 use crate::pause::Pause;
 use crate::postgres::error::{DatabaseCause, describe};
-use crate::workos::WorkosError;
+use crate::workos::{Endless, WorkosError};
 
 /// How often a command asks again where WorkOS is in trouble, before it gives up.
 const TRIES: u32 = 5;
@@ -138,6 +138,12 @@ impl From<DrainError> for HealError {
     }
 }
 
+impl From<Endless> for HealError {
+    fn from(_: Endless) -> Self {
+        Self::Endless
+    }
+}
+
 impl From<snapshot::NoDate> for HealError {
     fn from(_: snapshot::NoDate) -> Self {
         Self::NoDate
@@ -152,6 +158,22 @@ struct Patience {
 }
 
 impl Patience {
+    /// Asks WorkOS, and again as long as that may help.
+    ///
+    /// # Errors
+    /// The last answer.
+    async fn ask<T, F: Future<Output = Result<T, WorkosError>>>(
+        ask: impl Fn() -> F,
+    ) -> Result<T, WorkosError> {
+        let mut patience = Self::default();
+        loop {
+            match ask().await {
+                Err(trouble) => patience.wait_after(trouble).await?,
+                answer => return answer,
+            }
+        }
+    }
+
     /// Waits before the next try.
     ///
     /// # Errors

@@ -11,14 +11,13 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::HealError;
-use super::list::Trail;
 use super::store::{self, PollState, Turn};
 use crate::clock::Clock;
 use crate::entities;
 use crate::inbox::{Beside, EventName, Inbox, Source, StoredPage};
 use crate::metrics::Metrics;
 use crate::postgres;
-use crate::workos::{Page, ReadFrom, WorkosClient, WorkosError};
+use crate::workos::{Page, ReadFrom, Trail, WorkosClient, WorkosError};
 
 /// How far a round reads back behind the last one. WorkOS hides fresh events for some seconds, and one may appear behind
 /// a position that has passed it.

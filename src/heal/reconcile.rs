@@ -11,13 +11,13 @@ use super::intake::{Tally, take_in};
 use super::lease::RunLease;
 use super::list::List;
 use super::runs::{self, Kind, Run};
-use super::snapshot::{Shown, Snapshot};
+use super::snapshot::{Shown, Snapshot, event_of};
 use super::{HealError, Means, Patience, Progress};
 use crate::entities::Outcome;
 use crate::entities::organization::Host;
 use crate::entities::organization::mirror::LinkedRow;
 use crate::entities::organization::{self, OrganizationEvent};
-use crate::event::{Event, parse_timestamp};
+use crate::event::parse_timestamp;
 use crate::inbox::Source;
 use crate::outbox::{self, SameId};
 use crate::postgres;
@@ -287,7 +287,7 @@ async fn compare_page(
     for element in elements {
         match shown.snapshot(element) {
             Ok(snapshot) => listed.push(Listed {
-                event: organization(&snapshot),
+                event: event_of(&snapshot.body),
                 snapshot,
                 there: There::read(element),
             }),
@@ -471,15 +471,8 @@ async fn compare_unlisted(
     comparison: &mut Comparison<impl FnMut(&Found)>,
 ) -> Result<Option<String>, HealError> {
     let id = row.workos_id.as_str();
-    let mut patience = Patience::default();
-    let found = loop {
-        let now = means.clock.now();
-        match means.client.look_up(&row.workos_id, now).await {
-            Ok(found) => break found,
-            Err(trouble) => patience.wait_after(trouble).await?,
-        }
-    };
-    match found {
+    let Means { client, clock, .. } = means;
+    match Patience::ask(|| client.look_up(&row.workos_id, clock.now())).await? {
         Lookup::Gone(answered) => {
             let deletion = Shown::of(answered)?.deletion(&row.workos_id);
             if is_older(means, &deletion).await? {
@@ -515,29 +508,10 @@ async fn compare_unlisted(
 
 /// Whether something newer was applied of the organization.
 async fn is_older(means: &Means, snapshot: &Snapshot) -> Result<bool, HealError> {
-    let Some(event) = organization(snapshot) else {
+    let Some(event) = event_of(&snapshot.body) else {
         return Ok(false);
     };
-    let statements = means.statements();
-    let now = means.clock.now();
-    let outcomes = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        organization::preview(
-            connection,
-            &statements,
-            &[event],
-            &means.target.namespace,
-            now,
-        )
-        .await
-        .map_err(HealError::from)
-    })
-    .await?;
-    Ok(outcomes == [Outcome::Stale])
-}
-
-fn organization(snapshot: &Snapshot) -> Option<OrganizationEvent> {
-    let event = Event::parse(snapshot.body.as_bytes()).ok()?;
-    OrganizationEvent::decode(&event).ok()
+    Ok(means.preview(vec![event]).await? == [Outcome::Stale])
 }
 
 /// Applies the snapshots and the deletions; says how many organizations that didn't mend.
@@ -575,7 +549,7 @@ async fn record_conflicts(means: &Means, bodies: &[String]) -> Result<(), HealEr
     let told: Vec<_> = bodies
         .iter()
         .filter_map(|body| {
-            let event = OrganizationEvent::decode(&Event::parse(body.as_bytes()).ok()?).ok()?;
+            let event = event_of(body)?;
             Some((event.workos_id, event.external_id?))
         })
         .collect();

@@ -1,14 +1,14 @@
 //! Objects as WorkOS shows them, made into events of their own (R42). No I/O.
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
-use crate::entities::organization::OrganizationEventType;
-use crate::event::{SNAPSHOT_PREFIX, WorkosId};
+use crate::entities::organization::{OrganizationEvent, OrganizationEventType};
+use crate::event::{Event, SNAPSHOT_PREFIX, WorkosId, rfc3339};
 use crate::workos::Answered;
 
 /// How far before its answer a snapshot is dated. An event of that minute may have been made before the object was read,
@@ -111,6 +111,13 @@ pub struct Snapshot {
     pub body: String,
 }
 
+/// What the body of an event says of an organization, if that can be applied.
+#[must_use]
+pub fn event_of(body: &str) -> Option<OrganizationEvent> {
+    let event = Event::parse(body.as_bytes()).ok()?;
+    OrganizationEvent::decode(&event).ok()
+}
+
 struct Head {
     id: String,
     event_type: OrganizationEventType,
@@ -121,7 +128,7 @@ impl Head {
     fn with_data(&self, data: &str) -> String {
         let Self { id, event_type, .. } = self;
         let event_type = event_type.as_str();
-        let at = self.created_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+        let at = rfc3339(self.created_at);
         format!(r#"{{"id":"{id}","event":"{event_type}","created_at":"{at}","data":{data}}}"#)
     }
 }

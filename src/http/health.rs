@@ -64,10 +64,11 @@ pub async fn healthz() -> Json<Answer> {
 /// # Errors
 /// 503: not ready.
 pub async fn readyz(State(health): State<Health>) -> Result<Json<Answer>, Problem> {
-    match health.check().await {
-        Ok(()) => {
+    match health.ask().await {
+        Ok(pause) => {
             let mut conditions = health.conditions();
-            conditions.extend(health.pause().await);
+            // No reason to be taken out of service: events are accepted (R49).
+            conditions.extend(pause.map(|pause| pause.to_string()));
             Ok(Json(Answer {
                 status: "ready",
                 conditions,
@@ -189,13 +190,6 @@ impl Health {
         conditions
     }
 
-    /// The pause that the last check has found, in a sentence: no reason to be taken out of service, for events are
-    /// accepted (R49).
-    async fn pause(&self) -> Option<String> {
-        let probe = self.0.probe.lock().await;
-        probe.pause.as_ref().map(ToString::to_string)
-    }
-
     fn warnings(&self) -> Vec<String> {
         let table = self.0.host.current();
         table.warnings().map(ToString::to_string).collect()
@@ -208,6 +202,11 @@ impl Health {
     /// # Errors
     /// The first reason why not.
     pub async fn check(&self) -> Result<(), NotReady> {
+        self.ask().await.map(drop)
+    }
+
+    /// The same, with the pause that was found.
+    async fn ask(&self) -> Result<Option<Pause>, NotReady> {
         if self.0.stop.is_cancelled() {
             return Err(NotReady::ShuttingDown);
         }
@@ -215,11 +214,11 @@ impl Health {
         if let Some((at, verdict)) = probe.verdict
             && at.elapsed() < FRESH
         {
-            return verdict;
+            return verdict.map(|()| probe.pause.clone());
         }
         let verdict = probe.ask(self).await;
         probe.verdict = Some((Instant::now(), verdict));
-        verdict
+        verdict.map(|()| probe.pause.clone())
     }
 }
 

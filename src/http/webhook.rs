@@ -94,14 +94,13 @@ async fn accept(
         })?;
 
     let event = event.brought_by(request_id(headers));
-    let id = event.id().clone();
     let wait = preferred_wait(headers);
-    let watch = wait.map(|wait| (app.inbox.watch(id.clone()), wait));
+    let watch = wait.map(|wait| (app.inbox.watch(event.id().clone()), wait));
     let name = event.name();
     let EventName {
+        id,
         event_type,
         organization,
-        ..
     } = &name;
     let Receipt { recorded, detail } = tokio::time::timeout_at(answer_by, app.inbox.record(event))
         .await
@@ -113,7 +112,7 @@ async fn accept(
         .map_err(|error| match error {
             RecordError::Unstorable(reason) => {
                 warn!(
-                    event.id = %id,
+                    event.id = id,
                     event.r#type = event_type,
                     workos.organization_id = organization,
                     reason,
@@ -128,7 +127,7 @@ async fn accept(
         })?;
     let answer = recorded.as_str();
     debug!(
-        event.id = %id,
+        event.id = id,
         event.r#type = event_type,
         workos.organization_id = organization,
         answer,
@@ -136,7 +135,7 @@ async fn accept(
     );
     if let Some(detail) = &detail {
         warn!(
-            event.id = %id,
+            event.id = id,
             event.r#type = event_type,
             workos.organization_id = organization,
             "a delivery is taken for a duplicate: {detail}",
@@ -150,7 +149,7 @@ async fn accept(
         _ => None,
     };
     let mut answer = Answer {
-        event_id: id.to_string(),
+        event_id: id.clone(),
         status: answer,
         outcome: None,
         error: None,

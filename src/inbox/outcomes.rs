@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use tokio::sync::broadcast;
 use tracing::{Level, debug, error, info, warn};
 
@@ -15,6 +15,7 @@ use super::status::{Ended, EventName, Source, Status};
 use super::store::{Claimed, NewEvent};
 use crate::clock::Clock;
 use crate::entities::Outcome;
+use crate::event::rfc3339;
 use crate::metrics::Metrics;
 use crate::postgres::error::FailureClass;
 use crate::repeats::{Repeats, Summary};
@@ -318,11 +319,6 @@ impl Outcomes {
         // Nobody has to listen.
         let _ = self.ended.send(ended);
     }
-}
-
-/// A time, as the log has it.
-fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 fn summarize(summaries: Vec<Summary<(Happened, String), EventName>>) {

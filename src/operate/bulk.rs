@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::records::{NewAction, count_more, record};
 use super::select::{Arm, Place, arms, push_beyond, push_status, push_where};
-use super::{Actor, Filter, OperateError};
+use super::{Actor, Filter, OperateError, given};
 use crate::inbox::Status;
 use crate::postgres;
 use crate::postgres::error::{FailureClass, classify};
@@ -68,6 +68,10 @@ impl Verb {
             Self::Discard => &[Status::Pending, Status::Failed, Status::Dead],
             Self::Replay => &[Status::Processed, Status::Ignored],
         }
+    }
+
+    fn takes_status(self, status: &str) -> bool {
+        self.takes().iter().any(|taken| taken.as_str() == status)
     }
 
     /// What becomes of the columns. The outcome of an event that is replayed stays until it has another: what it did once
@@ -168,12 +172,6 @@ async fn count_on(
     Ok(all)
 }
 
-impl Verb {
-    fn takes_status(self, status: &str) -> bool {
-        self.takes().iter().any(|taken| taken.as_str() == status)
-    }
-}
-
 /// Begins an action, and records it; nothing is changed yet.
 ///
 /// # Errors
@@ -185,7 +183,7 @@ pub async fn begin(
     reason: Option<&str>,
     actor: &Actor,
 ) -> Result<Bulk, OperateError> {
-    let reason = reason.map(str::trim).filter(|reason| !reason.is_empty());
+    let reason = given(reason);
     if verb == Verb::Discard && reason.is_none() {
         return Err(OperateError::NoReason);
     }
@@ -232,7 +230,6 @@ pub async fn begin(
         reason: reason.map(str::to_owned),
         work,
         progress: Progress::default(),
-        is_done: false,
     })
 }
 
@@ -286,11 +283,20 @@ enum Work {
     Ids(Vec<String>),
     Filter {
         filter: Filter,
-        /// Those that are left; never empty.
+        /// Those that are left.
         arms: Vec<Arm>,
         /// Where the next batch begins: each event is met once, also one that fails again meanwhile.
         after: Option<Place>,
     },
+}
+
+impl Work {
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Ids(ids) => ids.is_empty(),
+            Self::Filter { arms, .. } => arms.is_empty(),
+        }
+    }
 }
 
 /// An action under way, batch by batch.
@@ -303,7 +309,6 @@ pub struct Bulk {
     reason: Option<String>,
     work: Work,
     progress: Progress,
-    is_done: bool,
 }
 
 impl Bulk {
@@ -319,7 +324,7 @@ impl Bulk {
     /// The database doesn't answer; what was changed before stays, and is on record.
     pub async fn next(&mut self) -> Result<Option<Vec<String>>, OperateError> {
         let mut tries = 1;
-        while !self.is_done {
+        while !self.work.is_done() {
             let changed = match self.change_batch().await {
                 // Another operator's batch was in the way.
                 Err(error) if classify(&error) == FailureClass::Conflict && tries < TRIES => {
@@ -391,7 +396,6 @@ impl Bulk {
                 self.progress.left.extend(left);
                 self.progress.count = count;
                 ids.drain(..std::cmp::min(BATCH, ids.len()));
-                self.is_done = ids.is_empty();
                 Ok(changed)
             }
             Work::Filter {
@@ -410,7 +414,6 @@ impl Bulk {
                 *after = changed.last().cloned();
                 if after.is_none() {
                     arms.remove(0);
-                    self.is_done = arms.is_empty();
                 }
                 Ok(changed.into_iter().map(|place| place.event_id).collect())
             }

@@ -116,6 +116,11 @@ impl DatabaseCause for OperateError {
     }
 }
 
+/// A reason, if one was given.
+fn given(reason: Option<&str>) -> Option<&str> {
+    reason.map(str::trim).filter(|reason| !reason.is_empty())
+}
+
 /// A part of a list, and where it goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listed<T> {

@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use tracing::{info, warn};
 
 use super::records::{NewAction, record};
-use super::{Actor, OperateError};
+use super::{Actor, OperateError, given};
 use crate::pause::{self, Pause};
 use crate::postgres;
 use crate::postgres::error::describe;
@@ -31,7 +31,7 @@ pub async fn pause(
     if length < TimeDelta::seconds(1) || length > LONGEST {
         return Err(OperateError::PauseTooLong);
     }
-    let reason = reason.map(str::trim).filter(|reason| !reason.is_empty());
+    let reason = given(reason);
     let pause = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
         let action = NewAction {
             actor,

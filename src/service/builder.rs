@@ -324,17 +324,10 @@ async fn note_interval(pool: &PgPool, interval: Option<Duration>) {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use sqlx::postgres::PgPoolOptions;
 
     use super::*;
-    use crate::config::Settings;
-
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        settings: Settings,
-    }
+    use crate::config::tests::check;
 
     fn builder() -> Builder {
         builder_on(2)
@@ -349,7 +342,7 @@ mod tests {
     #[tokio::test]
     async fn the_defaults_are_those_of_the_settings() {
         let ours = builder();
-        let theirs = Flags::parse_from(["workos-sync"]).settings.check().unwrap();
+        let theirs = check(&[]).unwrap();
         assert_eq!(ours.migrate, theirs.migrate_on_start);
         assert_eq!(ours.webhook_path, theirs.webhook_path);
         assert_eq!(ours.webhook_tolerance, theirs.webhook_tolerance);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use reqwest::Method;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::{Endpoint, WorkosClient, WorkosError, shorten, unavailable};
-use crate::event::WorkosId;
+use crate::event::{WorkosId, rfc3339};
 
 /// How many elements a page has: the most that WorkOS gives.
 pub const PAGE_ELEMENTS: usize = 100;
@@ -259,8 +259,4 @@ impl WorkosClient {
             answered,
         })
     }
-}
-
-fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

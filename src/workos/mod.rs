@@ -6,11 +6,14 @@
 
 mod budget;
 mod list;
+mod trail;
 
 pub use budget::Priority;
 pub use list::{
     Answered, Lookup, Object, PAGE_ELEMENTS, Page, ReadFrom, WebhookEndpoint, WebhookEndpoints,
 };
+
+pub use trail::{Endless, Trail};
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, redirect};
 use rustls_platform_verifier::BuilderVerifierExt;
@@ -381,7 +384,7 @@ impl WorkosClient {
         if matches!(id.as_str(), "." | "..") {
             return Err(WorkosError::NotFound);
         }
-        let segment = utf8_percent_encode(id.as_str(), SEGMENT);
+        let segment = segment(id.as_str());
         Ok(self.url(&format!("organizations/{segment}")))
     }
 
@@ -553,11 +556,22 @@ fn header(response: &Response, name: HeaderName) -> Option<&str> {
     response.headers().get(name)?.to_str().ok()
 }
 
+impl From<Endless> for WorkosError {
+    fn from(endless: Endless) -> Self {
+        unavailable(endless.to_string())
+    }
+}
+
 const fn unavailable(reason: String) -> WorkosError {
     WorkosError::Unavailable {
         reason,
         retry_after: None,
     }
+}
+
+/// A text as a segment of a path.
+pub(crate) fn segment(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, SEGMENT)
 }
 
 /// Makes a text from outside fit for one line of a log and for Postgres: no control characters (which include

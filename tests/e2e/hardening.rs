@@ -9,12 +9,13 @@ use axum::http::StatusCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::{AssertSqlSafe, Executor};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use url::Url;
 use uuid::Uuid;
 
 use crate::support::service::answer;
+use crate::support::serving::serve;
 use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, eventually, http};
 
 /// Within this a sender has its answer (R23).
@@ -215,12 +216,9 @@ impl Role {
 
 /// A WorkOS that refuses every API key; gone when dropped.
 async fn refusing_workos() -> (String, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
     let router = Router::new().fallback(async || StatusCode::UNAUTHORIZED);
-    let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (url, server)
+    let (address, server) = serve(router).await;
+    (format!("http://{address}"), server)
 }
 
 /// Everything that the service does, it can do with the rights that the page names, and with no others: it

@@ -74,12 +74,7 @@ impl Pair {
 #[tokio::test]
 async fn a_table_is_in_step_though_every_webhook_is_lost() {
     let pair = Pair::new().await;
-    let ids: Vec<_> = (0..1_000)
-        .map(|n| {
-            pair.workos
-                .create_with(&format!("Org {n}"), Some(&format!("own-{n}")))
-        })
-        .collect();
+    let ids = pair.workos.create_own(1_000);
     pair.clock.advance(TimeDelta::minutes(5));
     let filled = pair.run(&["backfill"]).await.assert(0);
     assert!(filled.stdout.contains("1000 created"), "{filled:?}");

@@ -7,9 +7,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::routing::post;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
+use crate::support::serving::serve;
 use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, eventually};
 
 /// What a collector was sent: the type of the body, and the body.
@@ -27,10 +26,8 @@ async fn the_way_of_an_event_is_traced() {
     let router = Router::new()
         .route("/v1/traces", post(receive))
         .with_state(Arc::clone(&received));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let collector = format!("http://{}", listener.local_addr().unwrap());
-    let mut serving = JoinSet::new();
-    serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let (address, _serving) = serve(router).await;
+    let collector = format!("http://{address}");
 
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
     let variables = [

@@ -1,18 +1,15 @@
 //! What `doctor` finds (R52).
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::response::Redirect;
 use axum::routing::post;
 use hyper::StatusCode;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use url::Url;
 use workos_sync::doctor::{Check, Level, Setup};
 use workos_sync::postgres::DatabaseUrl;
@@ -21,6 +18,7 @@ use workos_sync::workos::WorkosClient;
 use crate::support::app::SECRET;
 use crate::support::fake_workos::{Dates, FakeEnvironment, Habits};
 use crate::support::pooler::Pooler;
+use crate::support::serving::serve;
 use crate::support::{Role, TestApp, created};
 
 const TYPES: [&str; 3] = [
@@ -101,13 +99,17 @@ fn endpoint(id: &str, url: &str, secret: &str) -> Value {
     })
 }
 
-/// Serves on a port of its own.
-async fn serve(router: Router) -> (SocketAddr, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (address, server)
+/// R52: a list of endpoints that leads in a circle ends the look at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_without_an_end_is_a_failure() {
+    let patient = Patient::new().await;
+    // A page goes on behind the first endpoint of its last one's id: 100, 101, 102, 100 and so on.
+    let url = "https://example.com/webhooks/workos";
+    patient
+        .workos
+        .set_endpoints((0..300).map(|n| endpoint(&format!("we_{}", n % 3), url, SECRET)));
+    let complaints = patient.complaints().await;
+    Patient::assert_one(&complaints, Level::Fail, "api key", "pages without an end");
 }
 
 /// R52: of a setup that is right there is nothing to say but that; every check is there.

@@ -599,10 +599,7 @@ async fn a_period_that_is_gone_is_skipped() {
 #[tokio::test]
 async fn a_backfill_brings_every_organization() {
     let pair = Pair::new().await;
-    for n in 0..250 {
-        pair.workos
-            .create_with(&format!("Org {n}"), Some(&format!("own-{n}")));
-    }
+    pair.workos.create_own(250);
     pair.later(TimeDelta::days(100));
     let began = pair.app.clock.now();
     let tally = pair.backfill().await.unwrap();
@@ -885,12 +882,7 @@ async fn a_service_with_a_key_of_another_environment_says_so() {
 #[tokio::test]
 async fn a_reconcile_says_what_differs() {
     let pair = Pair::new().await;
-    let ids: Vec<_> = (0..6)
-        .map(|n| {
-            pair.workos
-                .create_with(&format!("Org {n}"), Some(&format!("own-{n}")))
-        })
-        .collect();
+    let ids = pair.workos.create_own(6);
     pair.backfill().await.unwrap();
     pair.later(TimeDelta::minutes(10));
     assert_eq!(pair.differences().await, []);
@@ -1021,12 +1013,7 @@ async fn what_is_made_after_the_list_was_read_is_not_missing_there() {
 #[tokio::test]
 async fn a_reconcile_mends_what_differs() {
     let pair = Pair::new().await;
-    let ids: Vec<_> = (0..4)
-        .map(|n| {
-            pair.workos
-                .create_with(&format!("Org {n}"), Some(&format!("own-{n}")))
-        })
-        .collect();
+    let ids = pair.workos.create_own(4);
     pair.backfill().await.unwrap();
     pair.app
         .execute("delete from organization_metadata where id = 'own-0'")

@@ -12,14 +12,13 @@ use tracing::warn;
 use super::layout::{Question, Tab};
 use super::parts::{count, of, time};
 use super::records::in_words;
-use super::{answer, lead_to};
+use super::{answer, lead_to, led};
 use crate::admin::form::{Parameters, body};
-use crate::admin::questions::{read_filter, refuse_nul, unusable};
+use crate::admin::questions::{pause_length, read_filter, refuse_nul};
 use crate::admin::security::Guard;
 use crate::admin::{Admin, page};
 use crate::http::problem::Problem;
-use crate::operate::filter::parse_length;
-use crate::operate::pausing::{self, DEFAULT_LENGTH};
+use crate::operate::pausing;
 use crate::operate::{Filter, Progress, Selection, Verb, bulk};
 
 /// The parameters that say what was done.
@@ -173,9 +172,7 @@ async fn change(admin: &Admin, body: Body, verb: Verb) -> Response {
         let numbers = [("count", count), ("left", left)];
         Ok(done(&parameters, verb.as_str(), &numbers))
     };
-    changed
-        .await
-        .unwrap_or_else(|problem: Problem| page::failure(admin, &problem))
+    led(admin, changed.await)
 }
 
 pub(super) async fn ask_pause(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
@@ -208,12 +205,7 @@ pub(super) async fn pause(State(admin): State<Admin>, body: Body) -> Response {
     let paused = async {
         let parameters = Parameters::filled(&self::body(body).await?);
         refuse_nul(&parameters)?;
-        let length = match parameters.get("for") {
-            None => DEFAULT_LENGTH,
-            Some(text) => {
-                parse_length(text).map_err(|problem| unusable(format!("for: {problem}")))?
-            }
-        };
+        let length = pause_length(parameters.get("for"))?;
         pausing::pause(
             admin.pool(),
             length,
@@ -223,9 +215,7 @@ pub(super) async fn pause(State(admin): State<Admin>, body: Body) -> Response {
         .await?;
         Ok(done(&parameters, "pause", &[]))
     };
-    paused
-        .await
-        .unwrap_or_else(|problem: Problem| page::failure(&admin, &problem))
+    led(&admin, paused.await)
 }
 
 pub(super) async fn ask_resume(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
@@ -263,9 +253,7 @@ pub(super) async fn resume(State(admin): State<Admin>, body: Body) -> Response {
         pausing::resume(admin.pool(), &admin.actor()).await?;
         Ok(done(&parameters, "resume", &[]))
     };
-    resumed
-        .await
-        .unwrap_or_else(|problem: Problem| page::failure(&admin, &problem))
+    led(&admin, resumed.await)
 }
 
 pub(super) async fn ask_login(State(admin): State<Admin>) -> Response {

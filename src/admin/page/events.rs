@@ -4,13 +4,13 @@ use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::layout::live_heading;
-use super::parts::{
-    beginning, clock, due, id_link, of, prose, segment, short, state, time, took, whole_id,
-};
+use super::parts::{beginning, clock, due, id_link, of, prose, short, state, time, took, whole_id};
 use crate::admin::form::Parameters;
+use crate::entities;
 use crate::inbox::{Source, Status};
 use crate::operate::events::{EventDetail, EventSummary};
 use crate::operate::{Filter, Listed};
+use crate::workos::segment;
 
 /// The periods that the filter offers.
 const PERIODS: [(&str, &str); 5] = [
@@ -100,7 +100,7 @@ impl List<'_> {
                 }
                 label { "Type" input name="type" value=(value("type")) list="types"; }
                 datalist #types {
-                    @for known in ["organization.created", "organization.updated", "organization.deleted", "organization.snapshot"] {
+                    @for known in entities::types() {
                         option value=(known) {}
                     }
                 }

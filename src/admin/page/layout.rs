@@ -6,10 +6,10 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use maud::{DOCTYPE, Markup, html};
 
-use super::parts::machine;
 use crate::admin::assets::{ICON, SCRIPT, STYLE};
 use crate::admin::security::{LOGIN, LOGOUT};
 use crate::admin::{Admin, form::Parameters};
+use crate::event::rfc3339;
 use crate::http::problem::Problem;
 
 /// A page of the navigation.
@@ -106,7 +106,7 @@ fn document(title: &str, now: DateTime<Utc>, is_detour: bool, body: &Markup) -> 
                 link rel="stylesheet" href=(STYLE.path);
                 script src=(SCRIPT.path) defer {}
             }
-            body data-now=(machine(now)) { (body) }
+            body data-now=(rfc3339(now)) { (body) }
         }
     }
 }

@@ -18,7 +18,6 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use maud::{Markup, html};
-use tracing::info;
 
 pub(super) use layout::{failure, login};
 
@@ -65,6 +64,11 @@ fn answer(admin: &Admin, tab: Tab, title: &str, content: Result<Markup, Problem>
         tab: Some(tab),
     };
     page.show(&content).into_response()
+}
+
+/// Leads on, or shows a page that says why not.
+fn led(admin: &Admin, led: Result<Response, Problem>) -> Response {
+    led.unwrap_or_else(|problem| failure(admin, &problem))
 }
 
 /// Leads to another page of ours.
@@ -129,8 +133,7 @@ async fn event(
         let event = operate::events::show(admin.pool(), &id).await?;
         let event = event.ok_or_else(|| questions::no_event(&id))?;
         let payload = if is_payload_wanted {
-            info!(event.id = %id, actor = %admin.actor(), "an operator looks at the payload of event {id}");
-            operate::events::payload(admin.pool(), &id).await?
+            questions::payload(&admin, &id).await?
         } else {
             None
         };

@@ -1,21 +1,15 @@
 //! The small parts that pages are made of: times, ids, states, numbers.
 
-use chrono::{DateTime, Datelike, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use maud::{Markup, html};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::event::rfc3339;
 
 /// Up to this age a time is told as its age.
 const YOUNG: TimeDelta = TimeDelta::hours(1);
 
 /// An id that is longer is shortened in the middle.
 const MOST_OF_AN_ID: usize = 24;
-
-/// All but the unreserved characters of RFC 3986.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
 
 /// How much is shown of an error in a table.
 const MOST_OF_AN_ERROR: usize = 240;
@@ -31,7 +25,7 @@ pub(super) fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
         at.format("%-d %b %Y %H:%M").to_string()
     };
     html! {
-        time datetime=(machine(at)) title=(at.format("%Y-%m-%d %H:%M:%S%.3f UTC")) data-relative[young] { (text) }
+        time datetime=(rfc3339(at)) title=(at.format("%Y-%m-%d %H:%M:%S%.3f UTC")) data-relative[young] { (text) }
     }
 }
 
@@ -59,12 +53,8 @@ pub(super) fn clock(at: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
         at.format("%-d %b %Y %H:%M")
     };
     html! {
-        time datetime=(machine(at)) title=(at.format("%Y-%m-%d %H:%M:%S%.3f UTC")) { (text) }
+        time datetime=(rfc3339(at)) title=(at.format("%Y-%m-%d %H:%M:%S%.3f UTC")) { (text) }
     }
-}
-
-pub(super) fn machine(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// An age in one unit: `ago` of the script says the same.
@@ -179,11 +169,6 @@ pub(super) fn prose(text: &str) -> Markup {
             (text)
         }
     }
-}
-
-/// A segment of a path.
-pub(super) fn segment(text: &str) -> String {
-    utf8_percent_encode(text, SEGMENT).to_string()
 }
 
 #[cfg(test)]

@@ -73,16 +73,7 @@ pub async fn apply(
     choices: Choices<'_>,
     now: DateTime<Utc>,
 ) -> Result<Applied, ApplyError> {
-    let candidates: Vec<_> = events
-        .iter()
-        .map(|event| statements.spell(candidate_id(event, namespace)))
-        .collect();
-    let mut ledger = fetch(connection, statements, events, &candidates).await?;
-    let outcomes = events
-        .iter()
-        .zip(candidates)
-        .map(|(event, candidate)| ledger.apply(event, candidate, now))
-        .collect();
+    let (mut ledger, outcomes) = decided(connection, statements, events, namespace, now).await?;
     write(connection, statements, &mut ledger, choices, now).await?;
     ledger.log();
 
@@ -131,16 +122,29 @@ pub async fn preview(
     namespace: &Uuid,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, ApplyError> {
+    let (_, outcomes) = decided(connection, statements, events, namespace, now).await?;
+    Ok(outcomes)
+}
+
+/// Decides the events, one after the other, on what the database holds; writes nothing.
+async fn decided<'e>(
+    connection: &mut PgConnection,
+    statements: &Statements,
+    events: &'e [OrganizationEvent],
+    namespace: &Uuid,
+    now: DateTime<Utc>,
+) -> Result<(Ledger<'e>, Vec<Outcome>), ApplyError> {
     let candidates: Vec<_> = events
         .iter()
         .map(|event| statements.spell(candidate_id(event, namespace)))
         .collect();
     let mut ledger = fetch(connection, statements, events, &candidates).await?;
-    let decided = events
+    let outcomes = events
         .iter()
         .zip(candidates)
-        .map(|(event, candidate)| ledger.apply(event, candidate, now));
-    Ok(decided.collect())
+        .map(|(event, candidate)| ledger.apply(event, candidate, now))
+        .collect();
+    Ok((ledger, outcomes))
 }
 
 /// Reads all that the events are decided on.

@@ -18,6 +18,8 @@ pub(crate) mod programs;
 #[path = "../../it/support/server.rs"]
 pub(crate) mod server;
 pub(crate) mod service;
+#[path = "../../it/support/serving.rs"]
+pub(crate) mod serving;
 pub(crate) mod tls;
 #[path = "../../it/support/torn.rs"]
 mod torn;

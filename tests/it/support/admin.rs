@@ -5,7 +5,6 @@ use axum::body::Body;
 use axum::http::request::Builder;
 use axum::http::{Method, Request};
 use secrecy::SecretString;
-use tower::ServiceExt;
 use workos_sync::admin::{self, Admin};
 
 use super::TestApp;
@@ -52,15 +51,7 @@ impl TestAdmin {
     }
 
     pub(crate) async fn send(&self, request: Builder, body: impl Into<Body>) -> Answer {
-        let request = request.body(body.into()).unwrap();
-        let response = self.0.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            text: String::from_utf8(body.to_vec()).unwrap(),
-        }
+        Answer::of(&self.0, request.body(body.into()).unwrap()).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -12,7 +12,6 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use hyper::{Method, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use ulid::Ulid;
 use url::Url;
@@ -20,6 +19,7 @@ use workos_sync::clock::Clock;
 use workos_sync::workos::WorkosClient;
 
 use super::answer::{Answer, Held};
+use super::serving::serve;
 
 /// An environment with an API on a port of its own; gone when dropped.
 pub(crate) struct FakeEnvironment {
@@ -135,8 +135,6 @@ impl Organization {
 impl FakeEnvironment {
     /// An empty one, whose time is the clock's.
     pub(crate) async fn start(clock: Arc<dyn Clock>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(Environment {
             clock,
             habits: Habits::default(),
@@ -153,8 +151,7 @@ impl FakeEnvironment {
         let router = Router::new()
             .fallback(handle)
             .with_state(Arc::clone(&state));
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let (address, server) = serve(router).await;
         Self {
             url: Url::parse(&format!("http://{address}")).unwrap(),
             state,
@@ -224,6 +221,13 @@ impl FakeEnvironment {
     /// Makes an organization; says its id.
     pub(crate) fn create(&self, name: &str) -> String {
         self.create_with(name, None)
+    }
+
+    /// Adds organizations that have the ids `own-0`, `own-1` and so on; says what WorkOS calls them.
+    pub(crate) fn create_own(&self, count: usize) -> Vec<String> {
+        (0..count)
+            .map(|n| self.create_with(&format!("Org {n}"), Some(&format!("own-{n}"))))
+            .collect()
     }
 
     pub(crate) fn create_with(&self, name: &str, external_id: Option<&str>) -> String {

@@ -11,6 +11,7 @@ pub(crate) mod pooler;
 pub(crate) mod proxy;
 pub(crate) mod role;
 pub(crate) mod server;
+pub(crate) mod serving;
 pub(crate) mod torn;
 pub(crate) mod workos;
 

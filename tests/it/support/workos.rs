@@ -11,12 +11,12 @@ use axum::response::{IntoResponse, Response};
 use hyper::header::{AUTHORIZATION, USER_AGENT};
 use hyper::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
 
 pub(crate) use super::answer::{Answer, Held};
+use super::serving::serve;
 
 /// How long a test waits for a request before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -55,14 +55,11 @@ struct FakeState {
 impl FakeWorkos {
     /// Starts it.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let state = Arc::new(FakeState::default());
         let router = Router::new()
             .fallback(handle)
             .with_state(Arc::clone(&state));
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let (address, server) = serve(router).await;
         Self {
             url: Url::parse(&format!("http://{address}")).unwrap(),
             state,
