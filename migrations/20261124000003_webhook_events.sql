@@ -94,9 +94,9 @@ create index webhook_events_received_at_idx on workos_sync.webhook_events (recei
 create index webhook_events_organization_idx on workos_sync.webhook_events (organization_id, received_at)
     where status <> 'pending' and organization_id is not null;
 
--- The operator's question at 3 a.m.
-create index webhook_events_dead_idx on workos_sync.webhook_events (received_at)
-    where status = 'dead';
+-- What failed or was given up, newest first. What is simply applied never enters it.
+create index webhook_events_status_idx on workos_sync.webhook_events (status, received_at)
+    where status in ('failed', 'dead', 'discarded');
 
 -- The events of a cause, newest first: what never failed isn't in it.
 create index webhook_events_cause_idx on workos_sync.webhook_events (cause, received_at)

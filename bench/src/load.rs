@@ -23,7 +23,7 @@ use crate::process;
 const SILENCE: Duration = Duration::from_secs(30);
 /// So many refusals are told in full.
 const REFUSALS_SHOWN: usize = 3;
-/// Longer than every answer here.
+/// Longer than every answer to a delivery.
 const ANSWER_BYTES: usize = 4_096;
 
 /// What the receiver answered, and when.
@@ -178,7 +178,7 @@ async fn sender(mut client: Client, load: Rc<Load>) -> anyhow::Result<()> {
             None => Instant::now(),
         };
         let answer = client
-            .post(&request.bytes)
+            .ask(&request.bytes)
             .await
             .with_context(|| format!("event {}", request.event_id))?;
         let mut seen = load.seen.borrow_mut();
@@ -217,18 +217,19 @@ impl Request {
     }
 }
 
-struct Answer<'a> {
-    status: u16,
-    body: &'a str,
+pub(crate) struct Answer<'a> {
+    pub(crate) status: u16,
+    pub(crate) body: &'a str,
 }
 
-struct Client {
+/// A connection that is kept.
+pub(crate) struct Client {
     stream: TcpStream,
     response: Vec<u8>,
 }
 
 impl Client {
-    async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(Self {
@@ -237,7 +238,7 @@ impl Client {
         })
     }
 
-    async fn post(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
+    pub(crate) async fn ask(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
         self.stream.write_all(request).await?;
         self.response.clear();
         loop {

@@ -8,6 +8,7 @@
 mod check;
 mod events;
 mod limits;
+mod lists;
 mod load;
 mod measure;
 mod postgres;
@@ -211,6 +212,12 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
                 _ => None,
             };
             say(repeat, workload.name());
+            if workload == Workload::Lists {
+                for (question, measured) in bench.run_lists().await.context("workload lists")? {
+                    results.add(question, measured);
+                }
+                continue;
+            }
             let measured = bench
                 .run(workload, rate)
                 .await

@@ -28,6 +28,13 @@ pub(crate) enum Metric {
     DeadRows,
     /// How many were sent, or replayed.
     Deliveries,
+    /// Milliseconds until the page answers, and the API.
+    PageP50,
+    PageP95,
+    ApiP50,
+    ApiP95,
+    /// Of what is measured with and without something, the one over the other.
+    WithToWithout,
     /// Concurrent clients, or connections; of the best run where there were several.
     Clients,
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use clap::ValueEnum;
 
 use crate::limits;
+use crate::lists;
 use crate::measure::{Figure, Metric, Results};
 use crate::postgres::Postgres;
 use crate::process::first_line;
@@ -85,6 +86,7 @@ pub(crate) fn markdown(
     workloads(&mut page, results);
     page.push_str("\n## Limits and the peer\n\n");
     limits(&mut page, results);
+    lists(&mut page, results);
     page.push_str(
         "\n## Ratios\n\nEach from the figures of one repetition.\n\n| | ratio |\n| --- | ---: |\n",
     );
@@ -113,6 +115,8 @@ const NOTES: &str = "
 - The limits' transactions do for one event what the service does, but have no inbox and take no locks of organizations or slugs: the least that one transaction an event costs. Each is the best of 8, 16 and 32 clients, as `ack` is the better of 256 and 512 connections.
 - The service logs warnings and errors, and the peer logs nothing. By default the service also logs a line for each event that it applied, as it does in `update-logged`.
 - *WAL* is what the server wrote of it while a workload ran, and *dead rows* what updates and deletions left in all tables. Full pages after a checkpoint are in it.
+- `update-watched` delivers four times, with the page open in the second and the third: the ratio is of the sums, the other figures are of the third. A browser asks for the overview, and then every 5 s for the same again.
+- The lists are those of the page, each asked 100 times by turns, over one connection, with another organization and event each time. The inbox is that of `update-1m`, with dead letters over the same two months, and 1,000 events each that wait, have failed and are discarded. A list that says *none* looks at 10,000 events, as many as a page of a list looks at.
 - The peer is one Node.js process with 20 connections, as many as the service has. It has no inbox, so its answer is its commit. It doesn't record the write-back.
 ";
 
@@ -228,6 +232,35 @@ fn limits(page: &mut String, results: &Results) {
     }
 }
 
+/// How long the page and the API take for each list.
+fn lists(page: &mut String, results: &Results) {
+    let mut names = lists::names().filter(|name| results.has(name)).peekable();
+    if names.peek().is_none() {
+        return;
+    }
+    page.push_str(
+        "\n## The page and its lists\n\n\
+         With 10,000,000 settled events and 100,000 dead letters.\n\n\
+         | | page p50 / p95, ms | API p50 / p95, ms |\n\
+         | --- | ---: | ---: |\n",
+    );
+    for name in names {
+        let _ = writeln!(
+            page,
+            "| {name} | {} | {} |",
+            medians(results, name, &[Metric::PageP50, Metric::PageP95], 1),
+            medians(results, name, &[Metric::ApiP50, Metric::ApiP95], 1),
+        );
+    }
+}
+
+/// The p95 of the list that takes longest.
+fn slowest_list(results: &Results) -> Option<Figure> {
+    let p95 = |name| [Metric::PageP95, Metric::ApiP95].map(|metric| results.figure(name, metric));
+    let figures = lists::names().flat_map(p95).flatten();
+    figures.max_by(|one, other| one.median.total_cmp(&other.median))
+}
+
 /// What the peer is asked to do.
 pub(crate) const PEER_WORKLOADS: [Workload; 2] = [Workload::Create, Workload::Update];
 
@@ -251,7 +284,9 @@ enum Goal {
 
 fn ratios(results: &Results) -> Vec<Ratio> {
     use Goal::{AtLeast, Below};
-    use Metric::{AckP99, AcknowledgedPerSecond, AppliedPerSecond, LastToFirst, MaxRss};
+    use Metric::{
+        AckP99, AcknowledgedPerSecond, AppliedPerSecond, LastToFirst, MaxRss, WithToWithout,
+    };
     let applied = |name| (name, AppliedPerSecond);
     let acknowledged = |name| (name, AcknowledgedPerSecond);
     let (update, create, insert) = (
@@ -403,6 +438,17 @@ fn ratios(results: &Results) -> Vec<Ratio> {
             "burst",
             MaxRss,
         ),
+        plain(
+            "`update-watched`: applied with the page open ÷ without",
+            Some(AtLeast(0.97)),
+            "update-watched",
+            WithToWithout,
+        ),
+        slowest_list(results).map(|figure| Ratio {
+            label: "the page and its lists: p95 of the slowest, ms",
+            figure,
+            goal: Some(Below(100.0)),
+        }),
     ]
     .into_iter()
     .flatten()

@@ -17,6 +17,7 @@ use ulid::Ulid;
 
 use crate::check;
 use crate::events::{Event, Kind, scatter};
+use crate::lists;
 use crate::load::{self, Answers};
 use crate::measure::{Measurement, Metric, quantile};
 use crate::postgres::Postgres;
@@ -42,6 +43,8 @@ pub(crate) const FEW_CONNECTIONS: usize = 64;
 const SWEEP: [usize; 2] = [256, 512];
 /// Rows of the million's inbox that are made in one statement.
 const FILL_CHUNK: i64 = 250_000;
+/// Whether the page is open, by turns, in `update-watched`.
+const WATCHED: [bool; 4] = [false, true, true, false];
 const POLL: Duration = Duration::from_millis(20);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -58,6 +61,8 @@ pub(crate) enum Workload {
     UpdateLogged,
     /// The same as `update`, while another session holds a transaction open
     UpdateHeld,
+    /// The same as `update`, with and without a browser that has the page open
+    UpdateWatched,
     /// Updates of one organization
     Hot,
     /// New organizations, all of one name: 10,000
@@ -82,6 +87,8 @@ pub(crate) enum Workload {
     /// Updates, with a million organizations and an inbox of ten million settled events
     #[value(name = "update-1m")]
     UpdateMillion,
+    /// The page and the API, asked for every list of theirs, beside the inbox of `update-1m` and 100,000 dead letters
+    Lists,
 }
 
 impl Workload {
@@ -92,6 +99,7 @@ impl Workload {
             Self::UpdateFew => "update-64",
             Self::UpdateLogged => "update-logged",
             Self::UpdateHeld => "update-held",
+            Self::UpdateWatched => "update-watched",
             Self::Hot => "hot",
             Self::SameName => "same-name",
             Self::SameNameLong => "same-name-100k",
@@ -103,6 +111,7 @@ impl Workload {
             Self::ReplaySerial => "replay-serial",
             Self::ReplayAtOnce => "replay-at-once",
             Self::UpdateMillion => "update-1m",
+            Self::Lists => "lists",
         }
     }
 
@@ -115,6 +124,9 @@ impl Workload {
             Self::UpdateLogged => "as `update`, with a line in the log for each event",
             Self::UpdateHeld => {
                 "as `update`, while another session holds a transaction open: nothing can be vacuumed"
+            }
+            Self::UpdateWatched => {
+                "as `update`, while a browser has the page open, which is refreshed every 5 s"
             }
             Self::Hot => "updates of one organization",
             Self::SameName => "new organizations, all of one name",
@@ -137,6 +149,7 @@ impl Workload {
             Self::UpdateMillion => {
                 "updates, spread over 1,000,000 organizations, with 10,000,000 settled events in the inbox"
             }
+            Self::Lists => "the page and the API, asked for every list of theirs",
         }
     }
 
@@ -146,10 +159,12 @@ impl Workload {
             self,
             Self::UpdateLogged
                 | Self::UpdateHeld
+                | Self::UpdateWatched
                 | Self::SameNameLong
                 | Self::ReplaySerial
                 | Self::ReplayAtOnce
                 | Self::UpdateMillion
+                | Self::Lists
         )
     }
 
@@ -256,14 +271,10 @@ impl Bench {
             _ => ORGANIZATIONS,
         };
         let database = if million { MILLION } else { "bench" };
-        // The million is made once, and serves all repetitions.
-        if !million || !self.postgres.has_database(database).await? {
+        if million {
+            self.make_million().await?;
+        } else {
             self.prepare(database, organizations).await?;
-            if million {
-                let pool = self.postgres.connect(database).await?;
-                fill_inbox(&pool, self.sizes.million_inbox, organizations).await?;
-                pool.close().await;
-            }
         }
         let pool = self.postgres.connect(database).await?;
         let before = check::Before::read(&pool).await?;
@@ -279,6 +290,8 @@ impl Bench {
             Workload::Dup => std::cmp::min(DUPLICATED, self.sizes.events),
             // Those that warm it up, and those that are measured.
             Workload::UpdateMillion => 2 * self.sizes.events,
+            // Those that are watched, and as many that aren't.
+            Workload::UpdateWatched => WATCHED.len() * self.sizes.events,
             _ => self.sizes.events,
         };
         let events = workload.events(self.next_number, count, organizations);
@@ -302,6 +315,10 @@ impl Bench {
                 let files: Vec<_> = counted.chunks(counted.len().div_ceil(REPLAYS)).collect();
                 let at_once = workload == Workload::ReplayAtOnce;
                 self.replay(database, &files, at_once).await?
+            }
+            Workload::UpdateWatched => {
+                self.deliver_watched(database, &pool, counted, connections)
+                    .await?
             }
             _ => {
                 self.deliver(workload, database, &pool, counted, connections, rate)
@@ -395,6 +412,19 @@ impl Bench {
         Ok(measured)
     }
 
+    /// The database of `update-1m`: made once, it serves all repetitions, and `lists`.
+    pub(crate) async fn make_million(&self) -> anyhow::Result<()> {
+        if self.postgres.has_database(MILLION).await? {
+            return Ok(());
+        }
+        let organizations = self.sizes.million_organizations;
+        self.prepare(MILLION, organizations).await?;
+        let pool = self.postgres.connect(MILLION).await?;
+        fill_inbox(&pool, self.sizes.million_inbox, organizations).await?;
+        pool.close().await;
+        Ok(())
+    }
+
     /// A new database with the service's schema and so many organizations that WorkOS's events made.
     pub(crate) async fn prepare(&self, database: &str, organizations: u64) -> anyhow::Result<()> {
         self.postgres.create_database(database).await?;
@@ -457,6 +487,56 @@ impl Bench {
             command.args(["--log-level", "info"]);
         }
         let receiver = Receiver::start(command, &self.postgres.url(database)).await?;
+        self.deliver_to(receiver, pool, events, count, connections, rate)
+            .await
+    }
+
+    /// Delivers updates with the page open and without, by turns: what slows the machine down for a while slows both.
+    async fn deliver_watched(
+        &self,
+        database: &str,
+        pool: &PgPool,
+        events: &[Event],
+        connections: usize,
+    ) -> anyhow::Result<Measurement> {
+        let mut measured = Measurement::default();
+        let (mut with, mut without) = (0.0, 0.0);
+        let turns = WATCHED.iter().zip(events.chunks(self.sizes.events));
+        for (&is_watched, events) in turns {
+            let (receiver, page) = self.serve_page(database).await?;
+            let delivering =
+                self.deliver_to(receiver, pool, events, events.len(), connections, None);
+            let one = if is_watched {
+                tokio::select! {
+                    one = delivering => one?,
+                    ended = lists::watch(page) => match ended? {},
+                }
+            } else {
+                delivering.await?
+            };
+            let seconds = 1.0 / one.get(Metric::AppliedPerSecond).context("no rate")?;
+            if is_watched {
+                with += seconds;
+                measured = one;
+            } else {
+                without += seconds;
+            }
+        }
+        measured.set(Metric::WithToWithout, without / with);
+        measured.set(Metric::Deliveries, events.len() as f64);
+        Ok(measured)
+    }
+
+    /// Delivers to a receiver until nothing waits, and ends it.
+    async fn deliver_to(
+        &self,
+        receiver: Receiver,
+        pool: &PgPool,
+        events: &[Event],
+        count: usize,
+        connections: usize,
+        rate: Option<f64>,
+    ) -> anyhow::Result<Measurement> {
         let at_start = self.used(&receiver)?;
         let answers = load::send(receiver.address, events, count, connections, rate)
             .await

@@ -15,7 +15,7 @@ use super::questions::{self, id_of, pause_length, read_events, unusable};
 use super::{Admin, RECORDS};
 use crate::heal::trust::{self, Status};
 use crate::http::problem::Problem;
-use crate::operate::events::{self, EventDetail, EventSummary};
+use crate::operate::events::{self, EventDetail};
 use crate::operate::organization::{self, OrganizationDetail};
 use crate::operate::pausing;
 use crate::operate::{
@@ -51,7 +51,7 @@ async fn openapi() -> Response {
 struct Selected {
     filter: Filter,
     #[serde(flatten)]
-    listed: Listed<EventSummary>,
+    listed: Listed,
 }
 
 async fn list(

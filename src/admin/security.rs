@@ -1,9 +1,12 @@
 //! Who may ask, and where a change may come from (R50).
 //!
-//! A token in the `Authorization` header, or, for the page, a session in a cookie: its end and an HMAC of that under the
-//! token. So every replica with the same token knows it, and another token ends all of them. Without a token, the
-//! listener is on a loopback address, and only names that can't be pointed there by others are answered: a page whose name
+//! A token in the `Authorization` header, or, for the page, a session in a cookie, which the process that opened it knows
+//! until it ends. Wrong tokens are slowed down, all together. Without a token, the listener is on a loopback address, and only names that can't be pointed there by others are answered: a page whose name
 //! leads to 127.0.0.1 must not be taken for ours.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
@@ -14,7 +17,11 @@ use axum::response::Response;
 use chrono::{DateTime, TimeDelta, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
+use tracing::warn;
+use uuid::Uuid;
 
 use super::Admin;
 use crate::http::problem::Problem;
@@ -24,6 +31,13 @@ const SESSION: &str = "workos_sync_session";
 
 /// How long a session lasts: a working day.
 const SESSION_LIFETIME: TimeDelta = TimeDelta::hours(12);
+
+/// How many sessions are open at once; another one ends the oldest. Operators are few.
+const MOST_SESSIONS: usize = 256;
+
+/// How long after a wrong token no other one is looked at: so many can be tried in a second, and no more, by all who try.
+/// The right one waits behind them too, behind one of each connection at most.
+const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(50);
 
 /// Hosts that lead to this machine, whatever anybody's name server says.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
@@ -58,35 +72,63 @@ pub(super) const HEADERS: [(&str, &str); 6] = [
 pub(super) struct Guard {
     token: Option<SecretString>,
     pub(super) read_only: bool,
+    /// When the next token may be looked at.
+    next_token_at: AsyncMutex<Instant>,
+    sessions: Mutex<VecDeque<Session>>,
+}
+
+/// A session that was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Session {
+    /// A hash of the cookie's value: how long it takes to find it tells nothing of the value.
+    hash: [u8; 32],
+    end: DateTime<Utc>,
 }
 
 impl Guard {
-    pub(super) const fn new(token: Option<SecretString>, read_only: bool) -> Self {
-        Self { token, read_only }
+    pub(super) fn new(token: Option<SecretString>, read_only: bool) -> Self {
+        Self {
+            token,
+            read_only,
+            next_token_at: AsyncMutex::new(Instant::now()),
+            sessions: Mutex::default(),
+        }
     }
 
     pub(super) const fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// Says whether it is the token, in constant time.
-    pub(super) fn is_token(&self, given: &str) -> bool {
+    /// Says whether it is the token, in constant time, one after the other.
+    pub(super) async fn is_token(&self, given: &str) -> bool {
+        let Some(token) = &self.token else {
+            return false;
+        };
+        let mut next_at = self.next_token_at.lock().await;
+        tokio::time::sleep_until(*next_at).await;
         let message = b"workos-sync token";
-        self.token.as_ref().is_some_and(|token| {
-            let given = mac(given, message).finalize().into_bytes();
-            mac(token.expose_secret(), message).verify(&given).is_ok()
-        })
+        let given = mac(given, message).finalize().into_bytes();
+        let is_token = mac(token.expose_secret(), message).verify(&given).is_ok();
+        if !is_token {
+            // Whoever hangs up now makes it no shorter.
+            *next_at = Instant::now() + AFTER_WRONG_TOKEN;
+            warn!("somebody tried to get in with a wrong token");
+        }
+        is_token
     }
 
     /// A cookie that opens a session now. It is sent over TLS only, if that is how the browser came.
-    pub(super) fn open_session(
-        &self,
-        headers: &HeaderMap,
-        now: DateTime<Utc>,
-    ) -> Option<HeaderValue> {
-        let token = self.token.as_ref()?;
-        let end = (now + SESSION_LIFETIME).timestamp();
-        let proof = hex::encode(session(token, end).finalize().into_bytes());
+    pub(super) fn open_session(&self, headers: &HeaderMap, now: DateTime<Utc>) -> HeaderValue {
+        let value = Uuid::new_v4().simple().to_string();
+        let mut sessions = self.sessions();
+        sessions.retain(|session| session.end > now);
+        if sessions.len() == MOST_SESSIONS {
+            sessions.pop_front();
+        }
+        sessions.push_back(Session {
+            hash: hash(&value),
+            end: now + SESSION_LIFETIME,
+        });
         let age = SESSION_LIFETIME.num_seconds();
         let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
         let secure = if origin.is_some_and(|origin| origin.starts_with(b"https://")) {
@@ -94,45 +136,58 @@ impl Guard {
         } else {
             ""
         };
-        let cookie = format!(
-            "{SESSION}={end}.{proof}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
-        );
-        cookie.parse().ok()
+        let cookie =
+            format!("{SESSION}={value}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
+        cookie.parse().expect("ASCII is a header value")
     }
 
-    /// A cookie that ends a session.
-    pub(super) fn end_session() -> HeaderValue {
+    /// Ends the sessions that a request brings; says so to the browser by a cookie.
+    pub(super) fn end_session(&self, headers: &HeaderMap) -> HeaderValue {
+        let brought: Vec<_> = cookies(headers).map(hash).collect();
+        self.sessions()
+            .retain(|session| !brought.contains(&session.hash));
         let cookie = format!("{SESSION}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict");
         cookie.parse().expect("ASCII is a header value")
     }
 
     fn is_session(&self, value: &str, now: DateTime<Utc>) -> bool {
-        let known = self.token.as_ref().and_then(|token| {
-            let (end, proof) = value.split_once('.')?;
-            let end: i64 = end.parse().ok()?;
-            let proof = hex::decode(proof).ok()?;
-            session(token, end).verify_slice(&proof).ok()?;
-            Some(end)
-        });
-        known.is_some_and(|end| end > now.timestamp())
+        let hash = hash(value);
+        self.sessions()
+            .iter()
+            .any(|session| session.hash == hash && session.end > now)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, VecDeque<Session>> {
+        // What panicked while it had them has changed nothing by halves.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says why a request is refused, if it is.
-    fn refusal(&self, request: &Request, now: DateTime<Utc>) -> Option<Problem> {
-        let (path, headers) = (request.uri().path(), request.headers());
-        if self.token.is_none() && !is_local(request.uri(), headers) {
+    async fn refusal(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        now: DateTime<Utc>,
+    ) -> Option<Problem> {
+        let path = uri.path();
+        if self.token.is_none() && !is_local(uri, headers) {
             return Some(misdirected());
         }
-        let session = cookies(headers).find(|value| self.is_session(value, now));
         if self.token.is_some() && !is_open(path) {
-            let has_token = bearer(headers).is_some_and(|given| self.is_token(given));
             // The API has no use for a cookie: what can't be used can't be abused.
-            if !has_token && (super::is_api(path) || session.is_none()) {
+            let has_session =
+                !super::is_api(path) && cookies(headers).any(|value| self.is_session(value, now));
+            let has_token = match bearer(headers) {
+                Some(given) if !has_session => self.is_token(given).await,
+                _ => false,
+            };
+            if !has_session && !has_token {
                 return Some(Problem::unauthorized());
             }
         }
-        if is_change(request.method()) {
-            if !is_from_here(request.uri(), headers, cookies(headers).next().is_some()) {
+        if is_change(method) {
+            if !is_from_here(uri, headers, cookies(headers).next().is_some()) {
                 return Some(foreign());
             }
             if self.read_only && ![LOGIN, LOGOUT].contains(&path) {
@@ -145,7 +200,9 @@ impl Guard {
 
 /// Lets requests through that may be answered, and says to the others why not.
 pub(super) async fn admit(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    match admin.guard().refusal(&request, admin.now()) {
+    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+    let refusal = admin.guard().refusal(method, uri, headers, admin.now());
+    match refusal.await {
         None => next.run(request).await,
         Some(problem) => {
             tracing::debug!(
@@ -223,11 +280,8 @@ fn cookies(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         .map(|(_, value)| value)
 }
 
-fn session(token: &SecretString, end: i64) -> Hmac<Sha256> {
-    mac(
-        token.expose_secret(),
-        format!("workos-sync session until {end}").as_bytes(),
-    )
+fn hash(value: &str) -> [u8; 32] {
+    Sha256::digest(value).into()
 }
 
 fn mac(key: &str, message: &[u8]) -> Hmac<Sha256> {
@@ -353,56 +407,69 @@ mod tests {
         }
     }
 
-    /// R50: the token opens a session of half a day; neither another token nor another end makes one.
+    /// R50: a session lasts half a day or until it is ended; nothing else is one, and there are only so many.
     #[test]
-    fn sessions_end_and_cannot_be_made_up() {
+    fn sessions_end() {
         let ours = guard("s3cr3t");
-        let cookie = ours
-            .open_session(&headers(&[("origin", "http://a")]), NOW)
-            .unwrap();
-        let cookie = cookie.to_str().unwrap();
+        let open = |origin| {
+            let cookie = ours.open_session(&headers(&[("origin", origin)]), NOW);
+            cookie.to_str().unwrap().to_owned()
+        };
+        let brought = |cookie: &str| {
+            let value = cookie.split_once(';').unwrap().0;
+            headers(&[("cookie", &format!("a=b; {value}")), ("cookie", "c=d")])
+        };
+        let is_open = |cookie: &str, now| {
+            let brought = brought(cookie);
+            ours.is_session(cookies(&brought).next().unwrap(), now)
+        };
+        let first = open("http://a");
         assert!(
-            cookie.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"),
-            "{cookie}"
+            first.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"),
+            "{first}"
         );
-        let value = cookie.split_once(';').unwrap().0;
-        let brought = headers(&[("cookie", &format!("a=b; {value}")), ("cookie", "c=d")]);
-        let value = cookies(&brought).next().unwrap();
-        assert!(ours.is_session(value, NOW));
-        assert!(ours.is_session(value, NOW + TimeDelta::seconds(43_199)));
-        assert!(!ours.is_session(value, NOW + SESSION_LIFETIME));
-        assert!(!guard("another").is_session(value, NOW));
-        assert!(!Guard::new(None, false).is_session(value, NOW));
-        let (end, proof) = value.split_once('.').unwrap();
-        let later = end.parse::<i64>().unwrap() + 1;
-        for forged in [
-            format!("{later}.{proof}"),
-            format!("{end}."),
-            format!("{end}.00"),
-            String::new(),
-        ] {
-            assert!(!ours.is_session(&forged, NOW), "{forged}");
+        assert!(open("https://a").ends_with("; SameSite=Strict; Secure"));
+        assert!(is_open(&first, NOW));
+        assert!(is_open(&first, NOW + TimeDelta::seconds(43_199)));
+        assert!(!is_open(&first, NOW + SESSION_LIFETIME));
+        for made_up in ["", "x", "00000000000000000000000000000000"] {
+            assert!(!ours.is_session(made_up, NOW), "{made_up}");
         }
-        let over_tls = ours
-            .open_session(&headers(&[("origin", "https://a")]), NOW)
-            .unwrap();
-        assert!(
-            over_tls
-                .to_str()
-                .unwrap()
-                .ends_with("; SameSite=Strict; Secure")
-        );
+        let second = open("http://a");
+        ours.end_session(&brought(&first));
+        assert!(!is_open(&first, NOW), "it was ended");
+        assert!(is_open(&second, NOW), "it is another one");
+        for _ in 0..MOST_SESSIONS {
+            open("http://a");
+        }
+        assert!(!is_open(&second, NOW), "it was the oldest");
+        assert_eq!(ours.sessions().len(), MOST_SESSIONS);
+        ours.open_session(&headers(&[]), NOW + SESSION_LIFETIME);
+        assert_eq!(ours.sessions().len(), 1, "what has ended isn't kept");
+    }
+
+    /// R50: after a wrong token the next one waits, also the right one.
+    #[tokio::test]
+    async fn wrong_tokens_are_slowed_down() {
+        let guard = guard("s3cr3t");
+        let began = Instant::now();
+        for tries in 0..3 {
+            assert!(!guard.is_token("wrong").await);
+            assert!(began.elapsed() >= AFTER_WRONG_TOKEN * tries);
+        }
+        assert!(guard.is_token("s3cr3t").await);
+        assert!(began.elapsed() >= AFTER_WRONG_TOKEN * 3);
     }
 
     /// R50
-    #[test]
-    fn the_token_is_compared_whole() {
+    #[tokio::test]
+    async fn the_token_is_compared_whole() {
         let guard = guard("s3cr3t");
-        assert!(guard.is_token("s3cr3t"));
+        assert!(guard.is_token("s3cr3t").await);
         for wrong in ["", "s3cr3", "s3cr3t ", "S3CR3T", "s3cr3ts3cr3t"] {
-            assert!(!guard.is_token(wrong), "{wrong}");
+            assert!(!guard.is_token(wrong).await, "{wrong}");
         }
-        assert!(!Guard::new(None, false).is_token(""));
+        assert!(!Guard::new(None, false).is_token("").await);
         assert_eq!(
             bearer(&headers(&[("authorization", "bearer  x")])),
             Some("x")

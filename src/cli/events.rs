@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Subcommand;
 use serde_json::json;
+use sqlx::PgPool;
 
 use super::operating::{self, Desk, say};
 use super::table::{Facts, Table, or_dash, printable, time};
 use crate::config::Config;
-use crate::operate::events::{self, EventDetail, EventSummary};
-use crate::operate::{FilterTexts, OperateError, Page, Selection, Verb, bulk};
+use crate::operate::events::{self, EventDetail, EventSummary, PENDING_LOOKED_AT};
+use crate::operate::{Filter, FilterTexts, Listed, OperateError, Page, Selection, Verb, bulk};
 
 #[derive(Subcommand)]
 pub(super) enum EventsCommand {
@@ -106,7 +107,7 @@ async fn list(
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let filter = desk.filter(filter)?;
-    let listed = events::list(&desk.pool, &filter, page).await?;
+    let listed = search(&desk.pool, &filter, page).await?;
     if json {
         for event in &listed.items {
             println!("{}", json!(event));
@@ -114,10 +115,42 @@ async fn list(
     } else {
         print!("{}", table(&listed.items));
     }
+    if listed.pending_left_out {
+        say(&format!(
+            "more than {PENDING_LOOKED_AT} events are pending: some are left out; --organization lists those of one"
+        ));
+    }
     if let Some(next) = listed.next {
-        say(&format!("there are more: --after {next}"));
+        let are = if listed.searched_to.is_some() {
+            "may be"
+        } else {
+            "are"
+        };
+        say(&format!("there {are} more: --after {next}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lists events, page by page until there are as many as were asked for: whoever is at the command line can wait for what
+/// is rare, and each statement is a short one.
+async fn search(pool: &PgPool, filter: &Filter, page: &Page) -> Result<Listed, OperateError> {
+    let mut found = events::list(pool, filter, page).await?;
+    while found.searched_to.is_some() {
+        let missing = page.limit - i64::try_from(found.items.len()).unwrap_or(i64::MAX);
+        if missing <= 0 {
+            break;
+        }
+        let rest = Page {
+            limit: missing,
+            after: found.next,
+        };
+        let more = events::list(pool, filter, &rest).await?;
+        found = Listed {
+            items: [found.items, more.items].concat(),
+            ..more
+        };
+    }
+    Ok(found)
 }
 
 /// Events, a line each.

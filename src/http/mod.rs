@@ -7,6 +7,8 @@ mod metrics;
 pub mod problem;
 mod slots;
 mod socket;
+#[cfg(feature = "otlp")]
+mod traceparent;
 mod webhook;
 
 use std::any::Any;
@@ -195,7 +197,10 @@ fn span<B>(request: &Request<B>) -> Span {
     let id = request.extensions().get::<RequestId>();
     let id = id.and_then(|id| id.header_value().to_str().ok());
     // Without the path's unguessable part: the log is read by more people than may post events.
-    info_span!("request", method = %request.method(), request_id = id)
+    let span = info_span!("request", method = %request.method(), request_id = id);
+    #[cfg(feature = "otlp")]
+    traceparent::follow(&span, request.headers());
+    span
 }
 
 fn answered<B>(response: &Response<B>, latency: Duration, _: &Span) {

@@ -6,11 +6,11 @@ use std::collections::HashSet;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::json;
-use sqlx::{PgConnection, PgPool, QueryBuilder, query_as, query_scalar};
+use sqlx::{PgConnection, PgPool, QueryBuilder, query_as};
 use tracing::info;
 
 use super::records::{NewAction, count_more, record};
-use super::select::{Arm, Place, arms, push_beyond, push_status, push_where};
+use super::select::{Part, Place, parts, push_conditions, push_part, push_status};
 use super::{Actor, Filter, OperateError, given};
 use crate::inbox::Status;
 use crate::postgres;
@@ -68,6 +68,13 @@ impl Verb {
             Self::Discard => &[Status::Pending, Status::Failed, Status::Dead],
             Self::Replay => &[Status::Processed, Status::Ignored],
         }
+    }
+
+    /// The parts of the inbox that have the events that a filter selects and that it can be done to.
+    fn parts(self, filter: &Filter) -> Vec<Part> {
+        let mut statuses = filter.statuses();
+        statuses.retain(|status| self.takes().contains(status));
+        parts(filter, &statuses)
     }
 
     fn takes_status(self, status: &str) -> bool {
@@ -159,10 +166,11 @@ async fn count_on(
         Selection::Filter(filter) => filter,
     };
     let mut all = 0;
-    for arm in arms(filter) {
+    for part in verb.parts(filter) {
         let mut query = QueryBuilder::new("select count(*) from workos_sync.webhook_events");
-        push_where(&mut query, filter, *arm);
+        push_part(&mut query, filter, part);
         push_status(&mut query, verb.takes());
+        push_conditions(&mut query, filter);
         let count: i64 = query
             .build_query_scalar()
             .fetch_one(&mut *connection)
@@ -196,7 +204,11 @@ pub async fn begin(
             reason,
         };
         let action_id = record(&mut *connection, action).await?;
-        Ok::<_, sqlx::Error>((action_id, newest(connection).await?))
+        let newest = match &selection {
+            Selection::Ids(_) => None,
+            Selection::Filter(filter) => newest(connection, verb, filter).await?,
+        };
+        Ok::<_, sqlx::Error>((action_id, newest))
     })
     .await?;
     let work = match selection {
@@ -206,17 +218,12 @@ pub async fn begin(
             Work::Ids(ids)
         }
         Selection::Filter(mut filter) => {
-            // What comes meanwhile isn't meant.
-            if let Some(newest) = newest {
-                let until = newest + TimeDelta::microseconds(1);
-                filter.until = Some(
-                    filter
-                        .until
-                        .map_or(until, |asked| std::cmp::min(asked, until)),
-                );
-            }
+            // What comes meanwhile isn't meant; where there was nothing, nothing is.
+            let parts = newest.map_or_else(Vec::new, |_| verb.parts(&filter));
+            let until = newest.map(|newest| newest + TimeDelta::microseconds(1));
+            filter.until = filter.until.into_iter().chain(until).min();
             Work::Filter {
-                arms: arms(&filter).to_vec(),
+                parts,
                 filter,
                 after: None,
             }
@@ -284,7 +291,7 @@ enum Work {
     Filter {
         filter: Filter,
         /// Those that are left.
-        arms: Vec<Arm>,
+        parts: Vec<Part>,
         /// Where the next batch begins: each event is met once, also one that fails again meanwhile.
         after: Option<Place>,
     },
@@ -294,7 +301,7 @@ impl Work {
     fn is_done(&self) -> bool {
         match self {
             Self::Ids(ids) => ids.is_empty(),
-            Self::Filter { arms, .. } => arms.is_empty(),
+            Self::Filter { parts, .. } => parts.is_empty(),
         }
     }
 }
@@ -400,20 +407,20 @@ impl Bulk {
             }
             Work::Filter {
                 filter,
-                arms,
+                parts,
                 after,
             } => {
-                let arm = arms[0];
+                let part = parts[0];
                 let (changed, count) =
                     postgres::transaction(pool, postgres::PATIENCE, async |connection| {
                         let after = after.as_ref();
-                        change_selected(connection, verb, action_id, filter, arm, after).await
+                        change_selected(connection, verb, action_id, filter, part, after).await
                     })
                     .await?;
                 self.progress.count = count;
                 *after = changed.last().cloned();
                 if after.is_none() {
-                    arms.remove(0);
+                    parts.remove(0);
                 }
                 Ok(changed.into_iter().map(|place| place.event_id).collect())
             }
@@ -461,30 +468,35 @@ async fn change_selected(
     verb: Verb,
     action_id: i64,
     filter: &Filter,
-    arm: Arm,
+    part: Part,
     after: Option<&Place>,
 ) -> Result<(Vec<Place>, i64), sqlx::Error> {
+    let order = part.order();
     let mut query = QueryBuilder::new(
         "with chosen as materialized (
-             select event_id, received_at from workos_sync.webhook_events",
+             select event_id, received_at, lane, event_order from workos_sync.webhook_events",
     );
-    push_where(&mut query, filter, arm);
+    push_part(&mut query, filter, part);
     push_status(&mut query, verb.takes());
+    push_conditions(&mut query, filter);
+    // One that it took from another part may have failed again, and be in this one.
+    query
+        .push(" and action_id is distinct from ")
+        .push_bind(action_id);
     if let Some(place) = after {
-        push_beyond(&mut query, ">", place);
+        part.push_after(&mut query, place);
     }
-    query.push(" order by received_at, event_id limit ");
-    query.push_bind(i64::try_from(BATCH).unwrap_or(i64::MAX));
+    query.push(format!(" order by {order} limit {BATCH}"));
     let set = verb.set();
     query.push(format!(
         " for update),
              changed as (update workos_sync.webhook_events as event set {set}, action_id = "
     ));
     query.push_bind(action_id);
-    query.push(
+    query.push(format!(
         " from chosen where event.event_id = chosen.event_id)
-         select event_id, received_at from chosen order by received_at, event_id",
-    );
+         select event_id, received_at, lane, event_order from chosen order by {order}"
+    ));
     let changed: Vec<Place> = query.build_query_as().fetch_all(&mut *connection).await?;
     let count = count_more(connection, action_id, changed.len()).await?;
     Ok((changed, count))
@@ -497,12 +509,24 @@ struct Standing {
     status: String,
 }
 
-/// When the newest event was received.
-async fn newest(connection: &mut PgConnection) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    // By webhook_events_received_at_idx.
-    query_scalar!("select max(received_at) from workos_sync.webhook_events")
-        .fetch_one(connection)
-        .await
+/// When the newest was received of the parts that a filter is about.
+async fn newest(
+    connection: &mut PgConnection,
+    verb: Verb,
+    filter: &Filter,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    let mut newest = None;
+    for part in verb.parts(filter) {
+        let mut query =
+            QueryBuilder::new("select max(received_at) from workos_sync.webhook_events");
+        push_part(&mut query, filter, part);
+        let of_part: Option<DateTime<Utc>> = query
+            .build_query_scalar()
+            .fetch_one(&mut *connection)
+            .await?;
+        newest = std::cmp::max(newest, of_part);
+    }
+    Ok(newest)
 }
 
 /// Where events stand; those that aren't there are left out.

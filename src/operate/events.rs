@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, PgPool, Postgres, QueryBuilder, query_as, query_scalar};
 
 use super::records::Action;
-use super::select::{Place, arms, push_beyond, push_where};
+use super::select::{Part, Place, parts, push_before, push_conditions, push_part, push_period};
 use super::{Filter, Listed, OperateError, Page};
 use crate::postgres;
 
@@ -102,61 +102,138 @@ pub struct CauseSummary {
 const SUMMARY: &str = "event_id, status, case status when 'processed' then outcome end as outcome, event_type, \
      organization_id, source, attempts, cause, last_error, received_at, processed_at, next_attempt_at";
 
-/// Lists events, the newest received first.
+/// How many events of a part are looked at for one page of a list. It takes some 20 ms; whoever looks for something rare
+/// goes on from there.
+const LOOKED_AT: i64 = 10_000;
+
+/// How many pending events a list looks at. No index has them in the order that they were received in: each pays for every
+/// index that it is in, and is in this state for milliseconds.
+pub const PENDING_LOOKED_AT: i64 = 100_000;
+
+/// Lists events, the newest received first. A page may have fewer events than were asked for, or none, where
+/// what the filter selects is rare: `next` says where to go on, and `searched_to` how far back this page has looked.
 ///
 /// # Errors
 /// [`OperateError::NoSuchEvent`] if it is to go on behind an event that isn't there; or the database doesn't answer.
-pub async fn list(
-    pool: &PgPool,
-    filter: &Filter,
-    page: &Page,
-) -> Result<Listed<EventSummary>, OperateError> {
+pub async fn list(pool: &PgPool, filter: &Filter, page: &Page) -> Result<Listed, OperateError> {
     postgres::transaction(pool, postgres::PATIENCE, async |connection| {
         list_on(connection, filter, page).await
     })
     .await
 }
 
+/// An event that was looked at.
+#[derive(FromRow)]
+struct LookedAt {
+    #[sqlx(flatten)]
+    summary: EventSummary,
+    /// The filter selects it.
+    is_selected: bool,
+    /// It is the last of its part that was looked at, and there may be more.
+    is_last: bool,
+}
+
 pub(super) async fn list_on(
     connection: &mut PgConnection,
     filter: &Filter,
     page: &Page,
-) -> Result<Listed<EventSummary>, OperateError> {
+) -> Result<Listed, OperateError> {
     let after = match &page.after {
         Some(event_id) => Some(place(connection, event_id).await?),
         None => None,
     };
-    // One more shows whether there are more.
-    let limit = page.limit + 1;
+    let statuses = filter.statuses();
+    let parts = parts(filter, &statuses);
+    let pending_left_out =
+        parts.contains(&Part::Pending) && has_too_many_pending(connection, filter).await?;
     let mut query = QueryBuilder::<Postgres>::new("select * from (");
-    for (n, arm) in arms(filter).iter().enumerate() {
+    for (n, part) in parts.into_iter().enumerate() {
         query.push(if n == 0 { "(" } else { " union all (" });
-        query.push(format!("select {SUMMARY} from workos_sync.webhook_events"));
-        push_where(&mut query, filter, *arm);
-        if let Some(place) = &after {
-            push_beyond(&mut query, "<", place);
-        }
+        push_looked_at(&mut query, filter, part, after.as_ref());
         query.push(" order by received_at desc, event_id desc limit ");
-        query.push_bind(limit).push(")");
+        // One more shows whether there are more.
+        query.push_bind(page.limit + 1).push(")");
     }
     query.push(") as found order by received_at desc, event_id desc limit ");
-    query.push_bind(limit);
-    let mut items: Vec<EventSummary> = query.build_query_as().fetch_all(connection).await?;
-    let has_more = i64::try_from(items.len()).is_ok_and(|count| count > page.limit);
-    if has_more {
-        items.pop();
+    query.push_bind(page.limit + 1);
+    let rows: Vec<LookedAt> = query.build_query_as().fetch_all(connection).await?;
+
+    let mut listed = Listed {
+        pending_left_out,
+        ..Listed::default()
+    };
+    let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+    for row in rows {
+        if listed.items.len() == limit {
+            listed.next = listed.items.last().map(|last| last.event_id.clone());
+            break;
+        }
+        if row.is_last {
+            listed.next = Some(row.summary.event_id.clone());
+            listed.searched_to = Some(row.summary.received_at);
+        }
+        if row.is_selected {
+            listed.items.push(row.summary);
+        }
+        // What the other part has further back comes with the next page.
+        if row.is_last {
+            break;
+        }
     }
-    let next = items.last().filter(|_| has_more);
-    Ok(Listed {
-        next: next.map(|last| last.event_id.clone()),
-        items,
-    })
+    Ok(listed)
+}
+
+/// Adds the events of a part that are shown, and the last one looked at.
+fn push_looked_at(
+    query: &mut QueryBuilder<Postgres>,
+    filter: &Filter,
+    part: Part,
+    after: Option<&Place>,
+) {
+    query.push(format!("select * from (select {SUMMARY}, coalesce(true"));
+    push_conditions(query, filter);
+    query.push(", false) as is_selected, ");
+    if part == Part::Pending {
+        query.push("false as is_last from workos_sync.webhook_events");
+        push_part(query, filter, part);
+        query.push(format!(
+            " limit {PENDING_LOOKED_AT}) as looked_at where is_selected"
+        ));
+        if let Some(place) = after {
+            push_before(query, place);
+        }
+        return;
+    }
+    query.push(format!(
+        "row_number() over (order by received_at desc, event_id desc) = {LOOKED_AT} as is_last
+         from workos_sync.webhook_events"
+    ));
+    push_part(query, filter, part);
+    push_period(query, filter);
+    if let Some(place) = after {
+        push_before(query, place);
+    }
+    query.push(format!(
+        " order by received_at desc, event_id desc limit {LOOKED_AT}) as looked_at where is_selected or is_last"
+    ));
+}
+
+/// Says whether more are pending than a list looks at.
+async fn has_too_many_pending(
+    connection: &mut PgConnection,
+    filter: &Filter,
+) -> Result<bool, sqlx::Error> {
+    let mut query =
+        QueryBuilder::<Postgres>::new("select exists (select from workos_sync.webhook_events");
+    push_part(&mut query, filter, Part::Pending);
+    query.push(format!(" offset {PENDING_LOOKED_AT})"));
+    query.build_query_scalar().fetch_one(connection).await
 }
 
 async fn place(connection: &mut PgConnection, event_id: &str) -> Result<Place, OperateError> {
     let place = query_as!(
         Place,
-        "select received_at, event_id from workos_sync.webhook_events where event_id = $1",
+        "select event_id, received_at, lane, event_order from workos_sync.webhook_events where event_id = $1",
         event_id,
     )
     .fetch_optional(connection)

@@ -163,6 +163,12 @@ impl Filter {
         *self == Self::default()
     }
 
+    /// The statuses that are meant.
+    pub(super) fn statuses(&self) -> Vec<Status> {
+        self.status
+            .map_or(Status::ALL.to_vec(), |status| vec![status])
+    }
+
     /// It is about parts that no index has, and nothing else bounds what is read.
     fn needs_a_period(&self) -> bool {
         let is_settled = matches!(self.status, Some(Status::Processed | Status::Ignored));

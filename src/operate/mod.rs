@@ -23,9 +23,11 @@ mod select;
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 pub use self::bulk::{Bulk, Left, Progress, Selection, Verb};
+use self::events::EventSummary;
 pub use self::filter::{Filter, FilterError, FilterTexts, Page, When};
 pub use crate::pause::Pause;
 use crate::postgres::error::{DatabaseCause, describe};
@@ -121,20 +123,15 @@ fn given(reason: Option<&str>) -> Option<&str> {
     reason.map(str::trim).filter(|reason| !reason.is_empty())
 }
 
-/// A part of a list, and where it goes on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Listed<T> {
-    /// The items.
-    pub items: Vec<T>,
-    /// What to ask for the next part with; none where this is the last.
+/// A page of a list of events, and where it goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// The events.
+    pub items: Vec<EventSummary>,
+    /// What to ask for the next page with; none where this is the last.
     pub next: Option<String>,
-}
-
-impl<T> Default for Listed<T> {
-    fn default() -> Self {
-        Self {
-            items: Vec::new(),
-            next: None,
-        }
-    }
+    /// How far back this page has looked, if that is why it has no more events: further back there may be more.
+    pub searched_to: Option<DateTime<Utc>>,
+    /// More events are pending than a list looks at ([`events::PENDING_LOOKED_AT`]): some are left out.
+    pub pending_left_out: bool,
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool, query_as};
 
-use super::events::{EventSummary, list_on};
+use super::events::list_on;
 use super::{Filter, Listed, OperateError, Page};
 use crate::entities::organization::Host;
 use crate::entities::organization::mirror::MappedRow;
@@ -22,7 +22,7 @@ pub struct OrganizationDetail {
     /// How its organization id is written to WorkOS.
     pub write_back: Option<WriteBack>,
     /// Its events, the newest received first.
-    pub events: Listed<EventSummary>,
+    pub events: Listed,
 }
 
 /// What was applied of a WorkOS organization.

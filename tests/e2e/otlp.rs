@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::routing::post;
 
+use crate::support::service::answer;
 use crate::support::serving::serve;
 use crate::support::{Folder, Kind, SECRET, Service, TestDatabase, event, eventually};
 
@@ -19,14 +20,25 @@ async fn receive(State(received): State<Received>, headers: HeaderMap, body: Byt
     received.lock().unwrap().push((kind, body));
 }
 
+fn collector(received: &Received) -> Router {
+    Router::new()
+        .route("/v1/traces", post(receive))
+        .with_state(Arc::clone(received))
+}
+
+/// Says whether a collector was sent these bytes, in whatever field.
+fn has(received: &Received, bytes: &[u8]) -> bool {
+    let received = received.lock().unwrap();
+    received
+        .iter()
+        .any(|(_, body)| body.windows(bytes.len()).any(|part| part == bytes))
+}
+
 /// R54: the spans of an event's way reach the collector that OTEL_* names, whatever the level of the log; no secret does.
 #[tokio::test]
 async fn the_way_of_an_event_is_traced() {
     let received = Received::default();
-    let router = Router::new()
-        .route("/v1/traces", post(receive))
-        .with_state(Arc::clone(&received));
-    let (address, _serving) = serve(router).await;
+    let (address, _serving) = serve(collector(&received)).await;
     let collector = format!("http://{address}");
 
     let (folder, database) = (Folder::new(), TestDatabase::empty().await);
@@ -40,13 +52,7 @@ async fn the_way_of_an_event_is_traced() {
     let service = Service::start(&folder, &variables).await;
     let body = event(1, Kind::Created, "org_a", "Acme");
     assert_eq!(service.apply(&body).await["outcome"], "created");
-    let has = |text: &str| {
-        let received = received.lock().unwrap();
-        let text = text.as_bytes();
-        received
-            .iter()
-            .any(|(_, body)| body.windows(text.len()).any(|part| part == text))
-    };
+    let has = |text: &str| has(&received, text.as_bytes());
     eventually("the spans are sent", async || {
         ["request", "record", "apply"].into_iter().all(has)
     })
@@ -62,6 +68,38 @@ async fn the_way_of_an_event_is_traced() {
     service.apply(&body).await;
     let ended = service.terminate().await.assert(0);
     assert!(received.lock().unwrap().len() > before, "{ended:?}");
+}
+
+/// R54: a delivery that says which trace it belongs to is a part of that; one that says it badly is taken all the same.
+#[tokio::test]
+async fn a_delivery_is_part_of_the_callers_trace() {
+    let received = Received::default();
+    let (address, _serving) = serve(collector(&received)).await;
+    let collector = format!("http://{address}");
+    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("WORKOS_WEBHOOK_SECRET", SECRET),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    ];
+    let service = Service::start(&folder, &variables).await;
+    let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    for (number, traceparent) in [
+        (1, format!("00-{trace}-{parent}-01")),
+        (2, "00-all-wrong-01".to_owned()),
+    ] {
+        let body = event(number, Kind::Updated, "org_a", "Acme");
+        let delivery = service.delivery(&body).header("traceparent", traceparent);
+        assert_eq!(answer(delivery).await["status"], "accepted");
+    }
+    // In a span, they are bytes: its trace, and its parent.
+    for (field, id) in [(0x0a, trace), (0x22, parent)] {
+        let mut bytes = hex::decode(id).unwrap();
+        bytes.splice(0..0, [field, u8::try_from(bytes.len()).unwrap()]);
+        eventually("the caller's ids are sent", async || has(&received, &bytes)).await;
+    }
+    service.terminate().await.assert(0);
 }
 
 /// R54: a collector that is away costs no event, and no end.

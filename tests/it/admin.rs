@@ -131,8 +131,8 @@ async fn the_api_wants_the_token() {
     }
 }
 
-/// R50: the page asks for the token on every path alike; the right one opens a session, which ends after half a day, and
-/// leads to where one wanted to go.
+/// R50: the page asks for the token on every path alike; the right one opens a session, which leads to where one wanted to
+/// go, and ends after half a day.
 #[tokio::test]
 async fn the_page_asks_for_the_token() {
     let app = TestApp::new().await;
@@ -174,21 +174,40 @@ async fn the_page_asks_for_the_token() {
     let session = cookie(&opened);
     let ask = || TestAdmin::request(Method::GET, "/causes").header("cookie", &session);
     admin.send(ask(), "").await.assert(200);
-    // Another replica with the same token knows it; one with another token doesn't.
-    TestAdmin::guarded(&app).send(ask(), "").await.assert(200);
-    let other = TestAdmin::with(&app, Some("another".into()), false);
-    other.send(ask(), "").await.assert(401);
+    // A process that was started anew, and another replica, don't know it.
+    TestAdmin::guarded(&app).send(ask(), "").await.assert(401);
     app.clock.advance(TimeDelta::hours(12));
     admin.send(ask(), "").await.assert(401);
-    let ended = admin
-        .send(
-            TestAdmin::request(Method::POST, "/logout")
-                .header("cookie", &session)
-                .header("sec-fetch-site", "same-origin"),
-            "",
+    sign_out(&admin, &session).await.assert(401);
+}
+
+/// R50: whoever signs out ends the session at once, also for somebody who has kept the cookie, and no other session.
+#[tokio::test]
+async fn signing_out_ends_the_session() {
+    let app = TestApp::new().await;
+    let admin = TestAdmin::guarded(&app);
+    let open = async || {
+        cookie(
+            &admin
+                .submit("/login", &[("token", TOKEN)])
+                .await
+                .assert(303),
         )
-        .await;
-    ended.assert(401);
+    };
+    let (session, other) = (open().await, open().await);
+    let ask = |session| TestAdmin::request(Method::GET, "/").header("cookie", session);
+    admin.send(ask(&session), "").await.assert(200);
+    let ended = sign_out(&admin, &session).await.assert(303);
+    assert_eq!(cookie(&ended), "workos_sync_session=");
+    admin.send(ask(&session), "").await.assert(401);
+    admin.send(ask(&other), "").await.assert(200);
+}
+
+async fn sign_out(admin: &TestAdmin, session: &str) -> Answer {
+    let request = TestAdmin::request(Method::POST, "/logout")
+        .header("cookie", session)
+        .header("sec-fetch-site", "same-origin");
+    admin.send(request, "").await
 }
 
 /// R50: where a form leads to is a page of ours, whatever somebody has made of it.

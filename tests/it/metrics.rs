@@ -531,7 +531,7 @@ async fn what_is_done_is_not_read() {
     for index in [
         "webhook_events_lane_idx",
         "webhook_events_next_attempt_at_idx",
-        "webhook_events_dead_idx",
+        "webhook_events_status_idx",
         "external_id_pushes_due_idx",
         "external_id_pushes_refused_idx",
     ] {

@@ -7,7 +7,6 @@ use axum::http::header::SET_COOKIE;
 use axum::response::Response;
 use maud::{Markup, html};
 use serde_json::json;
-use tracing::warn;
 
 use super::layout::{Question, Tab};
 use super::parts::{count, of, time};
@@ -15,7 +14,6 @@ use super::records::in_words;
 use super::{answer, lead_to, led};
 use crate::admin::form::{Parameters, body};
 use crate::admin::questions::{pause_length, read_filter, refuse_nul};
-use crate::admin::security::Guard;
 use crate::admin::{Admin, page};
 use crate::http::problem::Problem;
 use crate::operate::pausing;
@@ -275,19 +273,18 @@ pub(super) async fn login(State(admin): State<Admin>, headers: HeaderMap, body: 
     if !admin.guard().has_token() {
         return lead_to("/");
     }
-    let session = admin.guard().open_session(&headers, admin.now());
-    let Some(session) = session.filter(|_| admin.guard().is_token(given)) else {
-        warn!("somebody tried to sign in to the page with a wrong token");
+    if !admin.guard().is_token(given).await {
         return page::login(&admin, &next, true, false);
-    };
+    }
+    let session = admin.guard().open_session(&headers, admin.now());
     let mut response = lead_to(&next);
     response.headers_mut().insert(SET_COOKIE, session);
     response
 }
 
-pub(super) async fn logout() -> Response {
+pub(super) async fn logout(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let ended = admin.guard().end_session(&headers);
     let mut response = lead_to("/");
-    let headers = response.headers_mut();
-    headers.insert(SET_COOKIE, Guard::end_session());
+    response.headers_mut().insert(SET_COOKIE, ended);
     response
 }

@@ -4,11 +4,13 @@ use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::layout::live_heading;
-use super::parts::{beginning, clock, due, id_link, of, prose, short, state, time, took, whole_id};
+use super::parts::{
+    beginning, clock, count, due, id_link, of, prose, short, state, time, took, whole_id,
+};
 use crate::admin::form::Parameters;
 use crate::entities;
 use crate::inbox::{Source, Status};
-use crate::operate::events::{EventDetail, EventSummary};
+use crate::operate::events::{EventDetail, EventSummary, PENDING_LOOKED_AT};
 use crate::operate::{Filter, Listed};
 use crate::workos::segment;
 
@@ -36,7 +38,7 @@ pub(super) struct List<'a> {
     pub(super) filter: &'a Filter,
     /// The filter as it stands in the address.
     pub(super) parameters: &'a Parameters,
-    pub(super) listed: &'a Listed<EventSummary>,
+    pub(super) listed: &'a Listed,
     pub(super) may_change: bool,
     pub(super) now: DateTime<Utc>,
 }
@@ -61,7 +63,7 @@ impl List<'_> {
                 }
                 form method="get" action="/retry" {
                     input type="hidden" name="back" value=(here);
-                    div #events data-live { (table(&self.listed.items, self.may_change, self.now)) }
+                    div #events data-live { (listed(self.listed, self.may_change, self.now)) }
                     div.bar {
                         @if self.may_change {
                             button data-ask formaction="/retry" { "Retry selected…" }
@@ -131,6 +133,28 @@ impl List<'_> {
                 }
                 button.main { "Filter" }
                 @if !self.parameters.is_empty() { a.button href="/events" { "Clear" } }
+            }
+        }
+    }
+}
+
+/// A page of a list, and what it leaves out.
+pub(super) fn listed(listed: &Listed, may_select: bool, now: DateTime<Utc>) -> Markup {
+    let is_empty = listed.items.is_empty();
+    html! {
+        @match listed.searched_to {
+            None => (table(&listed.items, may_select, now)),
+            Some(at) => {
+                @if !is_empty { (table(&listed.items, may_select, now)) }
+                p {
+                    @if is_empty { "None found back to " } @else { "Searched back to " }
+                    (clock(at, now)) "; there may be older ones."
+                }
+            }
+        }
+        @if listed.pending_left_out {
+            p {
+                "More than " (count(PENDING_LOOKED_AT)) " events are pending, and some are left out: filter by an organization to see all of its own."
             }
         }
     }

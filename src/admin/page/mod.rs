@@ -93,7 +93,7 @@ async fn overview(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Resp
             status: &status,
             conditions: &conditions,
             causes: &causes,
-            events: &listed.items,
+            events: &listed,
             may_change: admin.may_change(),
             now: admin.now(),
         };

@@ -48,7 +48,7 @@ pub(super) fn one(found: &OrganizationDetail, now: DateTime<Utc>) -> Markup {
                 a href=(Parameters::default().with("organization", workos_id).on("/events")) { "All, with filters" }
             }
         }))
-        div #events .box data-live { (events::table(&found.events.items, false, now)) }
+        div #events .box data-live { (events::listed(&found.events, false, now)) }
     }
 }
 

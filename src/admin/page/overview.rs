@@ -8,7 +8,8 @@ use super::events;
 use super::layout::{as_sentence, live_heading};
 use super::parts::{age, count, duration, of, time};
 use crate::heal::trust::Status;
-use crate::operate::events::{CauseSummary, EventSummary};
+use crate::operate::Listed;
+use crate::operate::events::CauseSummary;
 
 /// What the first line says.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub(super) struct Overview<'a> {
     /// What keeps events from being applied to the application's table.
     pub(super) conditions: &'a [String],
     pub(super) causes: &'a [CauseSummary],
-    pub(super) events: &'a [EventSummary],
+    pub(super) events: &'a Listed,
     pub(super) may_change: bool,
     pub(super) now: DateTime<Utc>,
 }
@@ -93,7 +94,7 @@ impl Overview<'_> {
                 h2 { "Latest events" }
                 a href="/events" { "All, with filters" }
             }))
-            div #events .box data-live { (events::table(self.events, false, self.now)) }
+            div #events .box data-live { (events::listed(self.events, false, self.now)) }
         }
     }
 
