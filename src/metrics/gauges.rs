@@ -71,9 +71,8 @@ pub async fn measure(
 }
 
 async fn ask(connection: &mut PgConnection) -> Result<Readings, sqlx::Error> {
-    // What is done isn't read: the view counts by webhook_events_lane_idx, webhook_events_next_attempt_at_idx,
-    // webhook_events_status_idx and external_id_pushes_due_idx, the rest goes by external_id_pushes_due_idx and
-    // external_id_pushes_refused_idx. The limits bound what a flood costs; the oldest of the first 100,000 is old enough
+    // What is done isn't read: the view counts by webhook_events_lane_idx, webhook_events_status_idx and
+    // external_id_pushes_due_idx, the rest goes by external_id_pushes_due_idx and external_id_pushes_refused_idx. The limits bound what a flood costs; the oldest of the first 100,000 is old enough
     // for an alarm.
     query_as!(
         Readings,

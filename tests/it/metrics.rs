@@ -530,7 +530,6 @@ async fn what_is_done_is_not_read() {
     assert!(!plan.contains("Rows Removed by Filter"), "{plan}");
     for index in [
         "webhook_events_lane_idx",
-        "webhook_events_next_attempt_at_idx",
         "webhook_events_status_idx",
         "external_id_pushes_due_idx",
         "external_id_pushes_refused_idx",

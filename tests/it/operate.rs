@@ -730,7 +730,7 @@ async fn lists_go_by_indexes() {
             assert!(plan.contains(index), "{parts} {index} {plan}");
             // `ignored` is rare here: a page looks at so many, and no more.
             let bound = if filter.status == Some(Status::Ignored) {
-                10_000
+                10_010
             } else {
                 1_500
             };
