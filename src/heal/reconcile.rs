@@ -455,6 +455,8 @@ async fn compare_rows(
         let Some(last) = rows.last() else {
             return Ok(deletions);
         };
+        // A server that was started anew has forgotten what was seen.
+        lease.check().await?;
         after = last.workos_id.to_string();
         for row in rows
             .iter()
@@ -470,7 +472,6 @@ async fn compare_rows(
                 return Err(HealError::TooManyDeletions { most });
             }
         }
-        lease.check().await?;
     }
 }
 
