@@ -94,8 +94,8 @@ create index webhook_events_received_at_idx on workos_sync.webhook_events (recei
 create index webhook_events_organization_idx on workos_sync.webhook_events (organization_id, received_at)
     where status <> 'pending' and organization_id is not null;
 
--- What failed or was given up, newest first. What is simply applied never enters it.
-create index webhook_events_status_idx on workos_sync.webhook_events (status, received_at)
+-- What failed or was given up, newest first, and counted by cause. What is simply applied never enters it.
+create index webhook_events_status_idx on workos_sync.webhook_events (status, received_at) include (cause)
     where status in ('failed', 'dead', 'discarded');
 
 -- The events of a cause, newest first: what never failed isn't in it.

@@ -53,6 +53,7 @@ create table workos_sync.runs
     created    bigint      not null default 0,
     updated    bigint      not null default 0,
     linked     bigint      not null default 0,
+    disabled   bigint      not null default 0,
     stale      bigint      not null default 0,
     dead       bigint      not null default 0,
     failed     bigint      not null default 0,
@@ -65,16 +66,15 @@ create table workos_sync.runs
 
 create index runs_kind_idx on workos_sync.runs (kind, run_id);
 
--- What a reconcile has seen so far; its rows go with its end.
-create table workos_sync.run_organizations
+-- What a reconcile has seen so far; its rows go with its end. A run that a crash of the server breaks off is not gone on
+-- with, so they need no log.
+create unlogged table workos_sync.run_organizations
 (
     run_id    bigint not null,
     workos_id text   not null,
     -- The snapshot that mends what differs; null where nothing does.
     snapshot  text,
-    constraint run_organizations_pkey primary key (run_id, workos_id),
-    constraint run_organizations_run_id_fkey
-        foreign key (run_id) references workos_sync.runs (run_id) on delete cascade
+    constraint run_organizations_pkey primary key (run_id, workos_id)
 );
 
 -- When the last delivery came: one row, written every 10 seconds at most.
@@ -90,9 +90,11 @@ create table workos_sync.last_webhook
 create index webhook_events_undelivered_idx on workos_sync.webhook_events (received_at)
     where source = 'events_api' and delivered_at is null;
 
--- What isn't applied, and may be missing from its organization.
-create index webhook_events_unapplied_idx on workos_sync.webhook_events (organization_id)
-    where status in ('failed', 'dead', 'discarded');
+-- What isn't applied, and may be missing from its organization: of each, the newest is at the end.
+create index webhook_events_unapplied_idx on workos_sync.webhook_events (organization_id, event_order)
+    where status in ('failed', 'dead', 'discarded')
+        and event_type in ('organization.created', 'organization.updated', 'organization.deleted',
+                           'organization.snapshot');
 
 select workos_sync.keep_private('table', 'workos_sync.event_poll');
 select workos_sync.keep_private('table', 'workos_sync.runs');
@@ -124,19 +126,25 @@ with poll as (select position, last_answer_at, last_drained_at, gap_at, coalesce
      pause as (select max(since) as since, max(until) as until, max(reason) as reason
                from workos_sync.pause
                where until > clock_timestamp()),
+     -- By webhook_events_unapplied_idx, each organization once: an event without an id says nothing of any, and never will.
+     unapplied as (select organization_id, max(event_order) as newest
+                   from workos_sync.webhook_events
+                   where status in ('failed', 'dead', 'discarded')
+                     and organization_id is not null
+                     and event_type in ('organization.created', 'organization.updated', 'organization.deleted',
+                                        'organization.snapshot')
+                   group by organization_id),
      missing as (select exists (select
-                                from workos_sync.webhook_events as event
+                                from unapplied
                                          left join workos_sync.workos_organization_syncs as sync
-                                                   on sync.workos_id = event.organization_id
-                                where event.status in ('failed', 'dead', 'discarded')
-                                  and event.event_type in ('organization.created', 'organization.updated',
-                                                           'organization.deleted', 'organization.snapshot')
-                                  and sync.deleted_at is null
+                                                   on sync.workos_id = unapplied.organization_id
+                                where sync.deleted_at is null
                                   and (sync.workos_id is null
                                     -- Both sort by their ULIDs; an id without one counts as newer.
-                                    or event.event_order > upper(right(sync.last_event_id, 26)) collate "C"
+                                    or unapplied.newest > upper(right(sync.last_event_id, 26)) collate "C"
                                     )) as is_so),
-     reasons as (select array_remove(array [
+     -- Materialized: it is asked for twice.
+     reasons as materialized (select array_remove(array [
          case
              when coalesce(backfill_began, '-infinity') <= coalesce(gap_at, '-infinity')
                  and coalesce(reconcile_began, '-infinity') <= coalesce(gap_at, '-infinity')

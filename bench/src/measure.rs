@@ -26,7 +26,7 @@ pub(crate) enum Metric {
     Wal,
     /// Rows an event that an update or a deletion leaves to vacuum.
     DeadRows,
-    /// How many were sent, or replayed.
+    /// How many were sent, or replayed, or listed.
     Deliveries,
     /// Milliseconds until the page answers, and the API.
     PageP50,
@@ -35,6 +35,10 @@ pub(crate) enum Metric {
     ApiP95,
     /// Of what is measured with and without something, the one over the other.
     WithToWithout,
+    /// Seconds from beginning to end.
+    Elapsed,
+    /// Seconds that a bare client needs for the list.
+    Listing,
     /// Concurrent clients, or connections; of the best run where there were several.
     Clients,
 }

@@ -345,34 +345,41 @@ pub async fn payload(pool: &PgPool, event_id: &str) -> Result<Option<String>, Op
 /// The database doesn't answer.
 pub async fn causes(pool: &PgPool) -> Result<Vec<CauseSummary>, OperateError> {
     let causes = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-        // What failed by the partial indexes of that, the newest of a cause by webhook_events_cause_idx.
+        // Counted by webhook_events_status_idx alone, which has the cause; the newest of a cause by webhook_events_cause_idx,
+        // which doesn't have those without one.
         query_as!(
             CauseSummary,
             r#"
             select counted.cause,
-                   counted.failed                               as "failed!",
-                   counted.dead                                 as "dead!",
-                   counted.first_at                             as "first_at!",
-                   counted.last_at                              as "last_at!",
-                   coalesce(newest.event_id, counted.any_of_it) as "example!",
-                   newest.last_error                            as "example_error?"
+                   counted.failed    as "failed!",
+                   counted.dead      as "dead!",
+                   counted.first_at  as "first_at!",
+                   counted.last_at   as "last_at!",
+                   newest.event_id   as "example!",
+                   newest.last_error as "example_error?"
             from (select cause,
                          count(*) filter (where status = 'failed') as failed,
                          count(*) filter (where status = 'dead')   as dead,
                          min(received_at)                          as first_at,
-                         max(received_at)                          as last_at,
-                         max(event_id)                             as any_of_it
+                         max(received_at)                          as last_at
                   from workos_sync.webhook_events
                   where status in ('failed', 'dead')
                   group by cause) as counted
-                     left join lateral (
-                select event_id, last_error
-                from workos_sync.webhook_events
-                where cause = counted.cause
-                  and status in ('failed', 'dead')
-                order by received_at desc, event_id desc
-                limit 1
-                ) as newest on true
+                     cross join lateral (
+                (select event_id, last_error
+                 from workos_sync.webhook_events
+                 where cause = counted.cause
+                   and status in ('failed', 'dead')
+                 order by received_at desc, event_id desc
+                 limit 1)
+                union all
+                (select event_id, last_error
+                 from workos_sync.webhook_events
+                 where counted.cause is null
+                   and cause is null
+                   and status in ('failed', 'dead')
+                 limit 1)
+                ) as newest
             order by counted.failed + counted.dead desc, counted.cause
             "#,
         )
