@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use private_postgres::free_port;
 use sqlx::PgPool;
 use tokio::process::Command;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::load::Client;
 use crate::measure::{Measurement, Metric, quantile};
-use crate::postgres::free_port;
+
 use crate::process::Receiver;
 use crate::workload::{Bench, MILLION};
 
