@@ -180,7 +180,7 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
     let mut bench = Bench {
         binary: absolute(&run.binary)?,
         peer: absolute(&Path::new(PACKAGE).join("peer"))?,
-        postgres: Postgres::start(&parent)?,
+        postgres: Postgres::start(&parent).await?,
         sizes: sizes.clone(),
         next_number: 0,
     };

@@ -11,6 +11,7 @@ mod migrate;
 mod operating;
 mod organization;
 mod pause;
+mod private;
 mod reconcile;
 mod replay;
 mod serve;
@@ -32,7 +33,6 @@ use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ use tracing::{error, warn};
 use url::Url;
 
 use self::events::EventsCommand;
+pub use self::private::hint;
 use crate::config::{Config, ConfigError, Settings};
 use crate::entities::Target;
 use crate::entities::organization::Host;
@@ -49,7 +50,6 @@ use crate::heal;
 use crate::metrics::Metrics;
 use crate::operate::FilterTexts;
 use crate::operate::filter::parse_length;
-use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
 use crate::service::Engine;
@@ -374,14 +374,6 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
     Some(settings)
 }
 
-fn embedded_options(config: &Config) -> EmbeddedOptions {
-    EmbeddedOptions {
-        data_dir: config.data_dir.clone(),
-        bin_dir: config.pg_bin_dir.clone(),
-        durable: true,
-    }
-}
-
 /// The database of a command that runs beside `serve`: the configured one, which may start beside us, as in an init
 /// container, else the private one that `serve` has made, which is started if nobody runs it.
 struct Database {
@@ -414,13 +406,8 @@ impl Database {
         let (url, joined) = if let Some(url) = &config.database_url {
             (url.clone(), None)
         } else {
-            let joined = match embedded::open_existing(&embedded_options(config), stop).await {
-                Err(error @ EmbeddedError::NotMade { .. }) => {
-                    return Err(no_database(&error).into());
-                }
-                joined => joined?,
-            };
-            (private_url(joined.url())?, Some(joined))
+            let joined = private::join(config, stop).await?;
+            (private::url(joined.url())?, Some(joined))
         };
         let database = Self {
             url,
@@ -467,12 +454,6 @@ impl Database {
     }
 }
 
-/// The webhook secret that `serve` made beside its private database, if it has. None is made here: nobody would accept
-/// its signatures.
-fn made_secret(config: &Config) -> anyhow::Result<Option<SecretString>> {
-    Ok(embedded::webhook_secret(&config.data_dir)?)
-}
-
 /// An address that can be connected to: a wildcard address is one to listen on only.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address {
@@ -481,17 +462,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         _ => address.ip(),
     };
     SocketAddr::new(ip, address.port())
-}
-
-fn no_database(error: &EmbeddedError) -> ConfigError {
-    ConfigError {
-        variable: "DATABASE_URL",
-        problem: format!("not set, and {error}; set it, or run `workos-sync serve` first"),
-    }
-}
-
-fn private_url(url: &SecretString) -> anyhow::Result<DatabaseUrl> {
-    DatabaseUrl::parse(url).context("the address of the private database")
 }
 
 /// Waits for a database that can't be reached yet, because it starts beside us. A mistake that no wait mends ends
