@@ -44,7 +44,7 @@ pub use self::private::hint;
 use crate::config::{Config, ConfigError, Settings};
 use crate::entities::Target;
 use crate::entities::organization::Host;
-use crate::entities::organization::host::HostTable;
+use crate::entities::organization::host::{HostTable, Severity};
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;
@@ -60,6 +60,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a command says that makes nothing.
+const NOT_CURRENT: &str = "the database schema is not current: run `workos-sync migrate`";
 
 /// Keeps a Postgres table of organizations in step with `WorkOS`.
 #[derive(Parser)]
@@ -374,6 +377,15 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
     Some(settings)
 }
 
+/// What a command is about to do to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    /// It makes what is missing of the schema, first of all.
+    Write,
+    /// It compares, or says what it would do: whoever asks for that wants nothing to be made.
+    Look,
+}
+
 /// The database of a command that runs beside `serve`: the configured one, which may start beside us, as in an init
 /// container, else the private one that `serve` has made, which is started if nobody runs it.
 struct Database {
@@ -431,9 +443,13 @@ impl Database {
     async fn with_engine<T>(
         &self,
         config: &Config,
+        intent: Intent,
         work: impl AsyncFnOnce(&Engine) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let schema = bring_schema_up_to_date(&self.url).await?;
+        let schema = match intent {
+            Intent::Write => bring_schema_up_to_date(&self.url).await?,
+            Intent::Look => look_at_schema(&self.url).await?,
+        };
         if !schema.table.is_usable() {
             return Err(unusable(&schema.table));
         }
@@ -503,6 +519,23 @@ async fn wait_for(database: &DatabaseUrl) -> anyhow::Result<()> {
 async fn bring_schema_up_to_date(database: &DatabaseUrl) -> anyhow::Result<Schema> {
     let schema = schema::bring_up_to_date(&database.options, database.schema.as_deref()).await;
     schema.map_err(|error| not_up_to_date(database, error))
+}
+
+/// Looks at the schema, which has to be up to date.
+async fn look_at_schema(database: &DatabaseUrl) -> anyhow::Result<Schema> {
+    let mut connection = PgConnection::connect_with(&database.options)
+        .await
+        .map_err(|error| unreachable_database(database, &error))?;
+    let pending = postgres::migrate::pending(&mut connection).await;
+    if !pending.map_err(UpdateError::from)?.is_empty() {
+        bail!(NOT_CURRENT);
+    }
+    let schema = Schema::read(&mut connection, database.schema.as_deref()).await?;
+    connection.close().await?;
+    if schema.table.has(Severity::Unmade) {
+        bail!(NOT_CURRENT);
+    }
+    Ok(schema)
 }
 
 fn not_up_to_date(database: &DatabaseUrl, error: UpdateError) -> anyhow::Error {
