@@ -331,6 +331,27 @@ fn the_image_can_be_built() {
     }
 }
 
+/// The packages, and the image, are built by one compiler.
+#[test]
+fn every_package_asks_for_the_same_compiler() {
+    let version = |file: &str, before: &str| {
+        let text =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let found = text.lines().find_map(|line| line.strip_prefix(before));
+        found.unwrap().trim_matches('"').to_owned()
+    };
+    let asked_for = version("Cargo.toml", "rust-version = ");
+    assert_eq!(version("Dockerfile", "ARG RUST_VERSION="), asked_for);
+    for package in ["private-postgres", "bench", "fuzz", "loom"] {
+        let manifest = format!("{package}/Cargo.toml");
+        assert_eq!(
+            version(&manifest, "rust-version = "),
+            asked_for,
+            "{package}"
+        );
+    }
+}
+
 /// The private Postgres is a package that knows nothing of us, and the only one who starts a server. (The end-to-end tests
 /// put stand-ins in the place of its programs.)
 #[test]
