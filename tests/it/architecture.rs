@@ -249,64 +249,6 @@ fn files(module: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The image runs as nobody in particular, and compose gives it a file system that it can't write to and no
-/// capabilities.
-#[test]
-fn the_image_asks_for_little() {
-    let read =
-        |file| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
-    let image = read("Dockerfile");
-    let last_stage = image.rsplit("\nFROM ").next().unwrap();
-    assert!(last_stage.contains("\nUSER 10001:10001\n"), "{last_stage}");
-    let compose = read("compose.yaml");
-    let service = compose.split("\n  postgres:\n").next().unwrap();
-    for line in [
-        "read_only: true",
-        "cap_drop: [ALL]",
-        "security_opt: [\"no-new-privileges:true\"]",
-    ] {
-        assert!(service.lines().any(|found| found.trim() == line), "{line}");
-    }
-}
-
-/// The image is built from what there is: each file that is copied, and a stub of each target that Cargo.toml names and
-/// the image leaves out, for Cargo refuses a manifest whose targets aren't there.
-#[test]
-fn the_image_can_be_built() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
-    let (image, ignore) = (read("Dockerfile"), read(".dockerignore"));
-    let copied: Vec<&str> = image
-        .lines()
-        .filter_map(|line| line.strip_prefix("COPY "))
-        .filter(|arguments| !arguments.starts_with("--from"))
-        .flat_map(|arguments| arguments.rsplit_once(' ').unwrap().0.split(' '))
-        .collect();
-    assert!(copied.contains(&"Cargo.toml"), "{copied:?}");
-    for file in &copied {
-        assert!(root.join(file).exists(), "there is no {file}");
-        let let_in = format!("!{file}");
-        assert!(
-            ignore.lines().any(|line| line == let_in),
-            ".dockerignore keeps {file} out"
-        );
-    }
-    let manifest = read("Cargo.toml");
-    let paths = manifest
-        .lines()
-        .filter_map(|line| line.strip_prefix("path = \""));
-    for target in paths
-        .map(|rest| rest.trim_end_matches('"'))
-        .chain(["src/lib.rs", "src/main.rs"])
-    {
-        assert!(root.join(target).exists(), "there is no {target}");
-        assert!(
-            image.contains(&format!(" {target}")),
-            "the image has no stub of {target}"
-        );
-    }
-}
-
 /// What belongs to a process is installed by the program, and nowhere behind the back of an application that has the
 /// service inside.
 #[test]
