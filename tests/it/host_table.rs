@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use workos_sync::entities::organization::host::{HostTable, Key, Rows, Severity, Value};
 use workos_sync::entities::organization::schema::{self, Schema};
 
+use crate::ops::read;
 use crate::support::app::Options;
 use crate::support::pooler::Pooler;
 use crate::support::role::documented;
@@ -863,13 +864,9 @@ async fn what_a_role_may_not_make_is_said() {
 async fn the_documented_rights_on_columns_are_enough() {
     let mut db = TestDatabase::new().await;
     let whole_table = " organization_metadata,";
-    let ours = documented(include_str!("../../docs/security.md"));
-    let ours: Vec<_> = ours
-        .iter()
-        .map(|rights| rights.replace(whole_table, ""))
-        .collect();
-    let mut rights = documented(include_str!("../../docs/your-table.md"));
-    rights.extend(ours.iter().map(String::as_str));
+    let ours = read("docs/security.md").replace(whole_table, "");
+    let columns = read("docs/your-table.md");
+    let rights = [documented(&ours), documented(&columns)].concat();
     let role = Role::create(&db, &rights).await;
     db.options = role.options.clone();
     let mut connection = db.options.connect().await.unwrap();
