@@ -7,10 +7,11 @@ WORKDIR /build
 # Writes the list of dependencies into the binary, for scanners (`cargo audit bin`, Trivy, Grype).
 RUN cargo install cargo-auditable --version 0.7.7 --locked
 
-# The dependencies, in a layer that only a change of these four files throws away. Cargo wants every target
+# The dependencies, in a layer that only a change of these files throws away. Cargo wants every target
 # that Cargo.toml names to exist, so each is an empty stub. `cargo clean` forgets what the stubs became:
 # COPY keeps modification times, and Cargo would take an older source for one it has already compiled.
 COPY Cargo.toml Cargo.lock build.rs sqlx.toml ./
+COPY private-postgres private-postgres
 RUN mkdir -p src benches tests/it tests/e2e tests/faults \
     && touch src/lib.rs benches/functions.rs tests/it/main.rs tests/e2e/main.rs tests/faults/main.rs \
     && echo 'fn main() {}' > src/main.rs \

@@ -53,6 +53,7 @@ create table workos_sync.runs
     created    bigint      not null default 0,
     updated    bigint      not null default 0,
     linked     bigint      not null default 0,
+    disabled   bigint      not null default 0,
     stale      bigint      not null default 0,
     dead       bigint      not null default 0,
     failed     bigint      not null default 0,
@@ -65,16 +66,15 @@ create table workos_sync.runs
 
 create index runs_kind_idx on workos_sync.runs (kind, run_id);
 
--- What a reconcile has seen so far; its rows go with its end.
-create table workos_sync.run_organizations
+-- What a reconcile has seen so far; its rows go with its end. A run that a crash of the server breaks off is not gone on
+-- with, so they need no log.
+create unlogged table workos_sync.run_organizations
 (
     run_id    bigint not null,
     workos_id text   not null,
     -- The snapshot that mends what differs; null where nothing does.
     snapshot  text,
-    constraint run_organizations_pkey primary key (run_id, workos_id),
-    constraint run_organizations_run_id_fkey
-        foreign key (run_id) references workos_sync.runs (run_id) on delete cascade
+    constraint run_organizations_pkey primary key (run_id, workos_id)
 );
 
 -- When the last delivery came: one row, written every 10 seconds at most.
@@ -129,6 +129,8 @@ with poll as (select position, last_answer_at, last_drained_at, gap_at, coalesce
                                          left join workos_sync.workos_organization_syncs as sync
                                                    on sync.workos_id = event.organization_id
                                 where event.status in ('failed', 'dead', 'discarded')
+                                  -- Without the id, it says nothing of any organization, and never will.
+                                  and event.organization_id is not null
                                   and event.event_type in ('organization.created', 'organization.updated',
                                                            'organization.deleted', 'organization.snapshot')
                                   and sync.deleted_at is null

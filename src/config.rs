@@ -21,8 +21,9 @@ use uuid::Uuid;
 
 use crate::postgres::DatabaseUrl;
 
-/// WorkOS takes 6,000 requests a minute of a key.
-const MOST_RPS: NonZeroU32 = NonZeroU32::new(100).expect("it isn't zero");
+/// WorkOS takes 100 a second of a key. What stands in its place, an emulator or a proxy that limits by itself, may take
+/// more; beyond this a limit is none.
+const MOST_RPS: NonZeroU32 = NonZeroU32::new(10_000).expect("it isn't zero");
 
 /// The settings as text. Each doc comment is the help text; [`Config`] has the types. What all of them have in
 /// common is set once, where the command line is put together (`cli/mod.rs`).
@@ -64,7 +65,7 @@ pub struct Settings {
     )]
     workos_api_url: String,
 
-    /// Maximum number of requests to the WorkOS API per second
+    /// Maximum number of requests to the WorkOS API per second; WorkOS takes 100 of a key
     #[arg(long, env, default_value = "10", value_name = "COUNT")]
     workos_api_rps: String,
 

@@ -43,57 +43,53 @@
 //!
 //! # How it is built
 //!
-//! The modules, in the order of an event's way: a request comes in ([`http`]), its signature is verified
-//! ([`signature`]), its envelope read ([`event`]); the event is made durable and acknowledged, and waits
-//! for its turn in its organization's lane ([`inbox`], one worker a lane: [`keyed_mutex`]), is decided and written ([`entities`]), and leaves an
-//! intention to tell `WorkOS` the organization id ([`outbox`], [`workos`]). Around them: the database
-//! ([`postgres`]), time ([`clock`]), the end of the process ([`shutdown`]), the log ([`telemetry`]), what is measured
-//! ([`metrics`]), what asks `WorkOS` for what was missed ([`heal`]), what operators do ([`operate`], [`pause`]), their page
-//! ([`admin`]), what puts them together ([`service`]), what looks for mistakes of the setup ([`doctor`]), and what starts it
-//! all ([`config`], [`dotenv`], [`cli`]).
+//! The modules, in the order in which one meets them on the way from the program's start to an event's row. Each knows
+//! only those that come after it, and those that know no other. `tests/it/architecture.rs` checks both, this list too.
 //!
-//! Arrows go one way: `cli → service → http → inbox → entities → event`; `entities` records in `outbox` and knows no more of it.
+//! - The program: the command line ([`cli`]) with its `.env` file ([`dotenv`]), the log ([`telemetry`]), what looks for
+//!   mistakes of the setup ([`doctor`]), the operators' page ([`admin`]), what puts the parts together ([`service`]), as they
+//!   are set ([`config`]), and the end of the process ([`shutdown`]).
+//! - Beside an event's way: what operators do ([`operate`]), and what asks `WorkOS` for what was missed ([`heal`]).
+//! - An event's way: a request comes in ([`http`]), its signature is verified ([`signature`]), its envelope read ([`event`]);
+//!   the event is made durable and acknowledged, and waits for its turn in its organization's lane ([`inbox`], one worker a
+//!   lane: [`keyed_mutex`]), is decided and written ([`entities`]), and leaves an intention to tell `WorkOS` the organization
+//!   id ([`outbox`], [`workos`]).
+//! - What they all use: what is measured ([`metrics`]), whether applying is paused ([`pause`]), time ([`clock`]), panics as
+//!   errors (`panics`), the log's repeated lines (`repeats`), the wait between tries (`backoff`), and the database
+//!   ([`postgres`]).
 
-// The way of an event, in its order. (rustfmt sorts what no blank line parts.)
+// The program.
+pub mod cli;
+pub mod dotenv;
+pub mod telemetry;
+pub mod doctor;
+pub mod admin;
+pub mod service;
+pub mod config;
+pub mod shutdown;
 
+// Beside an event's way.
+pub mod operate;
+pub mod heal;
+
+// An event's way.
 pub mod http;
-
 pub mod signature;
-
 pub mod event;
-
 pub mod inbox;
-
 pub mod keyed_mutex;
-
 pub mod entities;
-
 pub mod outbox;
-
 pub mod workos;
 
-// Beside it.
-
-pub mod admin;
-pub mod cli;
-pub mod config;
-pub mod doctor;
-pub mod dotenv;
-pub mod heal;
-pub mod operate;
-pub mod service;
-
-// What all of them use.
-
-mod backoff;
-pub mod clock;
+// What they all use.
 pub mod metrics;
-mod panics;
 pub mod pause;
-pub mod postgres;
+pub mod clock;
+mod panics;
 mod repeats;
-pub mod shutdown;
-pub mod telemetry;
+mod backoff;
+pub mod postgres;
 
 pub use service::WorkosSync;
 

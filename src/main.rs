@@ -3,11 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use workos_sync::cli::Cli;
+use workos_sync::cli::{self, Cli};
 use workos_sync::config::ConfigError;
 use workos_sync::dotenv;
 use workos_sync::operate::OperateError;
-use workos_sync::postgres::embedded::EmbeddedError;
 use workos_sync::telemetry;
 
 /// Wrong usage or configuration, as clap has it.
@@ -45,10 +44,7 @@ fn run() -> anyhow::Result<ExitCode> {
 /// One line with the whole chain of causes, and the cure on the next where one is known.
 fn report(error: &anyhow::Error) {
     let mut report = format!("workos-sync: {error:#}\n");
-    if let Some(hint) = error
-        .downcast_ref::<EmbeddedError>()
-        .and_then(EmbeddedError::hint)
-    {
+    if let Some(hint) = cli::hint(error) {
         report = format!("{report}hint: {hint}\n");
     }
     // Standard error may be gone with its terminal; the exit code says it too.

@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn whatever_isnt_as_sent_is_told() {
-        let postgres = Postgres::start(&std::env::temp_dir()).unwrap();
+        let postgres = Postgres::start(&std::env::temp_dir()).await.unwrap();
         let pool = migrated(&postgres).await;
         for (damage, expected) in [
             (

@@ -7,6 +7,7 @@
 
 mod check;
 mod events;
+mod heal;
 mod limits;
 mod load;
 mod measure;
@@ -15,6 +16,7 @@ mod process;
 mod report;
 mod verify_server;
 mod workload;
+mod workos;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -101,6 +103,9 @@ struct Run {
     /// Settled events in the inbox of `update-1m`
     #[arg(long, default_value_t = 10_000_000)]
     million_inbox: u64,
+    /// Organizations of `backfill` and `reconcile` [default: 100,000, or 10,000 if quick]
+    #[arg(long)]
+    organizations: Option<usize>,
     /// Folder for the temporary cluster; the disk that is measured [default: the system's temporary folder]
     #[arg(long)]
     data_parent: Option<PathBuf>,
@@ -166,6 +171,7 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
         burst_connections: run.burst_connections,
         million_organizations: run.million_organizations,
         million_inbox: run.million_inbox,
+        organizations: or(run.organizations, 10_000, 100_000),
     };
     let workloads: Vec<Workload> = Workload::value_variants()
         .iter()
@@ -180,7 +186,7 @@ async fn measure(run: &Run) -> anyhow::Result<()> {
     let mut bench = Bench {
         binary: absolute(&run.binary)?,
         peer: absolute(&Path::new(PACKAGE).join("peer"))?,
-        postgres: Postgres::start(&parent)?,
+        postgres: Postgres::start(&parent).await?,
         sizes: sizes.clone(),
         next_number: 0,
     };

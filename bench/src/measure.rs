@@ -26,8 +26,12 @@ pub(crate) enum Metric {
     Wal,
     /// Rows an event that an update or a deletion leaves to vacuum.
     DeadRows,
-    /// How many were sent, or replayed.
+    /// How many were sent, or replayed, or listed.
     Deliveries,
+    /// Seconds from beginning to end.
+    Elapsed,
+    /// Seconds that a bare client needs for the list.
+    Listing,
     /// Concurrent clients, or connections; of the best run where there were several.
     Clients,
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use private_postgres::free_port;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,7 +15,6 @@ use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::events::SECRET;
-use crate::postgres::free_port;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lines of a log that are shown when something failed.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 
+use crate::heal::DEFAULT_BUDGET;
 use crate::limits;
 use crate::measure::{Figure, Metric, Results};
 use crate::postgres::Postgres;
@@ -83,6 +84,7 @@ pub(crate) fn markdown(
     }
     page.push_str("## Workloads\n\n");
     workloads(&mut page, results);
+    heals(&mut page, results);
     page.push_str("\n## Limits and the peer\n\n");
     limits(&mut page, results);
     page.push_str(
@@ -113,6 +115,7 @@ const NOTES: &str = "
 - The limits' transactions do for one event what the service does, but have no inbox and take no locks of organizations or slugs: the least that one transaction an event costs. Each is the best of 8, 16 and 32 clients, as `ack` is the better of 256 and 512 connections.
 - The service logs warnings and errors, and the peer logs nothing. By default the service also logs a line for each event that it applied, as it does in `update-logged`.
 - *WAL* is what the server wrote of it while a workload ran, and *dead rows* what updates and deletions left in all tables. Full pages after a checkpoint are in it.
+- `backfill` and `reconcile` read organizations from a list that the generator serves, with bodies as long as WorkOS's own. `backfill`'s have no `external_id`, so each leaves the intention to write one. A request for a page can't be made before the page ahead of it has come: over a network, the list takes as long as the answers are away, and 10 ms is less than any of WorkOS's.
 - The peer is one Node.js process with 20 connections, as many as the service has. It has no inbox, so its answer is its commit. It doesn't record the write-back.
 ";
 
@@ -129,7 +132,7 @@ fn workloads(page: &mut String, results: &Results) {
     );
     let present = Workload::value_variants()
         .iter()
-        .filter(|workload| results.has(workload.name()));
+        .filter(|workload| !workload.heals() && results.has(workload.name()));
     for workload in present.clone() {
         let name = workload.name();
         let figure = |metric| results.figure(name, metric);
@@ -176,6 +179,39 @@ fn workloads(page: &mut String, results: &Results) {
             cell(results.figure(name, Metric::DeadRows), 2),
         );
     }
+}
+
+/// Those that read the list of WorkOS.
+fn heals(page: &mut String, results: &Results) {
+    let mut present = Workload::value_variants()
+        .iter()
+        .filter(|workload| workload.heals() && results.has(workload.name()))
+        .peekable();
+    if present.peek().is_none() {
+        return;
+    }
+    page.push_str(
+        "\n## Backfill and reconcile\n\n\
+         | workload | organizations | s | organizations/s | a bare client lists them in, s | RSS, MiB | CPU, process / Postgres, s |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    let mut descriptions = String::new();
+    for workload in present {
+        let name = workload.name();
+        let figure = |metric| results.figure(name, metric);
+        let _ = writeln!(
+            page,
+            "| `{name}` | {} | {} | {} | {} | {} | {} |",
+            medians(results, name, &[Metric::Deliveries], 0),
+            cell(figure(Metric::Elapsed), 1),
+            cell(figure(Metric::AppliedPerSecond), 0),
+            cell(figure(Metric::Listing), 1),
+            cell(figure(Metric::MaxRss), 0),
+            medians(results, name, &[Metric::CpuService, Metric::CpuPostgres], 1),
+        );
+        let _ = writeln!(descriptions, "- `{name}`: {}", workload.description());
+    }
+    let _ = write!(page, "\n{descriptions}");
 }
 
 fn limits(page: &mut String, results: &Results) {
@@ -251,7 +287,9 @@ enum Goal {
 
 fn ratios(results: &Results) -> Vec<Ratio> {
     use Goal::{AtLeast, Below};
-    use Metric::{AckP99, AcknowledgedPerSecond, AppliedPerSecond, LastToFirst, MaxRss};
+    use Metric::{
+        AckP99, AcknowledgedPerSecond, AppliedPerSecond, Elapsed, LastToFirst, Listing, MaxRss,
+    };
     let applied = |name| (name, AppliedPerSecond);
     let acknowledged = |name| (name, AcknowledgedPerSecond);
     let (update, create, insert) = (
@@ -267,14 +305,15 @@ fn ratios(results: &Results) -> Vec<Ratio> {
             goal,
         })
     };
-    let plain = |label, goal, name, metric| {
-        let figure = results.figure(name, metric)?;
+    let plain_over = |label, goal, name, metric, under: f64| {
+        let figure = results.figure(name, metric)?.times(1.0 / under);
         Some(Ratio {
             label,
             figure,
             goal,
         })
     };
+    let plain = |label, goal, name, metric| plain_over(label, goal, name, metric, 1.0);
     [
         over(
             "`update` applied ÷ pgbench update",
@@ -396,6 +435,37 @@ fn ratios(results: &Results) -> Vec<Ratio> {
             Some(Below(2.0)),
             ("half-rate", AckP99),
             (INSERT_AT_RATE, AckP99),
+        ),
+        over(
+            "`backfill` organizations/s ÷ `replay` applied",
+            Some(AtLeast(0.5)),
+            applied("backfill"),
+            applied("replay"),
+        ),
+        plain_over(
+            "`backfill-budget` organizations/s ÷ what the budget lets through",
+            Some(AtLeast(0.9)),
+            "backfill-budget",
+            AppliedPerSecond,
+            DEFAULT_BUDGET,
+        ),
+        over(
+            "`reconcile` ÷ the time in which a bare client lists as many",
+            Some(Below(1.2)),
+            ("reconcile", Elapsed),
+            ("reconcile", Listing),
+        ),
+        plain(
+            "`backfill` resident memory, MiB",
+            Some(Below(80.0)),
+            "backfill",
+            MaxRss,
+        ),
+        plain(
+            "`reconcile` resident memory, MiB",
+            Some(Below(80.0)),
+            "reconcile",
+            MaxRss,
         ),
         plain(
             "`burst` resident memory, MiB",

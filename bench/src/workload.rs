@@ -82,6 +82,12 @@ pub(crate) enum Workload {
     /// Updates, with a million organizations and an inbox of ten million settled events
     #[value(name = "update-1m")]
     UpdateMillion,
+    /// All organizations of WorkOS into an empty table, through `workos-sync backfill`
+    Backfill,
+    /// The same, as many requests a second as by default
+    BackfillBudget,
+    /// All organizations of WorkOS, compared with a table that is in step
+    Reconcile,
 }
 
 impl Workload {
@@ -103,6 +109,9 @@ impl Workload {
             Self::ReplaySerial => "replay-serial",
             Self::ReplayAtOnce => "replay-at-once",
             Self::UpdateMillion => "update-1m",
+            Self::Backfill => "backfill",
+            Self::BackfillBudget => "backfill-budget",
+            Self::Reconcile => "reconcile",
         }
     }
 
@@ -137,6 +146,13 @@ impl Workload {
             Self::UpdateMillion => {
                 "updates, spread over 1,000,000 organizations, with 10,000,000 settled events in the inbox"
             }
+            Self::Backfill => {
+                "`workos-sync backfill` into an empty table, with `WORKOS_API_RPS` lifted and a list that answers at once"
+            }
+            Self::BackfillBudget => "the same with `WORKOS_API_RPS` as it is by default",
+            Self::Reconcile => {
+                "`workos-sync reconcile` of a table in step, with `WORKOS_API_RPS` lifted and a list that answers after 10 ms"
+            }
         }
     }
 
@@ -150,6 +166,15 @@ impl Workload {
                 | Self::ReplaySerial
                 | Self::ReplayAtOnce
                 | Self::UpdateMillion
+                | Self::BackfillBudget
+        )
+    }
+
+    /// Reads the list of WorkOS, and receives nothing.
+    pub(crate) const fn heals(self) -> bool {
+        matches!(
+            self,
+            Self::Backfill | Self::BackfillBudget | Self::Reconcile
         )
     }
 
@@ -205,6 +230,7 @@ pub(crate) struct Sizes {
     pub(crate) burst_connections: usize,
     pub(crate) million_organizations: u64,
     pub(crate) million_inbox: u64,
+    pub(crate) organizations: usize,
 }
 
 /// The programs under test, and the server that they are tested on.
@@ -225,6 +251,9 @@ impl Bench {
         workload: Workload,
         rate: Option<f64>,
     ) -> anyhow::Result<Measurement> {
+        if workload.heals() {
+            return self.heal(workload).await;
+        }
         let connections = match workload {
             Workload::Ack => SWEEP.to_vec(),
             Workload::Burst => vec![self.sizes.burst_connections],
@@ -539,11 +568,24 @@ impl Bench {
 
     /// Replays a file, and says what the process used.
     async fn replay_file(&self, database: &str, path: &Path) -> anyhow::Result<Usage> {
-        let folder = tempfile::tempdir()?;
         let mut command = Command::new(&self.binary);
         command.arg("replay").arg(path);
-        let mut child =
-            process::quiet(&mut command, folder.path(), &self.postgres.url(database))?.spawn()?;
+        let (used, _) = self.run_to_its_end(command, database, &[]).await?;
+        Ok(used)
+    }
+
+    /// Runs a command of the service to its good end; says what the process used, and what it said.
+    pub(crate) async fn run_to_its_end(
+        &self,
+        mut command: Command,
+        database: &str,
+        settings: &[(&str, String)],
+    ) -> anyhow::Result<(Usage, String)> {
+        let folder = tempfile::tempdir()?;
+        let url = self.postgres.url(database);
+        let mut child = process::quiet(&mut command, folder.path(), &url)?
+            .envs(settings.iter().map(|(name, value)| (name, value)))
+            .spawn()?;
         // Its last moments are lost, for a process that has ended has no /proc.
         let mut used = Usage::default();
         let status = loop {
@@ -557,12 +599,9 @@ impl Bench {
             }
             sleep(POLL).await;
         };
-        ensure!(
-            status.success(),
-            "replay: {status}\n{}",
-            std::fs::read_to_string(folder.path().join("log"))?
-        );
-        Ok(used)
+        let said = std::fs::read_to_string(folder.path().join("log"))?;
+        ensure!(status.success(), "{command:?}: {status}\n{said}");
+        Ok((used, said))
     }
 
     fn used(&self, receiver: &Receiver) -> anyhow::Result<(Usage, Usage)> {
@@ -671,7 +710,7 @@ async fn fill_inbox(pool: &PgPool, events: u64, organizations: u64) -> anyhow::R
 }
 
 /// Nothing that the preparation left behind is to be paid for by what is measured.
-async fn settle_down(pool: &PgPool) -> anyhow::Result<()> {
+pub(crate) async fn settle_down(pool: &PgPool) -> anyhow::Result<()> {
     sqlx::raw_sql("vacuum analyze").execute(pool).await?;
     sqlx::raw_sql("checkpoint").execute(pool).await?;
     Ok(())
@@ -753,7 +792,11 @@ fn acknowledgements(measured: &mut Measurement, answers: &Answers) {
     measured.set(Metric::CpuGenerator, answers.cpu_seconds);
 }
 
-fn resources(measured: &mut Measurement, at_start: (Usage, Usage), at_end: (Usage, Usage)) {
+pub(crate) fn resources(
+    measured: &mut Measurement,
+    at_start: (Usage, Usage),
+    at_end: (Usage, Usage),
+) {
     measured.set(Metric::MaxRss, at_end.0.max_rss_mib);
     measured.set(
         Metric::CpuService,
@@ -765,7 +808,7 @@ fn resources(measured: &mut Measurement, at_start: (Usage, Usage), at_end: (Usag
     );
 }
 
-fn per_second(count: usize, elapsed: Duration) -> f64 {
+pub(crate) fn per_second(count: usize, elapsed: Duration) -> f64 {
     count as f64 / elapsed.as_secs_f64()
 }
 

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, stderr};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
 
-use super::Database;
+use super::{Database, Intent};
 use crate::config::{Config, ConfigError};
 use crate::heal::{Means, Progress};
 use crate::service::Engine;
@@ -15,6 +15,7 @@ use crate::workos::{Priority, WorkosClient};
 pub(super) async fn with<T>(
     config: &Config,
     what: &str,
+    intent: Intent,
     work: impl AsyncFnOnce(&Means) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let Some(key) = &config.api_key else {
@@ -28,7 +29,11 @@ pub(super) async fn with<T>(
         .limited_to(config.api_rps)
         .with_priority(Priority::Command);
     Database::with(config, async |database| {
-        info!(database = %database.url, "{what}: into {}", database.url);
+        let place = match intent {
+            Intent::Write => "into",
+            Intent::Look => "looks at",
+        };
+        info!(database = %database.url, "{what}: {place} {}", database.url);
         let ask = async |engine: &Engine| {
             let Engine {
                 pool,
@@ -47,7 +52,7 @@ pub(super) async fn with<T>(
             };
             work(&means).await
         };
-        database.with_engine(config, ask).await
+        database.with_engine(config, intent, ask).await
     })
     .await
 }

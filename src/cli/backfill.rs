@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use tracing::warn;
 
+use super::Intent;
 use super::asking::{self, Meter};
 use crate::config::Config;
 use crate::heal::Tally;
@@ -14,7 +15,12 @@ use crate::telemetry;
 pub(super) async fn run(mut config: Config, options: Options) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let meter = Meter::new("backfill");
-    let (done, tally) = asking::with(&config, "backfill", async |means| {
+    let intent = if options.dry_run {
+        Intent::Look
+    } else {
+        Intent::Write
+    };
+    let (done, tally) = asking::with(&config, "backfill", intent, async |means| {
         Ok(backfill::run(means, options, |progress| meter.show(progress)).await?)
     })
     .await?;
@@ -23,10 +29,10 @@ pub(super) async fn run(mut config: Config, options: Options) -> anyhow::Result<
         created,
         updated,
         linked,
+        disabled,
         stale,
         dead,
         unsettled,
-        ..
     } = tally;
     if dead > 0 {
         warn!(
@@ -40,6 +46,7 @@ pub(super) async fn run(mut config: Config, options: Options) -> anyhow::Result<
         (created, "created"),
         (updated, "updated"),
         (linked, "linked"),
+        (disabled, "disabled"),
         (stale, "stale"),
         (dead, "dead"),
     ] {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
 
-use super::asking;
+use super::{Intent, asking};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::heal::catch_up;
@@ -21,7 +21,7 @@ pub(super) async fn run(
     let until = until.map(|until| when("--until", until)).transpose()?;
     check(since, until, SystemClock.now())?;
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
-    let caught_up = asking::with(&config, "catch-up", async |means| {
+    let caught_up = asking::with(&config, "catch-up", Intent::Write, async |means| {
         let now = means.clock.now();
         let until = until.map(|until| until.before(now));
         Ok(catch_up::run(means, since.before(now), until).await?)

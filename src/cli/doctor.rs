@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use url::Url;
 
-use super::{Database, made_secret};
+use super::{Database, private};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::doctor::{Check, Level, Setup};
@@ -22,7 +22,7 @@ pub(super) async fn run(
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let mut secrets = std::mem::take(&mut config.webhook_secrets);
     if secrets.is_empty() && config.database_url.is_none() {
-        secrets.extend(made_secret(&config)?);
+        secrets.extend(private::webhook_secret(&config)?);
     }
     let client = match &config.api_key {
         Some(key) => {

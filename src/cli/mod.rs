@@ -11,6 +11,7 @@ mod migrate;
 mod operating;
 mod organization;
 mod pause;
+mod private;
 mod reconcile;
 mod replay;
 mod serve;
@@ -32,7 +33,6 @@ use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -40,16 +40,16 @@ use tracing::{error, warn};
 use url::Url;
 
 use self::events::EventsCommand;
+pub use self::private::hint;
 use crate::config::{Config, ConfigError, Settings};
 use crate::entities::Target;
 use crate::entities::organization::Host;
-use crate::entities::organization::host::HostTable;
+use crate::entities::organization::host::{HostTable, Severity};
 use crate::entities::organization::schema::{self, Schema, UpdateError};
 use crate::heal;
 use crate::metrics::Metrics;
 use crate::operate::FilterTexts;
 use crate::operate::filter::parse_length;
-use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions};
 use crate::postgres::migrate::SchemaError;
 use crate::postgres::{self, DatabaseUrl};
 use crate::service::Engine;
@@ -60,6 +60,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a command says that makes nothing.
+const NOT_CURRENT: &str = "the database schema is not current: run `workos-sync migrate`";
 
 /// Keeps a Postgres table of organizations in step with `WorkOS`.
 #[derive(Parser)]
@@ -374,12 +377,13 @@ fn settings_of(command: &str) -> Option<Vec<&'static str>> {
     Some(settings)
 }
 
-fn embedded_options(config: &Config) -> EmbeddedOptions {
-    EmbeddedOptions {
-        data_dir: config.data_dir.clone(),
-        bin_dir: config.pg_bin_dir.clone(),
-        durable: true,
-    }
+/// What a command is about to do to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    /// It makes what is missing of the schema, first of all.
+    Write,
+    /// It compares, or says what it would do: whoever asks for that wants nothing to be made.
+    Look,
 }
 
 /// The database of a command that runs beside `serve`: the configured one, which may start beside us, as in an init
@@ -414,13 +418,8 @@ impl Database {
         let (url, joined) = if let Some(url) = &config.database_url {
             (url.clone(), None)
         } else {
-            let joined = match embedded::open_existing(&embedded_options(config), stop).await {
-                Err(error @ EmbeddedError::NotMade { .. }) => {
-                    return Err(no_database(&error).into());
-                }
-                joined => joined?,
-            };
-            (private_url(joined.url())?, Some(joined))
+            let joined = private::join(config, stop).await?;
+            (private::url(joined.url())?, Some(joined))
         };
         let database = Self {
             url,
@@ -444,9 +443,13 @@ impl Database {
     async fn with_engine<T>(
         &self,
         config: &Config,
+        intent: Intent,
         work: impl AsyncFnOnce(&Engine) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let schema = bring_schema_up_to_date(&self.url).await?;
+        let schema = match intent {
+            Intent::Write => bring_schema_up_to_date(&self.url).await?,
+            Intent::Look => look_at_schema(&self.url).await?,
+        };
         if !schema.table.is_usable() {
             return Err(unusable(&schema.table));
         }
@@ -467,12 +470,6 @@ impl Database {
     }
 }
 
-/// The webhook secret that `serve` made beside its private database, if it has. None is made here: nobody would accept
-/// its signatures.
-fn made_secret(config: &Config) -> anyhow::Result<Option<SecretString>> {
-    Ok(embedded::webhook_secret(&config.data_dir)?)
-}
-
 /// An address that can be connected to: a wildcard address is one to listen on only.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address {
@@ -481,17 +478,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         _ => address.ip(),
     };
     SocketAddr::new(ip, address.port())
-}
-
-fn no_database(error: &EmbeddedError) -> ConfigError {
-    ConfigError {
-        variable: "DATABASE_URL",
-        problem: format!("not set, and {error}; set it, or run `workos-sync serve` first"),
-    }
-}
-
-fn private_url(url: &SecretString) -> anyhow::Result<DatabaseUrl> {
-    DatabaseUrl::parse(url).context("the address of the private database")
 }
 
 /// Waits for a database that can't be reached yet, because it starts beside us. A mistake that no wait mends ends
@@ -533,6 +519,23 @@ async fn wait_for(database: &DatabaseUrl) -> anyhow::Result<()> {
 async fn bring_schema_up_to_date(database: &DatabaseUrl) -> anyhow::Result<Schema> {
     let schema = schema::bring_up_to_date(&database.options, database.schema.as_deref()).await;
     schema.map_err(|error| not_up_to_date(database, error))
+}
+
+/// Looks at the schema, which has to be up to date.
+async fn look_at_schema(database: &DatabaseUrl) -> anyhow::Result<Schema> {
+    let mut connection = PgConnection::connect_with(&database.options)
+        .await
+        .map_err(|error| unreachable_database(database, &error))?;
+    let pending = postgres::migrate::pending(&mut connection).await;
+    if !pending.map_err(UpdateError::from)?.is_empty() {
+        bail!(NOT_CURRENT);
+    }
+    let schema = Schema::read(&mut connection, database.schema.as_deref()).await?;
+    connection.close().await?;
+    if schema.table.has(Severity::Unmade) {
+        bail!(NOT_CURRENT);
+    }
+    Ok(schema)
 }
 
 fn not_up_to_date(database: &DatabaseUrl, error: UpdateError) -> anyhow::Error {

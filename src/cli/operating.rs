@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgPool;
 
-use super::Database;
+use super::{Database, NOT_CURRENT};
 use crate::clock::{Clock, DatabaseClock};
 use crate::config::{Config, ConfigError};
 use crate::operate::{Actor, Filter, FilterTexts, OperateError};
@@ -42,7 +42,7 @@ impl Desk {
                     .await
                     .map_err(|error| anyhow::anyhow!("{}", describe(&error)))?;
                 if !pending.is_empty() {
-                    bail!("the database schema is not current: run `workos-sync migrate`");
+                    bail!(NOT_CURRENT);
                 }
                 let desk = Self {
                     pool: pool.clone(),

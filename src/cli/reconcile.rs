@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::Intent;
 use super::asking::{self, Meter};
 use super::table::{one_line, or_dash};
 use crate::config::Config;
@@ -21,7 +22,12 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     telemetry::init(config.log_format, std::mem::take(&mut config.log_level));
     let meter = Meter::new("reconcile");
-    let report = asking::with(&config, "reconcile", async |means| {
+    let intent = if options.apply {
+        Intent::Write
+    } else {
+        Intent::Look
+    };
+    let report = asking::with(&config, "reconcile", intent, async |means| {
         let mut has_head = json;
         let tell = |found: &Found| {
             meter.aside(|| {

@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::operating::{self, Desk};
 use super::values::{Value, Values};
-use super::{Database, open};
+use super::{Database, Intent, open};
 use crate::config::Config;
 use crate::inbox::{DrainError, Inbox, RecordError, Recorded, Status};
 use crate::operate::{FilterTexts, Selection, Verb, bulk};
@@ -89,7 +89,7 @@ async fn with_engine(
             };
             work(&desk, engine).await
         };
-        database.with_engine(&config, replay).await
+        database.with_engine(&config, Intent::Write, replay).await
     })
     .await
 }

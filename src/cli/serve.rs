@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use private_postgres::PrivatePostgres;
 use secrecy::SecretString;
 use sqlx::PgPool;
 use tokio::net::TcpSocket;
@@ -22,14 +23,13 @@ use tracing::{info, warn};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use super::{embedded_options, not_up_to_date, private_url, reachable, wait_for};
+use super::{not_up_to_date, private, reachable, wait_for};
 use crate::admin::{self, Admin};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::entities::organization::Host;
 use crate::event::rfc3339;
 use crate::http::listener;
-use crate::postgres::embedded::{self, Embedded, EmbeddedError};
 use crate::postgres::{self, DatabaseUrl};
 use crate::service::{BuildError, Builder, WorkosSync};
 use crate::shutdown::{Exit, Shutdown};
@@ -94,9 +94,8 @@ async fn with_private_postgres(
     ports: Ports,
     shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
-    let mut server = match Embedded::start(&embedded_options(&config), shutdown.ending()).await {
-        Err(EmbeddedError::Interrupted) => return Ok(shutdown.unless_forced(Exit::Clean)),
-        started => started?,
+    let Some(mut server) = private::start(&config, shutdown.ending()).await? else {
+        return Ok(shutdown.unless_forced(Exit::Clean));
     };
     let result = serve_on(&mut server, config, ports, shutdown).await;
     let stopped = server.stop(shutdown.hard()).await;
@@ -108,15 +107,15 @@ async fn with_private_postgres(
 /// Serves, and has the private Postgres started again if it ends. Ends when that fails: a service that can only
 /// answer 503 would look alive.
 async fn serve_on(
-    server: &mut Embedded,
+    server: &mut PrivatePostgres,
     mut config: Config,
     ports: Ports,
     shutdown: &Arc<Shutdown>,
 ) -> anyhow::Result<Exit> {
     if config.webhook_secrets.is_empty() {
-        config.webhook_secrets = vec![embedded::make_webhook_secret(&config.data_dir)?];
+        config.webhook_secrets = vec![private::make_webhook_secret(&config)?];
     }
-    let database = private_url(server.url())?;
+    let database = private::url(server.url())?;
     let mut serving = Box::pin(serve(&config, &database, ports, shutdown));
     tokio::select! {
         exit = &mut serving => exit,

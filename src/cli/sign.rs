@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use secrecy::SecretString;
 
-use super::{made_secret, open};
+use super::{open, private};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::signature;
@@ -36,7 +36,7 @@ fn the_made_one(config: &Config) -> anyhow::Result<SecretString> {
     if config.database_url.is_some() {
         return Err(wrong("required to sign".to_owned()).into());
     }
-    Ok(made_secret(config)?.ok_or_else(|| {
+    Ok(private::webhook_secret(config)?.ok_or_else(|| {
         wrong(format!(
             "not set, and `workos-sync serve` has made none in {}",
             config.data_dir.display()

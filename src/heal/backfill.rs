@@ -1,14 +1,13 @@
 //! Reads all organizations of WorkOS, and applies each as a snapshot (R41).
 
-use serde_json::value::RawValue;
 use tracing::{error, info, warn};
 
 use super::intake::{Tally, take_in};
 use super::lease::RunLease;
-use super::list::List;
+use super::list::{List, ListPage};
 use super::poll::OVERLAP;
-use super::runs::{self, Kind, Run};
-use super::snapshot::{Shown, event_of};
+use super::runs::{self, Ending, Kind, Run};
+use super::snapshot::event_of;
 use super::{HealError, Means, Progress};
 use crate::inbox::Source;
 use crate::postgres;
@@ -32,75 +31,86 @@ pub async fn run(
     options: Options,
     mut progress: impl FnMut(Progress),
 ) -> Result<(Progress, Tally), HealError> {
-    let mut lease = RunLease::take(&means.options, Kind::Backfill).await?;
-    means.check_key().await?;
+    let mut lease = RunLease::take(means, Kind::Backfill).await?;
     let result = if options.dry_run {
         dry_run(means, &mut progress).await
     } else {
-        read_all(means, options, &mut lease, &mut progress).await
+        fill(means, options, &mut lease, &mut progress).await
     };
     lease.end().await;
     result
 }
 
-async fn read_all(
+async fn fill(
     means: &Means,
     options: Options,
     lease: &mut RunLease,
     progress: &mut impl FnMut(Progress),
 ) -> Result<(Progress, Tally), HealError> {
-    let pool = &means.pool;
     let mut run = open(means, options).await?;
-    let mut list = List::from(means, run.after.clone());
-    let mut has_begun_anew = false;
-    loop {
-        let page = match list.next().await {
-            Err(HealError::ListRefused(reason)) if !has_begun_anew => {
-                warn!("WorkOS refuses where the list was to go on, it is read anew: {reason}");
-                has_begun_anew = true;
-                run = begin(means, run.is_whole).await?;
-                list = List::from(means, None);
-                continue;
-            }
-            page => page?,
-        };
-        let shown = Shown::of(page.answered)?;
-        // The poll reads by WorkOS's clock, which may be behind ours.
-        let asked_at = shown.asked_at() - OVERLAP;
-        run.boundary = Some(
-            run.boundary
-                .map_or(asked_at, |at| std::cmp::min(at, asked_at)),
-        );
-        let bodies = snapshots(&shown, &page.elements);
-        let mut tally = take_in(&means.inbox, &bodies, Source::Backfill).await?;
-        tally.dead += i64::try_from(page.elements.len() - bodies.len()).unwrap_or(i64::MAX);
-        run.pages += 1;
-        run.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
-        run.after = page.after;
-        lease.check().await?;
-        postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-            runs::turn_page(connection, &run, &tally).await
-        })
-        .await?;
-        progress(Progress {
-            pages: run.pages,
-            seen: run.seen,
-        });
-        if run.after.is_none() {
-            break;
-        }
-    }
+    read_all(means, &mut run, lease, progress).await?;
+    let ending = Ending {
+        is_whole: run.is_whole,
+        drift: 0,
+    };
     let now = means.clock.now();
-    let tally = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-        runs::complete_backfill(connection, &run, now).await?;
+    let tally = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+        runs::end(connection, run.id, "complete", ending, now).await?;
+        runs::begin_poll_at(connection, run.boundary).await?;
         runs::tally(connection, run.id).await
     })
     .await?;
-    let done = Progress {
-        pages: run.pages,
-        seen: run.seen,
-    };
-    Ok((done, tally))
+    Ok((run.progress(), tally))
+}
+
+/// Reads all that the run hasn't read. Where that is broken off, the next one goes on.
+async fn read_all(
+    means: &Means,
+    run: &mut Run,
+    lease: &mut RunLease,
+    progress: &mut impl FnMut(Progress),
+) -> Result<(), HealError> {
+    let mut list = List::from(means, run.after.clone());
+    let mut has_begun_anew = false;
+    loop {
+        let pages = match list.next().await {
+            Err(HealError::ListRefused(reason)) if !has_begun_anew => {
+                warn!("WorkOS refuses where the list was to go on, it is read anew: {reason}");
+                has_begun_anew = true;
+                *run = begin(means, run.is_whole).await?;
+                list = List::from(means, None);
+                continue;
+            }
+            pages => pages?,
+        };
+        let Some(pages) = pages else {
+            return Ok(());
+        };
+        let (mut bodies, mut unusable) = (Vec::new(), 0);
+        let before = run.progress();
+        for page in &pages {
+            // The poll reads by WorkOS's clock, which may be behind ours.
+            let asked_at = page.shown.asked_at() - OVERLAP;
+            run.boundary = Some(
+                run.boundary
+                    .map_or(asked_at, |at| std::cmp::min(at, asked_at)),
+            );
+            let snapshots = snapshots(page);
+            unusable += page.len() - i64::try_from(snapshots.len()).unwrap_or(i64::MAX);
+            bodies.extend(snapshots);
+            run.pages += 1;
+            run.seen += page.len();
+            run.after.clone_from(&page.after);
+        }
+        let mut tally = take_in(&means.inbox, bodies, Source::Backfill).await?;
+        tally.dead += unusable;
+        lease.check().await?;
+        postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+            runs::turn_page(connection, run, &tally).await
+        })
+        .await?;
+        before.go_on(&pages, progress);
+    }
 }
 
 /// The run that was broken off, or a new one.
@@ -138,10 +148,10 @@ async fn begin(means: &Means, is_whole: bool) -> Result<Run, sqlx::Error> {
 }
 
 /// The bodies of the snapshots of a page.
-fn snapshots(shown: &Shown, elements: &[Box<RawValue>]) -> Vec<String> {
-    elements
+fn snapshots(page: &ListPage) -> Vec<String> {
+    page.elements
         .iter()
-        .filter_map(|element| match shown.snapshot(element) {
+        .filter_map(|element| match page.shown.snapshot(element) {
             Ok(snapshot) => Some(snapshot.body),
             Err(reason) => {
                 error!("{reason}");
@@ -157,20 +167,18 @@ async fn dry_run(
 ) -> Result<(Progress, Tally), HealError> {
     let (mut done, mut total) = (Progress::default(), Tally::default());
     let mut list = List::from(means, None);
-    loop {
-        let page = list.next().await?;
-        let shown = Shown::of(page.answered)?;
-        let bodies = snapshots(&shown, &page.elements);
-        let events: Vec<_> = bodies.iter().filter_map(|body| event_of(body)).collect();
-        total.dead += i64::try_from(page.elements.len() - events.len()).unwrap_or(i64::MAX);
+    while let Some(pages) = list.next().await? {
+        let events: Vec<_> = pages
+            .iter()
+            .flat_map(snapshots)
+            .filter_map(|body| event_of(&body))
+            .collect();
+        let all: i64 = pages.iter().map(ListPage::len).sum();
+        total.dead += all - i64::try_from(events.len()).unwrap_or(i64::MAX);
         for outcome in means.preview(events).await? {
             total.add(outcome.as_str(), 1);
         }
-        done.pages += 1;
-        done.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
-        progress(done);
-        if page.after.is_none() {
-            return Ok((done, total));
-        }
+        done = done.go_on(&pages, progress);
     }
+    Ok((done, total))
 }

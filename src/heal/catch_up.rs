@@ -1,16 +1,17 @@
 //! Reads the events of a time by hand (R40).
 
 use chrono::{DateTime, Utc};
-use tracing::warn;
+use sqlx::PgConnection;
 
 use super::intake::Tally;
 use super::lease::RunLease;
-use super::poll::{Nothing, Place, WINDOW, at, read_page, store_page};
-use super::runs::{self, Kind};
+use super::reading::{self, Reader};
+use super::runs::{self, Ending, Kind};
+use super::window::Window;
 use super::{HealError, Means, Patience};
-use crate::inbox::Source;
+use crate::inbox::{Beside, Source};
 use crate::postgres;
-use crate::workos::{Page, Trail, WorkosError};
+use crate::workos::{Page, ReadFrom, WorkosError};
 
 /// What a reading came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,87 +36,66 @@ pub async fn run(
     since: DateTime<Utc>,
     until: Option<DateTime<Utc>>,
 ) -> Result<CaughtUp, HealError> {
-    let mut lease = RunLease::take(&means.options, Kind::CatchUp).await?;
-    means.check_key().await?;
+    let mut lease = RunLease::take(means, Kind::CatchUp).await?;
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
         runs::begin(connection, Kind::CatchUp, false, None, now).await
     })
     .await?;
-    let result = read(means, since, until, &mut lease).await;
-    let status = if result.is_ok() { "complete" } else { "failed" };
-    let now = means.clock.now();
-    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::end(connection, run.id, status, false, 0, now).await
-    })
-    .await?;
-    lease.end().await;
-    result
+    let mut reader = ByHand {
+        means,
+        lease: &mut lease,
+        total: CaughtUp::default(),
+    };
+    let result = reading::read(&mut reader, &*means.clock, since, until, None).await;
+    let result = result.map(|()| reader.total);
+    lease
+        .end_run(means, &run, result, |_| Ending::default())
+        .await
 }
 
-async fn read(
-    means: &Means,
-    since: DateTime<Utc>,
-    until: Option<DateTime<Utc>>,
-    lease: &mut RunLease,
-) -> Result<CaughtUp, HealError> {
-    let mut position = since;
-    let mut place = Place::default();
-    let mut total = CaughtUp::default();
-    let (mut trail, mut has_begun_anew) = (Trail::default(), false);
-    loop {
-        let end = position + WINDOW;
-        let is_last = until.unwrap_or_else(|| means.clock.now()) <= end;
-        place.until = if is_last { until } else { Some(end) };
-        let page = match ask_for_page(means, position, &place).await {
-            Err(refusal) if refusal.is_rejected() && place.after.is_some() && !has_begun_anew => {
-                warn!("WorkOS refuses where the reading was to go on, it begins anew: {refusal}");
-                has_begun_anew = true;
-                trail = Trail::default();
-                place.after = None;
-                continue;
-            }
-            // As far as the API goes (R38).
-            Err(WorkosError::Rejected {
-                status: 400,
-                message,
-            }) if place.after.is_none() && !is_last => {
-                warn!(
-                    "WorkOS refuses to show events from {} to {}, which are skipped: {message}",
-                    at(position),
-                    at(end),
-                );
-                total.skipped += 1;
-                position = end;
-                continue;
-            }
-            page => page?,
-        };
-        let stored = store_page(&means.inbox, &page.elements, Source::CatchUp, &Nothing).await?;
+/// Reads for whoever waits for the events to be applied.
+struct ByHand<'a> {
+    means: &'a Means,
+    lease: &'a mut RunLease,
+    total: CaughtUp,
+}
+
+impl Reader for ByHand<'_> {
+    async fn ask(&self, from: ReadFrom<'_>, window: &Window) -> Result<Page, WorkosError> {
+        let Means { client, clock, .. } = self.means;
+        Patience::ask(|| reading::list_events(client, from, window, clock.now())).await
+    }
+
+    async fn begin(&mut self, _: &Window) -> Result<(), HealError> {
+        Ok(())
+    }
+
+    async fn keep(&mut self, page: &Page, _: &Window) -> Result<(), HealError> {
+        let (inbox, total) = (&self.means.inbox, &mut self.total);
+        let stored = reading::store_page(inbox, &page.elements, Source::CatchUp, &Nothing).await?;
         total.new += i64::try_from(stored.new.len()).unwrap_or(i64::MAX);
         total.known += i64::try_from(stored.known).unwrap_or(i64::MAX);
-        for (result, count) in means.inbox.drain_events(stored.new).await? {
+        for (result, count) in inbox.drain_events(stored.new).await? {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             total.tally.add(&result, count);
         }
-        lease.check().await?;
-        place.after = page.after;
-        if let Some(after) = &place.after {
-            trail.go_on(after)?;
-            continue;
-        }
-        if is_last {
-            return Ok(total);
-        }
-        position = end;
+        self.lease.check().await
+    }
+
+    async fn skip(&mut self, _: &Window) -> Result<(), HealError> {
+        self.total.skipped += 1;
+        Ok(())
     }
 }
 
-async fn ask_for_page(
-    means: &Means,
-    position: DateTime<Utc>,
-    place: &Place,
-) -> Result<Page, WorkosError> {
-    let Means { client, clock, .. } = means;
-    Patience::ask(|| read_page(client, position, place, clock.now())).await
+/// Nothing is written beside a page: no position moves.
+struct Nothing;
+
+impl Beside for Nothing {
+    type Error = HealError;
+
+    async fn write(&self, _: &mut PgConnection) -> Result<(), HealError> {
+        Ok(())
+    }
 }

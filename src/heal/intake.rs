@@ -3,7 +3,7 @@
 use tracing::error;
 
 use super::HealError;
-use crate::inbox::{EventName, Inbox, RecordError, Source};
+use crate::inbox::{EventName, Inbox, RecordError, Replayed, Source};
 
 /// How often snapshots ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,20 +63,20 @@ impl Tally {
 /// Stores events that we made, and waits until each is applied, dead, or put off.
 pub(super) async fn take_in(
     inbox: &Inbox,
-    bodies: &[String],
+    bodies: impl IntoIterator<Item = String>,
     source: Source,
 ) -> Result<Tally, HealError> {
-    let mut events = Vec::with_capacity(bodies.len());
-    let mut names = Vec::with_capacity(bodies.len());
-    for body in bodies {
-        let event = inbox
-            .read_saved_from(body.clone().into_bytes(), source)
-            .expect("we made it an event");
-        names.push(event.name());
-        events.push(event);
-    }
+    let (names, events): (Vec<_>, Vec<_>) = bodies
+        .into_iter()
+        .map(|body| {
+            let event = inbox
+                .read_saved_from(body.into_bytes(), source)
+                .expect("we made it an event");
+            (event.name(), event)
+        })
+        .unzip();
     let mut tally = Tally::default();
-    let mut stored = Vec::with_capacity(names.len());
+    let mut waiting = Vec::new();
     for (event, recorded) in names.into_iter().zip(inbox.record_all(events).await) {
         let EventName {
             id,
@@ -84,7 +84,12 @@ pub(super) async fn take_in(
             organization,
         } = event;
         match recorded {
-            Ok(_) => stored.push(id),
+            Ok(Replayed {
+                outcome: Some(outcome),
+                ..
+            }) => tally.add(outcome.as_str(), 1),
+            // It waits, or was there before.
+            Ok(_) => waiting.push(id),
             Err(RecordError::Unstorable(reason)) => {
                 error!(
                     event.id = id,
@@ -97,8 +102,10 @@ pub(super) async fn take_in(
             Err(RecordError::Unavailable { reason }) => return Err(HealError::NotStored(reason)),
         }
     }
-    for (result, count) in inbox.drain_events(stored).await? {
-        tally.add(&result, i64::try_from(count).unwrap_or(i64::MAX));
+    if !waiting.is_empty() {
+        for (result, count) in inbox.drain_events(waiting).await? {
+            tally.add(&result, i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
     Ok(tally)
 }

@@ -1,10 +1,10 @@
 //! One run of a kind at a time (R41).
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, query_scalar};
 
-use super::HealError;
-use super::runs::Kind;
+use super::runs::{self, Ending, Kind, Run};
+use super::{HealError, Means};
+use crate::postgres;
 
 /// The first of the two integers of a run's lock: `hashtext('workos-sync run')`.
 const RUN_LOCKS: i32 = -883_768_992;
@@ -18,12 +18,12 @@ pub(super) struct RunLease {
 }
 
 impl RunLease {
-    /// Takes it.
+    /// Takes it, if the key is good for this database: with another's, a comparison alone would ask WorkOS for every row.
     ///
     /// # Errors
-    /// [`HealError::Busy`], or the database doesn't answer.
-    pub(super) async fn take(options: &PgConnectOptions, kind: Kind) -> Result<Self, HealError> {
-        let mut connection = PgConnection::connect_with(options).await?;
+    /// [`HealError::Busy`], [`HealError::WrongKey`]; WorkOS or the database doesn't answer.
+    pub(super) async fn take(means: &Means, kind: Kind) -> Result<Self, HealError> {
+        let mut connection = PgConnection::connect_with(&means.options).await?;
         sqlx::raw_sql(
             "begin; set local idle_in_transaction_session_timeout = 0; set local statement_timeout = '15s'",
         )
@@ -36,13 +36,17 @@ impl RunLease {
         )
         .fetch_one(&mut connection)
         .await?;
-        if taken {
-            Ok(Self { connection })
-        } else {
-            Err(HealError::Busy {
+        if !taken {
+            return Err(HealError::Busy {
                 kind: kind.as_str(),
-            })
+            });
         }
+        let lease = Self { connection };
+        if let Err(error) = means.check_key().await {
+            lease.end().await;
+            return Err(error);
+        }
+        Ok(lease)
     }
 
     /// Asks whether it still holds.
@@ -54,6 +58,33 @@ impl RunLease {
             .execute(&mut self.connection)
             .await?;
         Ok(())
+    }
+
+    /// Records how a run that doesn't go on later has ended, and gives the lease back.
+    ///
+    /// # Errors
+    /// That of the run, or that it couldn't be recorded.
+    pub(super) async fn end_run<T>(
+        self,
+        means: &Means,
+        run: &Run,
+        result: Result<T, HealError>,
+        ending: impl FnOnce(&T) -> Ending,
+    ) -> Result<T, HealError> {
+        let (status, ending) = match &result {
+            Ok(done) => ("complete", ending(done)),
+            Err(_) => ("failed", Ending::default()),
+        };
+        let now = means.clock.now();
+        let recorded = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
+            runs::end(connection, run.id, status, ending, now).await
+        })
+        .await;
+        self.end().await;
+        // What ended the run says more than what became of its record.
+        let done = result?;
+        recorded?;
+        Ok(done)
     }
 
     /// Gives it back.

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use super::key::KeyGuard;
+use super::list::ListPage;
 use super::{HealError, Patience};
 use crate::clock::Clock;
 use crate::entities::organization::statements::Statements;
@@ -39,6 +40,18 @@ pub struct Progress {
     pub pages: i64,
     /// How many organizations these had.
     pub seen: i64,
+}
+
+impl Progress {
+    /// Tells how far a run is after each of these pages; gives the last of it.
+    pub(super) fn go_on(mut self, pages: &[ListPage], tell: &mut impl FnMut(Self)) -> Self {
+        for page in pages {
+            self.pages += 1;
+            self.seen += page.len();
+            tell(self);
+        }
+        self
+    }
 }
 
 impl Means {

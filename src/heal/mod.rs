@@ -12,11 +12,13 @@ mod lease;
 mod list;
 mod means;
 pub mod poll;
+mod reading;
 pub mod reconcile;
 mod runs;
 pub mod snapshot;
 mod store;
 pub mod trust;
+mod window;
 
 pub use intake::Tally;
 pub use means::{Means, Progress};

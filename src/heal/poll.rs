@@ -3,28 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use serde_json::value::RawValue;
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::HealError;
-use super::store::{self, PollState, Turn};
+use super::reading::{self, BrokenOff, Reader};
+use super::store::{self, PollState, Turn, Within};
+use super::window::{Window, at};
 use crate::clock::Clock;
-use crate::entities;
-use crate::inbox::{Beside, EventName, Inbox, Source, StoredPage};
+use crate::inbox::{Beside, Inbox, Source};
 use crate::metrics::Metrics;
 use crate::postgres;
-use crate::workos::{Page, ReadFrom, Trail, WorkosClient, WorkosError};
+use crate::workos::{Page, ReadFrom, WorkosClient, WorkosError};
 
 /// How far a round reads back behind the last one. WorkOS hides fresh events for some seconds, and one may appear behind
 /// a position that has passed it.
 pub(super) const OVERLAP: TimeDelta = TimeDelta::minutes(10);
-
-/// WorkOS reads so much at once, and promises to keep no more.
-pub(super) const WINDOW: TimeDelta = TimeDelta::days(30);
 
 /// A page is a request of 15 s at most and a transaction of 16 s at most.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
@@ -55,17 +52,6 @@ pub enum Round {
     },
     /// Another replica polls, or has.
     NotDue,
-}
-
-/// Where a reading is within a window.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Place {
-    /// The last page's end.
-    pub(super) after: Option<String>,
-    /// The window's end.
-    pub(super) until: Option<DateTime<Utc>>,
-    /// Where the position is once the window is read.
-    leaves: Option<DateTime<Utc>>,
 }
 
 impl Poll {
@@ -133,29 +119,44 @@ impl Poll {
     /// WorkOS or the database doesn't answer, or another replica took over. What was read is kept.
     pub async fn round(&self) -> Result<Round, HealError> {
         let now = self.clock.now();
-        let state = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            store::take_lease(connection, &self.owner, now + LEASE, now - OVERLAP, now).await
-        })
-        .await?;
-        let Some(state) = state else {
+        let Some(state) = self.begin(now).await? else {
             return Ok(Round::NotDue);
         };
-        let result = match self.count_missed(&state, now).await {
-            Ok(()) => self.read(state).await,
-            Err(error) => Err(error.into()),
-        };
         // Somewhat less, so that this replica's next look isn't too early by a moment.
-        let pause = std::cmp::max(
-            self.interval.mul_f64(0.9),
-            match &result {
-                Ok(_) => Duration::ZERO,
-                Err(error) => error.retry_after().unwrap_or_default(),
-            },
-        );
-        let pause = TimeDelta::from_std(pause).unwrap_or(TimeDelta::MAX);
-        let next_at = now.checked_add_signed(pause).unwrap_or(now);
-        self.give_back(next_at).await?;
+        let pause = self.interval.mul_f64(0.9);
+        let result = self.read(state, later(now, pause)).await;
+        if let Err(error) = &result {
+            let pause = std::cmp::max(pause, error.retry_after().unwrap_or_default());
+            self.give_back(later(now, pause)).await?;
+        }
         result
+    }
+
+    /// Takes the lease, if a round is due, and counts the deliveries that were missed meanwhile.
+    async fn begin(&self, now: DateTime<Utc>) -> Result<Option<PollState>, sqlx::Error> {
+        let owner = &self.owner;
+        let (state, missed) =
+            postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+                let taken =
+                    store::take_lease(connection, owner, now + LEASE, now - OVERLAP, now).await?;
+                let missed = match &taken {
+                    Some(_) => {
+                        store::count_missed(connection, owner, now - DELIVERY_PATIENCE).await?
+                    }
+                    None => 0,
+                };
+                Ok::<_, sqlx::Error>((taken, missed))
+            })
+            .await?;
+        if missed > 0 {
+            self.metrics.missed_deliveries(missed.unsigned_abs());
+            warn!(
+                missed,
+                "{missed} events were found by the poll, and no delivery has brought them: is the webhook endpoint \
+                 enabled, and can WorkOS reach it?",
+            );
+        }
+        Ok(state)
     }
 
     async fn give_back(&self, next_at: DateTime<Utc>) -> Result<(), sqlx::Error> {
@@ -165,107 +166,40 @@ impl Poll {
         .await
     }
 
-    async fn count_missed(&self, state: &PollState, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-        let until = now - DELIVERY_PATIENCE;
-        if state.counted_until.is_some_and(|counted| counted >= until) {
-            return Ok(());
-        }
-        let missed = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
-            store::count_missed(connection, &self.owner, until).await
-        })
-        .await?;
-        if missed > 0 {
-            self.metrics.missed_deliveries(missed.unsigned_abs());
-            warn!(
-                missed,
-                "{missed} events were found by the poll, and no delivery has brought them: is the webhook endpoint \
-                 enabled, and can WorkOS reach it?",
-            );
-        }
-        Ok(())
-    }
-
-    async fn read(&self, state: PollState) -> Result<Round, HealError> {
-        let mut position = state.position;
-        let mut place = Place {
-            after: state.round_after,
-            until: state.round_until,
-            leaves: state.round_leaves,
+    /// Reads on from where the poll stands, and gives the lease back at the end; the next round is due at `next_at`.
+    async fn read(&self, state: PollState, next_at: DateTime<Utc>) -> Result<Round, HealError> {
+        let PollState {
+            position,
+            round_after,
+            round_until,
+            round_leaves,
+        } = state;
+        let window = match round_until {
+            Some(until) => Window {
+                from: position,
+                until: Some(until),
+                next: Some(until),
+            },
+            None => Window::at(position, None, self.clock.now()),
         };
-        let (mut trail, mut has_begun_anew) = (Trail::default(), false);
-        let mut new = 0;
-        loop {
-            let now = self.clock.now();
-            let is_gap = now - position > WINDOW;
-            // A round that was broken off too long ago begins anew too, in windows.
-            if place.after.is_none() || (is_gap && place.until.is_none()) {
-                place = Place::default();
-                if is_gap {
-                    self.note_gap(position, now).await?;
-                    place.until = Some(position + WINDOW);
-                    place.leaves = place.until;
-                }
-            }
-            let page = match read_page(&self.client, position, &place, now).await {
-                Ok(page) => page,
-                Err(refusal)
-                    if refusal.is_rejected() && place.after.is_some() && !has_begun_anew =>
-                {
-                    warn!(
-                        "WorkOS refuses where a round of the poll was to go on, it begins anew: {refusal}"
-                    );
-                    has_begun_anew = true;
-                    trail = Trail::default();
-                    place = Place::default();
-                    continue;
-                }
-                Err(WorkosError::Rejected {
-                    status: 400,
-                    message,
-                }) if place.after.is_none() && place.until.is_some() => {
-                    let until = place.until.unwrap_or(now);
-                    warn!(
-                        "WorkOS refuses to show events from {} to {}, which are skipped: {message}",
-                        at(position),
-                        at(until),
-                    );
-                    self.turn(Turn {
-                        position: until,
-                        is_drained: false,
-                        after: None,
-                        until: None,
-                        leaves: None,
-                    })
-                    .await?;
-                    position = until;
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            if place.leaves.is_none() {
-                let date = page.answered.date.ok_or(HealError::NoDate)?;
-                place.leaves = Some(date - OVERLAP);
-            }
-            new += self.store(&page, &place, position).await?;
-            place.after = page.after;
-            if let Some(after) = &place.after {
-                trail.go_on(after)?;
-                continue;
-            }
-            position = place.leaves.unwrap_or(position);
-            if place.until.is_none() {
-                self.metrics.poll_succeeded(self.clock.now());
-                return Ok(Round::Drained { new });
-            }
-        }
+        let broken_off = round_after
+            // One that has become a gap begins anew, in windows.
+            .filter(|_| round_until.is_some() || window.next.is_none())
+            .map(|after| BrokenOff { window, after });
+        let mut reader = RoundReader {
+            poll: self,
+            next_at,
+            leaves: round_leaves.filter(|_| broken_off.is_some()),
+            new: 0,
+        };
+        reading::read(&mut reader, &*self.clock, position, None, broken_off).await?;
+        self.metrics.poll_succeeded(self.clock.now());
+        Ok(Round::Drained { new: reader.new })
     }
 
     /// Notes that more has to be read than WorkOS promises to keep (R38), once for all of it.
-    async fn note_gap(
-        &self,
-        position: DateTime<Utc>,
-        now: DateTime<Utc>,
-    ) -> Result<(), sqlx::Error> {
+    async fn note_gap(&self, position: DateTime<Utc>) -> Result<(), sqlx::Error> {
+        let now = self.clock.now();
         let is_new = postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
             store::note_gap(connection, now).await
         })
@@ -280,33 +214,79 @@ impl Poll {
         }
         Ok(())
     }
+}
 
-    /// Stores a page and the position after it; says how many events were new. `position` is that of the round, which
-    /// the first page of the first round is to leave.
-    async fn store(
-        &self,
-        page: &Page,
-        place: &Place,
-        position: DateTime<Utc>,
-    ) -> Result<usize, HealError> {
-        let is_last = page.after.is_none();
-        let turn = Turn {
-            position: place.leaves.filter(|_| is_last).unwrap_or(position),
-            is_drained: is_last && place.until.is_none(),
-            after: page.after.as_deref(),
-            until: place.until.filter(|_| !is_last),
-            leaves: place.leaves.filter(|_| !is_last),
-        };
-        let position = Position { poll: self, turn };
-        let stored = store_page(&self.inbox, &page.elements, Source::EventsApi, &position).await?;
-        let new = stored.new.len();
-        self.metrics.poll_events(new, stored.known);
-        Ok(new)
+fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
+    let pause = TimeDelta::from_std(pause).unwrap_or(TimeDelta::MAX);
+    now.checked_add_signed(pause).unwrap_or(now)
+}
+
+/// Reads for a round: each page is stored in one transaction with the place behind it.
+struct RoundReader<'a> {
+    poll: &'a Poll,
+    /// When the round after this one is due.
+    next_at: DateTime<Utc>,
+    /// Where the position is once the window is read; of the last one, that is known from the first answer on.
+    leaves: Option<DateTime<Utc>>,
+    /// How many events were new.
+    new: usize,
+}
+
+impl Reader for RoundReader<'_> {
+    async fn ask(&self, from: ReadFrom<'_>, window: &Window) -> Result<Page, WorkosError> {
+        let Poll { client, clock, .. } = self.poll;
+        reading::list_events(client, from, window, clock.now()).await
     }
 
-    async fn turn(&self, turn: Turn<'_>) -> Result<(), HealError> {
-        let position = Position { poll: self, turn };
-        postgres::transaction(&self.pool, postgres::PATIENCE, async |connection| {
+    async fn begin(&mut self, window: &Window) -> Result<(), HealError> {
+        self.leaves = window.next;
+        if window.next.is_some() {
+            self.poll.note_gap(window.from).await?;
+        }
+        Ok(())
+    }
+
+    async fn keep(&mut self, page: &Page, window: &Window) -> Result<(), HealError> {
+        let leaves = match self.leaves {
+            Some(leaves) => leaves,
+            None => page.answered.date.ok_or(HealError::NoDate)? - OVERLAP,
+        };
+        self.leaves = Some(leaves);
+        let turn = match &page.after {
+            Some(after) => Turn {
+                // The first page of the first round leaves it, too.
+                position: window.from,
+                within: Some(Within {
+                    after,
+                    until: window.until,
+                    leaves,
+                }),
+                drained: None,
+            },
+            None => Turn {
+                position: leaves,
+                within: None,
+                drained: Some(self.next_at).filter(|_| window.next.is_none()),
+            },
+        };
+        let poll = self.poll;
+        let position = Position { poll, turn };
+        let source = Source::EventsApi;
+        let stored = reading::store_page(&poll.inbox, &page.elements, source, &position).await?;
+        poll.metrics.poll_events(stored.new.len(), stored.known);
+        self.new += stored.new.len();
+        Ok(())
+    }
+
+    async fn skip(&mut self, window: &Window) -> Result<(), HealError> {
+        let poll = self.poll;
+        let turn = Turn {
+            position: window.next.unwrap_or(window.from),
+            within: None,
+            drained: None,
+        };
+        let position = Position { poll, turn };
+        postgres::transaction(&poll.pool, postgres::PATIENCE, async |connection| {
             position.write(connection).await
         })
         .await
@@ -333,17 +313,6 @@ impl Beside for Position<'_> {
     }
 }
 
-/// Nothing.
-pub(super) struct Nothing;
-
-impl Beside for Nothing {
-    type Error = HealError;
-
-    async fn write(&self, _: &mut PgConnection) -> Result<(), HealError> {
-        Ok(())
-    }
-}
-
 /// Remembers how often `serve` polls; `None`: never. It decides how old the last poll may be (R45).
 ///
 /// # Errors
@@ -355,55 +324,4 @@ pub async fn note_interval(pool: &PgPool, interval: Option<Duration>) -> Result<
         store::note_interval(connection, seconds).await
     })
     .await
-}
-
-pub(super) async fn read_page(
-    client: &WorkosClient,
-    position: DateTime<Utc>,
-    place: &Place,
-    now: DateTime<Utc>,
-) -> Result<Page, WorkosError> {
-    let from = place
-        .after
-        .as_deref()
-        .map_or(ReadFrom::Time(position), ReadFrom::After);
-    let types = entities::types_of_workos().collect::<Vec<_>>();
-    client.list_events(&types, from, place.until, now).await
-}
-
-/// Stores the events of a page that are handled; what else the answer holds is left out.
-pub(super) async fn store_page(
-    inbox: &Inbox,
-    elements: &[Box<RawValue>],
-    source: Source,
-    beside: &impl Beside<Error = HealError>,
-) -> Result<StoredPage, HealError> {
-    let mut events = Vec::with_capacity(elements.len());
-    for element in elements {
-        let body = element.get().as_bytes().to_vec();
-        match inbox.read(body, None, source) {
-            Ok(event) if event.is_handled() => events.push(event),
-            Ok(_) => {}
-            Err(reason) => error!("WorkOS lists an event that is none, it is left out: {reason}"),
-        }
-    }
-    let stored = inbox.record_page(events, beside).await?;
-    for (event, reason) in &stored.unstorable {
-        let EventName {
-            id,
-            event_type,
-            organization,
-        } = event;
-        error!(
-            event.id = id,
-            event.r#type = event_type,
-            workos.organization_id = organization,
-            "{event_type} {id} can't be stored, it is left out: {reason}"
-        );
-    }
-    Ok(stored)
-}
-
-pub(super) fn at(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -1,6 +1,6 @@
 //! Compares all organizations of WorkOS with the rows, and mends what differs (R43, R44).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,8 @@ use tracing::error;
 
 use super::intake::{Tally, take_in};
 use super::lease::RunLease;
-use super::list::List;
-use super::runs::{self, Kind, Run};
+use super::list::{List, ListPage};
+use super::runs::{self, Ending, Kind, Run};
 use super::snapshot::{Shown, Snapshot, event_of};
 use super::{HealError, Means, Patience, Progress};
 use crate::entities::Outcome;
@@ -26,8 +26,11 @@ use crate::workos::{Lookup, Object};
 /// What changed in WorkOS so shortly before the answer may be on its way here.
 const ON_ITS_WAY: TimeDelta = TimeDelta::minutes(2);
 
-/// How many rows, or snapshots, are taken in hand at once.
-const BATCH: i64 = 100;
+/// How many rows are looked at together.
+const ROWS: i64 = 1_000;
+
+/// How many snapshots are taken in hand at once: each may be as long as an organization is.
+const SNAPSHOTS: i64 = 100;
 
 /// How many organizations `--apply` disables without being told to.
 const FEW: usize = 10;
@@ -202,10 +205,7 @@ pub async fn run(
     tell: impl FnMut(&Found),
     mut progress: impl FnMut(Progress),
 ) -> Result<Report, HealError> {
-    let mut lease = RunLease::take(&means.options, Kind::Reconcile).await?;
-    if options.apply {
-        means.check_key().await?;
-    }
+    let mut lease = RunLease::take(means, Kind::Reconcile).await?;
     let now = means.clock.now();
     let run = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
         let run = runs::begin(connection, Kind::Reconcile, false, None, now).await?;
@@ -226,16 +226,12 @@ pub async fn run(
         &mut progress,
     )
     .await;
-    let report = comparison.report;
-    let status = if result.is_ok() { "complete" } else { "failed" };
-    let is_whole = result.is_ok() && report.is_in_step();
-    let now = means.clock.now();
-    postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-        runs::end(connection, run.id, status, is_whole, report.left, now).await
-    })
-    .await?;
-    lease.end().await;
-    result.map(|()| report)
+    let result = result.map(|()| comparison.report);
+    let ending = |report: &Report| Ending {
+        is_whole: report.is_in_step(),
+        drift: report.left,
+    };
+    lease.end_run(means, &run, result, ending).await
 }
 
 async fn compare_and_mend(
@@ -248,19 +244,15 @@ async fn compare_and_mend(
 ) -> Result<(), HealError> {
     let mut done = Progress::default();
     let mut list = List::from(means, None);
-    let listed_at = loop {
-        let page = list.next().await?;
-        let shown = Shown::of(page.answered)?;
-        compare_page(means, run, &shown, &page.elements, comparison).await?;
-        done.pages += 1;
-        done.seen += i64::try_from(page.elements.len()).unwrap_or(i64::MAX);
+    let mut listed_at = None;
+    while let Some(pages) = list.next().await? {
+        listed_at = pages.last().map(|last| last.shown.asked_at());
+        compare_listed(means, run, &pages, comparison).await?;
+        done = done.go_on(&pages, progress);
         comparison.report.organizations = done.seen;
-        progress(done);
         lease.check().await?;
-        if page.after.is_none() {
-            break shown.asked_at();
-        }
-    };
+    }
+    let listed_at = listed_at.expect("a list has a page, be it an empty one");
     let deletions = compare_rows(means, options, run, listed_at, lease, comparison).await?;
     if options.apply {
         let left = mend(means, run, &deletions, lease).await?;
@@ -269,31 +261,47 @@ async fn compare_and_mend(
     Ok(())
 }
 
-/// An organization of a page, and the event that it makes.
+/// An organization of the list, and the event that it makes.
 struct Listed {
+    shown: Shown,
     snapshot: Snapshot,
     event: Option<OrganizationEvent>,
     there: There,
 }
 
-async fn compare_page(
-    means: &Means,
-    run: &Run,
-    shown: &Shown,
-    elements: &[Box<RawValue>],
-    comparison: &mut Comparison<impl FnMut(&Found)>,
-) -> Result<(), HealError> {
-    let mut listed = Vec::with_capacity(elements.len());
-    for element in elements {
-        match shown.snapshot(element) {
-            Ok(snapshot) => listed.push(Listed {
-                event: event_of(&snapshot.body),
-                snapshot,
-                there: There::read(element),
-            }),
-            Err(reason) => error!("{reason}"),
+/// The organizations of some pages, each once: one that changes its place while the list is read may be on two.
+fn listed(pages: &[ListPage]) -> Vec<Listed> {
+    let mut listed = BTreeMap::new();
+    for ListPage {
+        shown, elements, ..
+    } in pages
+    {
+        for element in elements {
+            match shown.snapshot(element) {
+                Ok(snapshot) => {
+                    let id = snapshot.workos_id.to_string();
+                    let organization = Listed {
+                        shown: *shown,
+                        event: event_of(&snapshot.body),
+                        snapshot,
+                        there: There::read(element),
+                    };
+                    listed.insert(id, organization);
+                }
+                Err(reason) => error!("{reason}"),
+            }
         }
     }
+    listed.into_values().collect()
+}
+
+async fn compare_listed(
+    means: &Means,
+    run: &Run,
+    pages: &[ListPage],
+    comparison: &mut Comparison<impl FnMut(&Found)>,
+) -> Result<(), HealError> {
+    let listed = listed(pages);
     let ids: Vec<_> = listed
         .iter()
         .map(|listed| listed.snapshot.workos_id.as_str())
@@ -333,7 +341,10 @@ async fn compare_page(
 
     let mut snapshots = Vec::with_capacity(listed.len());
     for Listed {
-        snapshot, there, ..
+        shown,
+        snapshot,
+        there,
+        ..
     } in &listed
     {
         let id = snapshot.workos_id.as_str();
@@ -434,20 +445,22 @@ async fn compare_rows(
     loop {
         let (rows, unseen) = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
             let rows = statements
-                .active_rows_after(connection, &after, BATCH)
+                .active_rows_after(connection, &after, ROWS)
                 .await?;
             let ids: Vec<_> = rows.iter().map(|row| row.workos_id.as_str()).collect();
             let unseen = runs::unseen(connection, run.id, &ids).await?;
-            Ok::<_, sqlx::Error>((rows, unseen))
+            Ok::<_, sqlx::Error>((rows, HashSet::<String>::from_iter(unseen)))
         })
         .await?;
         let Some(last) = rows.last() else {
             return Ok(deletions);
         };
+        // A server that was started anew has forgotten what was seen.
+        lease.check().await?;
         after = last.workos_id.to_string();
         for row in rows
             .iter()
-            .filter(|row| unseen.iter().any(|id| id == row.workos_id.as_str()))
+            .filter(|row| unseen.contains(row.workos_id.as_str()))
         {
             let Some(deletion) = compare_unlisted(means, row, listed_at, comparison).await? else {
                 continue;
@@ -459,7 +472,6 @@ async fn compare_rows(
                 return Err(HealError::TooManyDeletions { most });
             }
         }
-        lease.check().await?;
     }
 }
 
@@ -525,7 +537,7 @@ async fn mend(
     let mut after = String::new();
     loop {
         let batch = postgres::transaction(&means.pool, postgres::PATIENCE, async |connection| {
-            runs::snapshots_after(connection, run.id, &after, BATCH).await
+            runs::snapshots_after(connection, run.id, &after, SNAPSHOTS).await
         })
         .await?;
         let Some((last, _)) = batch.last() else {
@@ -534,12 +546,14 @@ async fn mend(
         after.clone_from(last);
         lease.check().await?;
         let bodies: Vec<_> = batch.into_iter().map(|(_, body)| body).collect();
-        total.add_all(&take_in(&means.inbox, &bodies, Source::Reconcile).await?);
+        let (inbox, source) = (&means.inbox, Source::Reconcile);
+        total.add_all(&take_in(inbox, bodies.iter().cloned(), source).await?);
         record_conflicts(means, &bodies).await?;
     }
-    for bodies in deletions.chunks(usize::try_from(BATCH).unwrap_or(1)) {
+    for bodies in deletions.chunks(usize::try_from(SNAPSHOTS).unwrap_or(1)) {
         lease.check().await?;
-        total.add_all(&take_in(&means.inbox, bodies, Source::Reconcile).await?);
+        let (inbox, source) = (&means.inbox, Source::Reconcile);
+        total.add_all(&take_in(inbox, bodies.iter().cloned(), source).await?);
     }
     Ok(total.dead + total.unsettled)
 }

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_as, query_scalar};
 
+use super::Progress;
 use super::intake::Tally;
 
 /// What a run does.
@@ -38,6 +39,25 @@ pub(super) struct Run {
     pub(super) seen: i64,
     /// Of a backfill: there was no linked row when it began.
     pub(super) is_whole: bool,
+}
+
+/// What is recorded of a run that has done its work.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ending {
+    /// Whether the mirror may be trusted for it (R45).
+    pub(super) is_whole: bool,
+    /// The differences that are left.
+    pub(super) drift: i64,
+}
+
+impl Run {
+    /// How far it is.
+    pub(super) const fn progress(&self) -> Progress {
+        Progress {
+            pages: self.pages,
+            seen: self.seen,
+        }
+    }
 }
 
 /// The run of this kind that was broken off.
@@ -114,9 +134,10 @@ pub(super) async fn turn_page(
             created  = created + $6,
             updated  = updated + $7,
             linked   = linked + $8,
-            stale    = stale + $9,
-            dead     = dead + $10,
-            failed   = failed + $11
+            disabled = disabled + $9,
+            stale    = stale + $10,
+            dead     = dead + $11,
+            failed   = failed + $12
         where run_id = $1
         "#,
         run.id,
@@ -127,6 +148,7 @@ pub(super) async fn turn_page(
         tally.created,
         tally.updated,
         tally.linked,
+        tally.disabled,
         tally.stale,
         tally.dead,
         tally.unsettled,
@@ -144,7 +166,7 @@ pub(super) async fn tally(
     query_as!(
         Tally,
         r#"
-        select created, updated, linked, stale, dead, failed as unsettled, 0::bigint as "disabled!"
+        select created, updated, linked, disabled, stale, dead, failed as unsettled
         from workos_sync.runs
         where run_id = $1
         "#,
@@ -154,28 +176,14 @@ pub(super) async fn tally(
     .await
 }
 
-/// A backfill is complete; the poll begins where it began, if it has no position yet (R41).
-pub(super) async fn complete_backfill(
+/// The poll begins where a backfill began, if it has no position yet (R41).
+pub(super) async fn begin_poll_at(
     connection: &mut PgConnection,
-    run: &Run,
-    now: DateTime<Utc>,
+    boundary: Option<DateTime<Utc>>,
 ) -> Result<(), sqlx::Error> {
     query!(
-        r#"
-        update workos_sync.runs
-        set status   = 'complete',
-            after    = null,
-            ended_at = $2
-        where run_id = $1
-        "#,
-        run.id,
-        now,
-    )
-    .execute(&mut *connection)
-    .await?;
-    query!(
         "update workos_sync.event_poll set position = $1 where position is null",
-        run.boundary,
+        boundary,
     )
     .execute(connection)
     .await
@@ -187,16 +195,17 @@ pub(super) async fn end(
     connection: &mut PgConnection,
     run_id: i64,
     status: &str,
-    is_whole: bool,
-    drift: i64,
+    ending: Ending,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
+    let Ending { is_whole, drift } = ending;
     query!(
         r#"
         update workos_sync.runs
         set status   = $2,
             is_whole = $3,
             drift    = $4,
+            after    = null,
             ended_at = $5
         where run_id = $1
         "#,
@@ -231,7 +240,7 @@ pub(super) async fn forget_others(
     .map(drop)
 }
 
-/// A run has seen these organizations, with the snapshots that mend those that differ.
+/// A run has seen these organizations, each named once, with the snapshots that mend those that differ.
 pub(super) async fn see(
     connection: &mut PgConnection,
     run_id: i64,

@@ -10,7 +10,6 @@ pub(super) struct PollState {
     pub(super) round_after: Option<String>,
     pub(super) round_until: Option<DateTime<Utc>>,
     pub(super) round_leaves: Option<DateTime<Utc>>,
-    pub(super) counted_until: Option<DateTime<Utc>>,
 }
 
 /// Takes the lease of the poll, if a round is due and nobody else is at it. The first one fixes where the poll begins,
@@ -37,7 +36,7 @@ pub(super) async fn take_lease(
                                    $4)
         where (lease_until is null or lease_until <= $3 or lease_owner = $1)
           and (next_at is null or next_at <= $3)
-        returning position as "position!", round_after, round_until, round_leaves, counted_until
+        returning position as "position!", round_after, round_until, round_leaves
         "#,
         owner,
         until,
@@ -70,20 +69,29 @@ pub(super) async fn give_back(
     .map(drop)
 }
 
-/// What a page leaves of the poll's position.
+/// Where a page leaves the poll.
 #[derive(Debug, Clone)]
 pub(super) struct Turn<'a> {
     /// Where the position is then.
     pub(super) position: DateTime<Utc>,
-    /// Everything is read.
-    pub(super) is_drained: bool,
-    /// Where the round goes on.
-    pub(super) after: Option<&'a str>,
-    pub(super) until: Option<DateTime<Utc>>,
-    pub(super) leaves: Option<DateTime<Utc>>,
+    /// Where the round goes on; `None`: a window is read.
+    pub(super) within: Option<Within<'a>>,
+    /// Everything is read: the lease is given back, and the next round is due then.
+    pub(super) drained: Option<DateTime<Utc>>,
 }
 
-/// Writes where the poll stands, and renews the lease; says whether it still was the owner's.
+/// A place in a window that isn't read to its end.
+#[derive(Debug, Clone)]
+pub(super) struct Within<'a> {
+    /// The page behind which it goes on.
+    pub(super) after: &'a str,
+    /// Where the window ends.
+    pub(super) until: Option<DateTime<Utc>>,
+    /// Where the position is once it is read.
+    pub(super) leaves: DateTime<Utc>,
+}
+
+/// Writes where the poll stands, and renews the lease, or gives it back; says whether it still was the owner's.
 pub(super) async fn turn(
     connection: &mut PgConnection,
     owner: &str,
@@ -91,6 +99,7 @@ pub(super) async fn turn(
     lease_until: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
+    let within = turn.within.as_ref();
     let written = query!(
         r#"
         update workos_sync.event_poll
@@ -99,18 +108,20 @@ pub(super) async fn turn(
             round_until     = $4,
             round_leaves    = $5,
             last_answer_at  = $7,
-            last_drained_at = case when $8 then $7 else last_drained_at end,
-            lease_until     = $6
+            last_drained_at = case when $8::timestamptz is null then last_drained_at else $7 end,
+            lease_owner     = case when $8::timestamptz is null then lease_owner end,
+            lease_until     = case when $8::timestamptz is null then $6::timestamptz end,
+            next_at         = coalesce($8, next_at)
         where lease_owner = $1
         "#,
         owner,
         turn.position,
-        turn.after,
-        turn.until,
-        turn.leaves,
+        within.map(|within| within.after),
+        within.and_then(|within| within.until),
+        within.map(|within| within.leaves),
         lease_until,
         now,
-        turn.is_drained,
+        turn.drained,
     )
     .execute(connection)
     .await?;

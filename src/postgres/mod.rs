@@ -1,6 +1,5 @@
 //! The database: connections, and transactions with the settings that our promises rest on.
 
-pub mod embedded;
 pub mod error;
 pub mod locks;
 pub mod migrate;

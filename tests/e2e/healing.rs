@@ -176,6 +176,50 @@ async fn drift_is_exit_code_3() {
     assert_eq!(summary["summary"]["missing_there"], 1, "{summary}");
 }
 
+/// R41, R43: who only looks makes nothing. A database without the schema, or without a part of it, is left as it is, and one
+/// line names the command that makes it. Of a comparison, its record is written (R45), and nothing else.
+#[tokio::test]
+async fn who_only_looks_makes_nothing() {
+    let pair = Pair::new().await;
+    pair.workos.create_own(2);
+    pair.clock.advance(TimeDelta::minutes(5));
+    let refused = async || {
+        for looks in [&["backfill", "--dry-run"][..], &["reconcile"]] {
+            let refused = pair.run(looks).await.assert(1);
+            let line = refused.error_line();
+            assert!(line.contains("run `workos-sync migrate`"), "{refused:?}");
+            assert_eq!(refused.stdout, "");
+        }
+    };
+    refused().await;
+    let made = "select count(*) from pg_class where relname in ('organization_metadata', 'webhook_events')";
+    assert_eq!(pair.count(made).await, 0);
+
+    pair.run(&["migrate"]).await.assert(0);
+    let dry = pair.run(&["backfill", "--dry-run"]).await.assert(0);
+    assert!(dry.stdout.contains("2 would be created"), "{dry:?}");
+    let runs = "select count(*) from workos_sync.runs";
+    assert_eq!(pair.count(runs).await, 0);
+    let compared = pair.run(&["reconcile"]).await.assert(3);
+    assert!(compared.stdout.contains("missing here"), "{compared:?}");
+    assert_eq!(pair.count(runs).await, 1);
+    assert_eq!(pair.names().await, [""; 0]);
+    let events = "select count(*) from workos_sync.webhook_events";
+    assert_eq!(pair.count(events).await, 0);
+
+    sqlx::raw_sql("alter table organization_metadata drop column workos_last_event_id")
+        .execute(&pair.database.pool)
+        .await
+        .unwrap();
+    refused().await;
+    pair.run(&["migrate"]).await.assert(0);
+    sqlx::raw_sql("delete from workos_sync.migrations where version = (select max(version) from workos_sync.migrations)")
+        .execute(&pair.database.pool)
+        .await
+        .unwrap();
+    refused().await;
+}
+
 /// Arguments and settings that can't be used: exit code 2, one line that names them, and nothing is asked or written.
 #[tokio::test]
 async fn what_cannot_be_used_is_said_in_one_line() {

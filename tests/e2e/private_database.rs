@@ -96,10 +96,7 @@ async fn a_second_owner_is_refused() {
     let second = run(&folder, &[("LISTEN_ADDR", "127.0.0.1:0")], &["serve"])
         .await
         .assert(1);
-    let told = format!(
-        "workos-sync: another workos-sync (process {}) serves",
-        first.id()
-    );
+    let told = format!("workos-sync: another process ({}) serves from", first.id());
     assert!(second.stderr.starts_with(&told), "{second:?}");
     assert!(second.stderr.contains("\nhint: stop it"), "{second:?}");
     first.ready().await;
@@ -264,7 +261,7 @@ async fn postgres_ends_with_a_start_that_fails() {
     let refused = run(&folder, &[("LISTEN_ADDR", "127.0.0.1:0")], &[])
         .await
         .assert(1);
-    let told = "the webhook secret is empty";
+    let told = "webhook_secret: the secret is empty\nhint: remove the file";
     assert!(refused.stderr.contains(told), "{refused:?}");
     assert_eq!(folder.processes(), [""; 0], "nobody is left behind");
 }
@@ -331,6 +328,16 @@ async fn a_data_directory_that_is_not_ours_alone_is_refused() {
             "{arguments:?}: {refused:?}"
         );
     }
+}
+
+/// A wrong `PG_BIN_DIR` is named, and what to set it to.
+#[tokio::test]
+async fn a_directory_without_the_server_binaries_is_named() {
+    let folder = Folder::new();
+    let wrong = [("PG_BIN_DIR", "/"), ("LISTEN_ADDR", "127.0.0.1:0")];
+    let refused = run(&folder, &wrong, &["serve"]).await.assert(1);
+    let told = "workos-sync: PG_BIN_DIR: no executable postgres in /\nhint: set PG_BIN_DIR to";
+    assert!(refused.stderr.contains(told), "{refused:?}");
 }
 
 /// The image started without `DATABASE_URL`, as everybody does first: there is no room for a private Postgres, and what

@@ -1,18 +1,19 @@
 //! A Postgres cluster that can be stopped in the middle of everything and started again, on the same port and data.
 //! It is durable, as a production server is: what it has committed must be there afterwards.
 
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use anyhow::{Result, ensure};
+use private_postgres::{Options, Temporary};
+use secrecy::ExposeSecret;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
-use tempfile::TempDir;
 use tokio::sync::Mutex;
+use url::Url;
 use workos_sync::entities::organization::schema;
 
 use crate::{eventually, retry};
@@ -21,8 +22,11 @@ use crate::{eventually, retry};
 ///
 /// Connections of replicas, of those that were killed a moment ago, and of the tests. By default, a commit is answered long
 /// before it is durable: the service is to say otherwise (R23).
-const SETTINGS: &str = "-c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=300 \
-    -c synchronous_commit=off -c wal_writer_delay=10s";
+const SETTINGS: &[&str] = &[
+    "max_connections=300",
+    "synchronous_commit=off",
+    "wal_writer_delay=10s",
+];
 
 /// What a standby is called by its primary.
 const STANDBY: &str = "standby";
@@ -119,19 +123,15 @@ pub(crate) async fn watch(database: &PgConnectOptions) -> Result<()> {
     Ok(connection.close().await?)
 }
 
-/// A running cluster; dropped, it is stopped and its folder goes.
+/// A running cluster; dropped, it is stopped and its data goes.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    bin: PathBuf,
+    /// Locked while the server is down: two faults don't stop it twice.
+    server: Mutex<Temporary>,
     pub(crate) port: u16,
-    as_postgres: bool,
-    /// Held while the server is down: two faults don't stop it twice.
-    restarting: Mutex<()>,
-    /// Ends the server if this process is killed: it waits on a pipe that only this process holds.
-    _watchdog: std::process::Child,
-    // Removed after the server has been stopped in `drop`.
-    folder: TempDir,
-    // Unmounted after that.
+    url: Url,
+    log: PathBuf,
+    // Unmounted after the server has been stopped.
     disk: Option<Disk>,
 }
 
@@ -143,12 +143,10 @@ impl Cluster {
 
     /// The same on a small disk of its own.
     pub(crate) async fn start_on(disk: Option<Disk>) -> Result<Self> {
-        let this = Self::new(disk).await?;
-        let mut initdb = this.command("initdb");
-        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
-        initdb.args(["--locale=C", "--no-sync"]);
-        output(&mut initdb).await?;
-        this.launch().await?;
+        let parent = disk.as_ref().map(|disk| disk.0.clone());
+        let parent = parent.unwrap_or_else(std::env::temp_dir);
+        let server = Temporary::start(&parent, &options()).await?;
+        let this = Self::new(server, disk)?;
 
         this.administer(format!("create database {TEMPLATE}"))
             .await?;
@@ -158,22 +156,56 @@ impl Cluster {
         Ok(this)
     }
 
+    fn new(server: Temporary, disk: Option<Disk>) -> Result<Self> {
+        Ok(Self {
+            port: server.port(),
+            url: Url::parse(server.url().expose_secret())?,
+            log: server.log(),
+            server: Mutex::new(server),
+            disk,
+        })
+    }
+
     /// Makes a standby of this cluster, which streams from a port that leads to it.
     pub(crate) async fn standby(&self, port: u16) -> Result<Self> {
-        let this = Self::new(None).await?;
-        // In the clear, as the proxy wants it.
-        let primary = format!(
-            "host=127.0.0.1 port={port} user=postgres application_name={STANDBY} sslmode=disable gssencmode=disable"
-        );
-        let mut backup = this.command("pg_basebackup");
-        backup.args(["-R", "-c", "fast", "--no-sync", "-d", &primary, "-D"]);
-        output(backup.arg(this.data())).await?;
-        this.launch().await?;
+        let data_dir = std::env::temp_dir().join(format!("{STANDBY}-{}", uuid::Uuid::new_v4()));
+        self.copy(port, &data_dir).await?;
+        let this = Self::new(Temporary::start_on(data_dir, &options()).await?, None)?;
         eventually("the standby streams", async || {
             self.standbys_that("state = 'streaming'").await
         })
         .await?;
         Ok(this)
+    }
+
+    /// Makes the data directory of a standby.
+    async fn copy(&self, port: u16, data_dir: &Path) -> Result<()> {
+        let server = self.server.lock().await;
+        let (password, pgdata) = (data_dir.join("password"), data_dir.join("postgres"));
+        // Postgres may pass, whoever runs it.
+        DirBuilder::new().mode(0o711).create(data_dir)?;
+        fs::copy(server.data_dir().join("password"), password)?;
+        DirBuilder::new().mode(0o700).create(&pgdata)?;
+        let owner = fs::metadata(server.pgdata())?;
+        chown(&pgdata, Some(owner.uid()), Some(owner.gid()))?;
+        let primary = format!(
+            "{}&application_name={STANDBY}&gssencmode=disable",
+            self.url_by(port, "postgres")
+        );
+        let mut backup = server.command("pg_basebackup");
+        backup.args(["-R", "-c", "fast", "--no-sync", "-d", &primary, "-D"]);
+        let output = tokio::process::Command::from({
+            backup.arg(pgdata);
+            backup
+        })
+        .output()
+        .await?;
+        ensure!(
+            output.status.success(),
+            "pg_basebackup: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
     }
 
     /// Has commits wait for the standby.
@@ -200,41 +232,7 @@ impl Cluster {
 
     /// Makes a primary of a standby.
     pub(crate) async fn promote(&self) -> Result<()> {
-        output(self.command("pg_ctl").args(["promote", "-s", "-w"])).await?;
-        Ok(())
-    }
-
-    /// A folder for one, and a port.
-    async fn new(disk: Option<Disk>) -> Result<Self> {
-        let parent = disk
-            .as_ref()
-            .map_or_else(std::env::temp_dir, |disk| disk.0.clone());
-        let folder = tempfile::Builder::new()
-            .prefix("workos-sync-faults-")
-            .tempdir_in(parent)?;
-        let this = Self {
-            bin: find_binaries()?,
-            port: free_port()?,
-            as_postgres: output(Command::new("id").arg("-u")).await? == "0",
-            restarting: Mutex::new(()),
-            _watchdog: watchdog(&folder.path().join("data"), folder.path())?,
-            folder,
-            disk,
-        };
-        if this.as_postgres {
-            // Postgres refuses root.
-            output(
-                Command::new("chown")
-                    .arg("postgres")
-                    .arg(this.folder.path()),
-            )
-            .await?;
-        }
-        Ok(this)
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.administer("select pg_promote()".to_owned()).await
     }
 
     /// The disk that it has for itself.
@@ -243,61 +241,21 @@ impl Cluster {
     }
 
     /// What the server has logged.
-    pub(crate) fn log(&self) -> PathBuf {
-        self.folder.path().join("log")
-    }
-
-    /// In a process group of its own: Ctrl-C reaches the tests alone, which then stop the server.
-    fn command(&self, program: &str) -> Command {
-        let program = self.bin.join(program);
-        let mut command = if self.as_postgres {
-            let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--"]).arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
-        command
-            .process_group(0)
-            .current_dir("/")
-            .env("PGDATA", self.data());
-        command
-    }
-
-    async fn launch(&self) -> Result<()> {
-        let settings = format!("-p {} {SETTINGS}", self.port);
-        let mut start = self.command("pg_ctl");
-        start.args(["start", "-s", "-w", "-t", "120", "-o", &settings, "-l"]);
-        let status = tokio::process::Command::from({
-            start
-                .arg(self.log())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            start
-        })
-        .status()
-        .await?;
-        ensure!(
-            status.success(),
-            "Postgres did not start\n{}",
-            std::fs::read_to_string(self.log()).unwrap_or_default()
-        );
-        Ok(())
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Stops the server as a crash would, and starts it again after a while.
     pub(crate) async fn crash(&self, down: Duration) -> Result<()> {
-        let _alone = self.restarting.lock().await;
-        self.kill().await?;
+        let mut server = self.server.lock().await;
+        server.crash().await?;
         tokio::time::sleep(down).await;
-        self.launch().await
+        Ok(server.start_if_down().await?)
     }
 
-    /// Stops the server as a crash would: `pg_ctl` sends SIGQUIT.
+    /// Stops the server as a crash would.
     pub(crate) async fn kill(&self) -> Result<()> {
-        let mut stop = self.command("pg_ctl");
-        output(stop.args(["stop", "-s", "-w", "-m", "immediate"])).await?;
-        Ok(())
+        Ok(self.server.lock().await.crash().await?)
     }
 
     /// Changes a setting of the whole server, which every session follows at once.
@@ -309,11 +267,7 @@ impl Cluster {
 
     /// Starts the server if it stopped by itself, as one does that can't write.
     pub(crate) async fn start_if_down(&self) -> Result<()> {
-        let _alone = self.restarting.lock().await;
-        if output(self.command("pg_ctl").arg("status")).await.is_err() {
-            self.launch().await?;
-        }
-        Ok(())
+        Ok(self.server.lock().await.start_if_down().await?)
     }
 
     /// Has every session only read, also those that are there already; or write again.
@@ -324,7 +278,7 @@ impl Cluster {
 
     /// Kills a backend of a database by SIGKILL: the server ends all others, and recovers.
     pub(crate) async fn kill_backend(&self, database: &str) -> Result<()> {
-        let _alone = self.restarting.lock().await;
+        let _alone = self.server.lock().await;
         let pid: Option<i32> = retry(|| async {
             let mut admin = self.options("postgres").connect().await?;
             sqlx::query_scalar(
@@ -346,12 +300,16 @@ impl Cluster {
 
     /// How to connect to a database, past every proxy.
     pub(crate) fn options(&self, database: &str) -> PgConnectOptions {
-        PgConnectOptions::new_without_pgpass()
-            .host("127.0.0.1")
-            .port(self.port)
-            .username("postgres")
-            .database(database)
-            .ssl_mode(PgSslMode::Disable)
+        let url = self.url_by(self.port, database);
+        url.parse().expect("the address of a server of ours")
+    }
+
+    /// The address of a database by a port that leads to the server.
+    pub(crate) fn url_by(&self, port: u16, database: &str) -> String {
+        let mut url = self.url.clone();
+        url.set_port(Some(port)).expect("it has a host");
+        url.set_path(database);
+        url.into()
     }
 
     /// Makes a database with our schema and the journal.
@@ -378,11 +336,11 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let mut stop = self.command("pg_ctl");
-        // Nothing of it is kept, so nothing has to be written. It may be down.
-        let _ = stop.args(["stop", "-s", "-w", "-m", "immediate"]).output();
+fn options() -> Options {
+    Options {
+        bin_dir: std::env::var_os("PG_BIN_DIR").map(Into::into),
+        settings: SETTINGS,
+        ..Options::default()
     }
 }
 
@@ -412,83 +370,4 @@ impl Drop for Disk {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
         let _ = std::fs::remove_dir(&self.0);
     }
-}
-
-/// A shell that waits for this process to end, or for its own handle to be dropped, then stops the server of a data
-/// directory, if it is there, and removes a folder.
-pub(crate) fn watchdog(data: &Path, folder: &Path) -> Result<std::process::Child> {
-    let script = r#"trap '' INT TERM HUP
-        cat >/dev/null
-        kill -QUIT "$(head -n 1 "$1/postmaster.pid")"
-        while [ -e "$1/postmaster.pid" ]; do sleep 0.1; done
-        rm -rf "$2""#;
-    Ok(Command::new("sh")
-        .args(["-c", script, "sh"])
-        .args([data, folder])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()?)
-}
-
-/// Ports that nothing but a listener gets: outside the range from which the kernel serves outgoing connections. While
-/// a replica or a server is down, nobody else sits down on its port.
-pub(crate) fn free_port() -> Result<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 15_000 + u16::try_from(std::process::id() % 10_000)?;
-    for _ in 0..5_000 {
-        let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 5_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    anyhow::bail!("no free port from {start} on")
-}
-
-/// What a command printed; an error with it if the command failed.
-async fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().display().to_string();
-    let mut owned = Command::new(command.get_program());
-    owned.args(command.get_args());
-    for (key, value) in command.get_envs() {
-        if let Some(value) = value {
-            owned.env(key, value);
-        }
-    }
-    owned.process_group(0).current_dir("/");
-    let output = tokio::process::Command::from(owned).output().await?;
-    ensure!(
-        output.status.success(),
-        "{name}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// `PG_BIN_DIR`, else `PATH`, else where Debian keeps them, the newest first: as the service does.
-fn find_binaries() -> Result<PathBuf> {
-    let has_server = |folder: &PathBuf| folder.join("initdb").is_file();
-    if let Some(folder) = std::env::var_os("PG_BIN_DIR").filter(|folder| !folder.is_empty()) {
-        return Ok(folder.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(folder) = std::env::split_paths(&path).find(has_server) {
-        // What is linked there may be only some of the programs.
-        let initdb = folder.join("initdb").canonicalize()?;
-        return Ok(initdb.parent().unwrap_or(&folder).to_owned());
-    }
-    std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let version: u32 = entry.file_name().to_str()?.parse().ok()?;
-            Some((version, entry.path().join("bin")))
-        })
-        .filter(|(_, folder)| has_server(folder))
-        .max()
-        .map(|(_, folder)| folder)
-        .context("no Postgres server programs: install `postgresql`, or set PG_BIN_DIR")
 }

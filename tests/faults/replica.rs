@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use private_postgres::free_port;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::free_port;
 use crate::{PATIENCE, POLL, eventually, signal};
 
 /// The webhook's secret.

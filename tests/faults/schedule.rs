@@ -32,7 +32,7 @@ pub(crate) enum Fault {
     PauseReplica { replica: usize, lasts: Duration },
     /// SIGTERM, one after the other.
     RollingRestart,
-    /// `pg_ctl stop -m immediate`, then `start`.
+    /// SIGQUIT to the server, and its start after a while.
     CrashPostgres { down: Duration },
     /// SIGKILL to a backend, which ends all the others.
     KillBackend,

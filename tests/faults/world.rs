@@ -5,19 +5,19 @@ use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fastrand::Rng;
+use private_postgres::Watchdog;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::cluster::{self, Cluster, watchdog};
+use crate::cluster::{self, Cluster};
 use crate::pooler::Pooler;
 use crate::proxy::Proxy;
 use crate::replica::{Replica, Settings};
@@ -98,7 +98,7 @@ pub(crate) struct World {
 struct Private {
     /// Its data directory, which is another one after none of its ends.
     data: PathBuf,
-    _watchdog: Child,
+    _watchdog: Watchdog,
 }
 
 impl Private {
@@ -109,7 +109,7 @@ impl Private {
         // As root, it may be a link to where Postgres can go.
         let data = of_the_service.join("postgres").canonicalize()?;
         let this = Self {
-            _watchdog: watchdog(&data, &data)?,
+            _watchdog: Watchdog::over(&data, std::slice::from_ref(&data))?,
             data,
         };
         Ok((this, url.trim().parse()?))
@@ -149,9 +149,7 @@ impl World {
                 proxy.port
             };
             let settings = Settings {
-                database_url: (!options.private).then(|| {
-                    format!("postgres://postgres@127.0.0.1:{port}/{database}?sslmode=disable")
-                }),
+                database_url: (!options.private).then(|| cluster.url_by(port, &database)),
                 workos_url: workos.url.clone(),
                 connections: options.connections,
                 // What is lost is to be found.
@@ -470,7 +468,7 @@ impl World {
         let _ = writeln!(
             text,
             "--- Postgres\n{}",
-            crate::tail(&self.cluster.log(), 20)
+            crate::tail(self.cluster.log(), 20)
         );
         anyhow!(text)
     }

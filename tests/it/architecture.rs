@@ -1,6 +1,6 @@
 //! What the modules may know of each other. An architecture that nothing checks is a wish.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The functional core has no I/O: no database, no runtime, no HTTP, no clock, no chance.
@@ -25,6 +25,7 @@ fn pure_modules_know_no_io() {
         "signature.rs",
         "backoff.rs",
         "heal/snapshot.rs",
+        "heal/window.rs",
         "inbox/crew.rs",
         "inbox/queue.rs",
         "inbox/retry.rs",
@@ -51,36 +52,7 @@ fn pure_modules_know_no_io() {
     }
 }
 
-/// Every module, each above those that it may know: `cli → http → inbox → entities → event`, never back.
-const LAYERS: [&str; 25] = [
-    "cli",
-    "admin",
-    "doctor",
-    "service",
-    "http",
-    "operate",
-    "heal",
-    "shutdown",
-    "inbox",
-    "keyed_mutex",
-    "entities",
-    "outbox",
-    "panics",
-    "workos",
-    "metrics",
-    "event",
-    "signature",
-    "backoff",
-    "repeats",
-    "telemetry",
-    "dotenv",
-    "config",
-    "clock",
-    "pause",
-    "postgres",
-];
-
-/// The parts of the inbox, in the same way. None knows the façade.
+/// The parts of the inbox, each above those that it may know. None knows the façade.
 const INBOX: [&str; 18] = [
     "bulk",
     "page",
@@ -102,9 +74,41 @@ const INBOX: [&str; 18] = [
     "retry",
 ];
 
+/// In `src/lib.rs` the modules stand in the order of the layers. Its text tells of each, in the same order.
+#[test]
+fn the_map_is_complete_and_in_order() {
+    let library = std::fs::read_to_string(source("lib.rs")).unwrap();
+    let declared = declared(&library);
+    let there: BTreeSet<String> = modules(&source("")).into_keys().collect();
+    let in_order: BTreeSet<String> = declared.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(in_order, there);
+
+    let (_, map) = library.split_once("//! # How it is built").unwrap();
+    let told: Vec<_> = map
+        .lines()
+        .take_while(|line| line.starts_with("//!") || line.is_empty())
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(|name| declared.contains(name))
+        .collect();
+    assert_eq!(told, declared);
+}
+
+/// Each module knows only those that come after it, and those that know no other: those can't be part of a circle.
 #[test]
 fn arrows_go_one_way() {
-    assert_arrows_go_down("", "crate::", &LAYERS);
+    let modules = modules(&source(""));
+    let knows = |name: &str| known_siblings(&source(""), &modules[name], &modules);
+    let library = std::fs::read_to_string(source("lib.rs")).unwrap();
+    let declared = declared(&library);
+    for (place, name) in declared.iter().enumerate() {
+        for known in knows(name) {
+            assert!(
+                !declared[..place].contains(&known.as_str()) || knows(&known).is_empty(),
+                "{name} knows {known}, which comes before it"
+            );
+        }
+    }
+
     assert_arrows_go_down("inbox", "super::", &INBOX);
     // A part that wants something of the façade would name it with a capital letter, or among braces.
     for part in INBOX {
@@ -126,14 +130,7 @@ fn the_inbox_knows_no_entity_by_name() {
 fn no_modules_go_in_circles() {
     let mut directories = vec![source("")];
     while let Some(directory) = directories.pop() {
-        let modules: BTreeMap<String, PathBuf> = directory
-            .read_dir()
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_dir() || path.extension().is_some_and(|end| end == "rs"))
-            .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
-            .filter(|(name, _)| !matches!(&**name, "mod" | "lib" | "main" | "tests"))
-            .collect();
+        let modules = modules(&directory);
         directories.extend(modules.values().filter(|path| path.is_dir()).cloned());
         let mut unplaced: BTreeMap<_, _> = modules
             .iter()
@@ -153,6 +150,26 @@ fn no_modules_go_in_circles() {
         }
         assert!(unplaced.is_empty(), "{directory:?}: {unplaced:#?}");
     }
+}
+
+/// The modules of a directory, with their files or directories.
+fn modules(directory: &Path) -> BTreeMap<String, PathBuf> {
+    directory
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir() || path.extension().is_some_and(|end| end == "rs"))
+        .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
+        .filter(|(name, _)| !matches!(&**name, "mod" | "lib" | "main" | "tests"))
+        .collect()
+}
+
+/// The modules that a file declares, in its order.
+fn declared(code: &str) -> Vec<&str> {
+    code.lines()
+        .map(|line| line.strip_prefix("pub ").unwrap_or(line))
+        .filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'))
+        .collect()
 }
 
 /// The modules of a directory that one of them knows, by their paths in the code.
@@ -247,6 +264,34 @@ fn files(module: &Path) -> Vec<PathBuf> {
         .flat_map(|entry| files(&entry.unwrap().path()))
         .filter(|file| file.extension().is_some_and(|extension| extension == "rs"))
         .collect()
+}
+
+/// The private Postgres is a package that knows nothing of us, and the only one who starts a server. (The end-to-end tests
+/// put stand-ins in the place of its programs.)
+#[test]
+fn only_one_package_starts_postgres() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &Path| std::fs::read_to_string(file).unwrap();
+    for file in files(&root.join("private-postgres")) {
+        let code = read(&file).to_lowercase();
+        assert!(!code.contains("workos"), "{} knows us", file.display());
+    }
+    let scripts = root.join("scripts").read_dir().unwrap();
+    let scripts = scripts.map(|script| script.unwrap().path());
+    let code = ["src", "bench/src", "tests/faults", "tests/it/support"];
+    for file in code
+        .iter()
+        .flat_map(|directory| files(&root.join(directory)))
+        .chain(scripts)
+    {
+        for program in ["pg_ctl", "\"initdb\"", "bin/initdb"] {
+            assert!(
+                !read(&file).contains(program),
+                "{} starts a server",
+                file.display()
+            );
+        }
+    }
 }
 
 /// What belongs to a process is installed by the program, and nowhere behind the back of an application that has the

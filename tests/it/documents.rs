@@ -120,7 +120,10 @@ fn tests(directory: &str) -> Vec<String> {
 #[test]
 fn commands_run_something() {
     let targets = BTreeMap::from([
-        ("lib", tests("src")),
+        (
+            "lib",
+            [tests("src"), tests("private-postgres/src")].concat(),
+        ),
         ("it", tests("tests/it")),
         ("e2e", tests("tests/e2e")),
         ("faults", tests("tests/faults")),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sync::clock::Clock;
@@ -12,7 +13,7 @@ use workos_sync::heal::backfill::{self, Options as BackfillOptions};
 use workos_sync::heal::key::KeyGuard;
 use workos_sync::heal::poll::{Poll, Round};
 use workos_sync::heal::reconcile::{self, Difference, Found, Options, Report};
-use workos_sync::heal::{HealError, Means, Tally, catch_up, trust};
+use workos_sync::heal::{HealError, Means, Progress, Tally, catch_up, trust};
 use workos_sync::operate::{Actor, pausing};
 
 use crate::support::app::look_at;
@@ -20,7 +21,7 @@ use crate::support::event::rfc3339;
 use crate::support::fake_workos::{Dates, FakeEnvironment, Habits, Lists};
 use crate::support::logs::Logs;
 use crate::support::workos::Answer;
-use crate::support::{NOW, TestApp, eventually};
+use crate::support::{NOW, TestApp, deleted, eventually};
 
 /// An environment, and the service that mirrors it.
 struct Pair {
@@ -209,6 +210,29 @@ async fn types_that_were_not_asked_for_are_left_out() {
         Round::Drained { new: 1 }
     );
     assert_eq!(pair.count("select count(*) from webhook_events").await, 1);
+}
+
+/// R36: a round that finds nothing new is a request and two transactions of two statements: the lease with what was missed,
+/// and the page with the position.
+#[tokio::test]
+async fn a_round_that_finds_nothing_costs_little() {
+    let pair = Pair::new().await;
+    let poll = pair.poll();
+    pair.workos.create("Acme");
+    pair.round(&poll).await.unwrap();
+    pair.later(TimeDelta::minutes(1));
+    pair.workos.forget_requests();
+    let logs = Logs::capture();
+    assert_eq!(poll.round().await.unwrap(), Round::Drained { new: 0 });
+    assert_eq!(pair.workos.requests().len(), 1);
+    let text = logs.text();
+    let statements: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains("sqlx::query"))
+        .collect();
+    let commits = statements.iter().filter(|line| line.contains("COMMIT"));
+    assert_eq!(commits.count(), 2, "{statements:#?}");
+    assert_eq!(statements.len(), 6, "{statements:#?}");
 }
 
 /// R37: WorkOS hides fresh events; one that appears behind a position that has passed it is found all the same.
@@ -602,8 +626,11 @@ async fn a_backfill_brings_every_organization() {
     pair.workos.create_own(250);
     pair.later(TimeDelta::days(100));
     let began = pair.app.clock.now();
-    let tally = pair.backfill().await.unwrap();
+    let mut seen = Vec::new();
+    let tell = |progress: Progress| seen.push((progress.pages, progress.seen));
+    let (_, tally) = backfill::run(&pair.means(), BACKFILL, tell).await.unwrap();
     assert_eq!((tally.created, tally.dead, tally.unsettled), (250, 0, 0));
+    assert_eq!(seen, [(1, 100), (2, 200), (3, 250)]);
     assert_eq!(pair.names().await, pair.workos.names());
     let sources = "select count(*) from webhook_events
                    where source = 'backfill' and event_type = 'organization.snapshot' and event_id like 'snapshot_%'";
@@ -784,6 +811,29 @@ async fn a_dry_run_writes_nothing() {
     assert_eq!(pair.count("select count(*) from runs").await, 1);
 }
 
+/// R10, R41: an organization of which the list shows what a deletion has ended links and disables a row that waits for it,
+/// and is counted so.
+#[tokio::test]
+async fn a_backfill_counts_what_it_disables() {
+    let pair = Pair::new().await;
+    let id = pair.workos.create_with("Acme", Some("acme"));
+    let gone = deleted(1, &id);
+    assert_eq!(pair.app.apply(&gone).await, "tombstoned");
+    pair.app
+        .execute(
+            "insert into organization_metadata (id, name, slug) values ('acme', 'Acme', 'acme')",
+        )
+        .await;
+    let tally = pair.backfill().await.unwrap();
+    let expected = Tally {
+        disabled: 1,
+        ..Tally::default()
+    };
+    assert_eq!(tally, expected);
+    let recorded = "select disabled from runs where status = 'complete'";
+    assert_eq!(pair.count(recorded).await, 1);
+}
+
 /// R41, R42: what can't be applied is a dead letter; an answer without a `Date` ends the run.
 #[tokio::test]
 async fn a_dead_letter_ends_no_backfill_but_a_missing_date_does() {
@@ -836,7 +886,18 @@ async fn a_key_of_another_environment_is_refused() {
         apply: true,
         max_disable: Some(100),
     };
-    let error = pair.reconcile(apply).await.0.unwrap_err();
+    let dry_run = BackfillOptions {
+        dry_run: true,
+        ..BACKFILL
+    };
+    // Those that write nothing would tell nonsense, and a reconcile would ask for every row.
+    for options in [apply, Options::default()] {
+        pair.workos.forget_requests();
+        let error = pair.reconcile(options).await.0.unwrap_err();
+        assert!(matches!(error, HealError::WrongKey { .. }), "{error}");
+        assert_eq!(pair.workos.requests().len(), 3);
+    }
+    let error = pair.backfill_with(dry_run).await.unwrap_err();
     assert!(matches!(error, HealError::WrongKey { .. }), "{error}");
     assert_eq!(pair.app.organizations().await, rows);
 
@@ -962,6 +1023,20 @@ async fn what_is_known_but_not_listed_is_left() {
     assert_eq!(pair.count(whole).await, 0);
 }
 
+/// R43: an organization that the list shows twice, as it may while it changes, is compared once.
+#[tokio::test]
+async fn what_is_listed_twice_is_compared_once() {
+    let pair = Pair::new().await;
+    let there =
+        json!({"id": "org_1", "name": "Acme", "updated_at": rfc3339(NOW - TimeDelta::days(1))});
+    let page = json!({"data": [there, there], "list_metadata": {"after": null}}).to_string();
+    pair.workos.answer_next(Answer::status(200).body(&page));
+    assert_eq!(
+        pair.differences().await,
+        [(Difference::MissingHere, "org_1".to_owned())]
+    );
+}
+
 /// R43: an organization that is made after the list was read isn't missing there, however long the rest takes.
 #[tokio::test]
 async fn what_is_made_after_the_list_was_read_is_not_missing_there() {
@@ -974,11 +1049,13 @@ async fn what_is_made_after_the_list_was_read_is_not_missing_there() {
         })
         .collect();
     pair.backfill().await.unwrap();
-    pair.workos.delete(&ids[0]);
+    // None of the first and the last, by which the key is tried.
+    pair.workos.delete(&ids[50]);
     pair.workos.take_deliveries();
     pair.later(TimeDelta::minutes(10));
     pair.workos.forget_requests();
-    for _ in 0..2 {
+    // Whether the key is good, and two pages.
+    for _ in 0..3 {
         pair.workos.hold_next().release();
     }
     let held = pair.workos.hold_next();
@@ -993,7 +1070,7 @@ async fn what_is_made_after_the_list_was_read_is_not_missing_there() {
         found
     });
     eventually("it asks for the one that isn't listed", async || {
-        pair.workos.requests().len() == 3
+        pair.workos.requests().len() == 4
     })
     .await;
     pair.workos.create_with("New", Some("new"));
@@ -1006,7 +1083,7 @@ async fn what_is_made_after_the_list_was_read_is_not_missing_there() {
     held.release();
     let found = run.join_next().await.unwrap().unwrap();
     assert_eq!(found, [Difference::DeletedThere]);
-    assert_eq!(pair.workos.requests().len(), 4, "the new one was asked for");
+    assert_eq!(pair.workos.requests().len(), 5, "the new one was asked for");
 }
 
 /// R44: `--apply` mends it, and then all is in step.
@@ -1193,11 +1270,14 @@ async fn the_mirror_is_trusted_when_nothing_is_missing() {
         .await;
     assert_eq!(reasons().await, [""; 0]);
 
-    // Dead letters: one that is older than what was applied is no loss.
-    for (at, status, trusted) in [
-        (now - TimeDelta::days(1), "dead", true),
-        (now + TimeDelta::days(1), "dead", false),
-        (now + TimeDelta::days(1), "discarded", false),
+    // Dead letters: one that is older than what was applied is no loss; nor is one that says nothing of any organization.
+    for (at, id, status, trusted) in [
+        (now - TimeDelta::days(1), Some(&*id), "dead", true),
+        (now + TimeDelta::days(1), Some(&*id), "dead", false),
+        (now + TimeDelta::days(1), Some(&*id), "discarded", false),
+        (now + TimeDelta::days(1), Some("org_unknown"), "dead", false),
+        (now + TimeDelta::days(1), None, "dead", true),
+        (now + TimeDelta::days(1), None, "discarded", true),
     ] {
         let ms = u64::try_from(at.timestamp_millis()).unwrap();
         sqlx::query(
@@ -1205,7 +1285,7 @@ async fn the_mirror_is_trusted_when_nothing_is_missing() {
              values ($1, 'organization.updated', $2, '{}', $3, now())",
         )
         .bind(format!("event_{}", ulid::Ulid::from_parts(ms, 1)))
-        .bind(&id)
+        .bind(id)
         .bind(status)
         .execute(&pair.app.db.pool)
         .await

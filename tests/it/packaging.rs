@@ -67,6 +67,16 @@ fn the_image_can_be_built() {
         );
     }
     let manifest = read("Cargo.toml");
+    // A package beside ours, of which there is no stub.
+    let beside = manifest
+        .lines()
+        .filter_map(|line| line.split_once(" = { path = \"")?.1.split_once('"'));
+    for (package, _) in beside {
+        assert!(
+            copied.iter().any(|copied| copied == package),
+            "the image lacks {package}"
+        );
+    }
     let paths = manifest
         .lines()
         .filter_map(|line| line.strip_prefix("path = \""));
@@ -317,13 +327,13 @@ fn the_release_packs_what_exists() {
     }
 }
 
-/// Each package of this repository is looked after: of Cargo's and npm's, none is left out, and none that isn't there is
+/// Each lock file of this repository is looked after: of Cargo's and npm's, none is left out, and none that isn't there is
 /// named.
 #[test]
 fn dependencies_are_looked_after() {
     let config = &yaml(".github/dependabot.yml")[0];
     let updates = config["updates"].as_array().unwrap();
-    for (ecosystem, manifest) in [("cargo", "Cargo.toml"), ("npm", "package.json")] {
+    for (ecosystem, lock) in [("cargo", "Cargo.lock"), ("npm", "package-lock.json")] {
         let update = updates
             .iter()
             .find(|update| update["package-ecosystem"] == ecosystem)
@@ -333,7 +343,7 @@ fn dependencies_are_looked_after() {
             .map(|directory| path(directory.trim_start_matches('/')))
             .collect();
         let mut found = BTreeSet::new();
-        find(&path(""), manifest, &mut found);
+        find(&path(""), lock, &mut found);
         assert_eq!(told, found, "{ecosystem}");
     }
 }

@@ -1,25 +1,25 @@
 //! Why the private server can't be used, and the cure.
 //!
 //! Variants are what a program may want to tell apart. The many obstacles that only a human can
-//! clear share one, [`EmbeddedError::Unusable`]: where one is found, its cure is known too.
+//! clear share one, [`Error::Unusable`]: where one is found, its cure is known too.
 
 use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Why the private server can't be used. [`EmbeddedError::hint`] has the cure.
+/// Why the private server can't be used. [`Error::hint`] has the cure.
 #[derive(Debug, thiserror::Error)]
-pub enum EmbeddedError {
+pub enum Error {
     /// The lock of the data directory is held.
-    #[error("another workos-sync (process {pid}) serves from {}", dir.display())]
+    #[error("another process ({pid}) serves from {}", dir.display())]
     InUse {
         /// The data directory.
         dir: PathBuf,
         /// The owner, as the lock file names it.
         pid: String,
     },
-    /// A command that uses the private database of `serve` found none.
+    /// Somebody who makes no database found none.
     #[error("there is no private database in {}", dir.display())]
     NotMade {
         /// The data directory.
@@ -28,6 +28,14 @@ pub enum EmbeddedError {
     /// The start was asked to end.
     #[error("the start of the private postgres was interrupted")]
     Interrupted,
+    /// [`Options::bin_dir`](crate::Options::bin_dir) lacks the server's programs.
+    #[error("{problem} in {}", dir.display())]
+    BinDir {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Something isn't what a server needs.
     #[error("{subject}: {problem}")]
     Unusable {
@@ -35,8 +43,8 @@ pub enum EmbeddedError {
         subject: String,
         /// What is wrong with it.
         problem: String,
-        /// The cure.
-        hint: String,
+        /// The cure. `{data_dir}` and the like stand for [`Names`].
+        cure: String,
     },
     /// A program of Postgres ended with an error.
     #[error("{what}: {output}")]
@@ -77,62 +85,73 @@ pub enum EmbeddedError {
     },
 }
 
-impl EmbeddedError {
+/// What a program calls the ways out of an error, for [`Error::hint`].
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// The setting with the data directory.
+    pub data_dir: &'static str,
+    /// The setting with the directory of the server binaries.
+    pub bin_dir: &'static str,
+    /// What to do instead of having a private server, "set … to a database of yours".
+    pub instead: &'static str,
+}
+
+impl Error {
     /// What to do about it, for the line `hint: …` after the message.
     #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::InUse { dir, .. } => Some(format!(
+    pub fn hint(&self, names: &Names) -> Option<String> {
+        let cure = match self {
+            Self::InUse { dir, .. } => &format!(
                 "stop it, or choose another data directory; if it doesn't answer, {}/postgres.log has the reason",
                 dir.display()
-            )),
-            Self::NotMade { .. } => Some(
-                "set DATABASE_URL, or DATA_DIR to where `workos-sync serve` has made one"
-                    .to_owned(),
             ),
-            Self::Unusable { hint, .. } => Some(hint.clone()),
-            // As in the image, and under systemd.
+            Self::BinDir { .. } => {
+                "set {bin_dir} to a directory like /usr/lib/postgresql/17/bin, or unset it to search PATH"
+            }
+            Self::Unusable { cure, .. } => cure,
+            // As in an image, and under systemd.
             Self::Io { source, .. }
                 if matches!(
                     source.kind(),
                     io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
                 ) =>
             {
-                Some(
-                    "set DATABASE_URL to use a PostgreSQL server that is there, or DATA_DIR to a directory that this user may write to"
-                        .to_owned(),
-                )
+                "{instead}, or {data_dir} to a directory that this user may write to"
             }
-            Self::Interrupted
+            Self::NotMade { .. }
+            | Self::Interrupted
             | Self::Program { .. }
             | Self::Slow { .. }
             | Self::Restless { .. }
             | Self::Database(_)
-            | Self::Io { .. } => None,
-        }
+            | Self::Io { .. } => return None,
+        };
+        let cure = cure.replace("{data_dir}", names.data_dir);
+        let cure = cure.replace("{bin_dir}", names.bin_dir);
+        Some(cure.replace("{instead}", names.instead))
     }
 
-    pub(super) fn unusable(
+    pub(crate) fn unusable(
         subject: impl Display,
         problem: impl Display,
-        hint: impl Display,
+        cure: impl Display,
     ) -> Self {
         Self::Unusable {
             subject: subject.to_string(),
             problem: problem.to_string(),
-            hint: hint.to_string(),
+            cure: cure.to_string(),
         }
     }
 }
 
 /// What an error of the operating system was about: it names neither the file nor the deed.
-pub(super) trait When<T> {
-    fn when(self, doing: &'static str, path: &Path) -> Result<T, EmbeddedError>;
+pub(crate) trait When<T> {
+    fn when(self, doing: &'static str, path: &Path) -> Result<T, Error>;
 }
 
 impl<T, E: Into<io::Error>> When<T> for Result<T, E> {
-    fn when(self, doing: &'static str, path: &Path) -> Result<T, EmbeddedError> {
-        self.map_err(|source| EmbeddedError::Io {
+    fn when(self, doing: &'static str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::Io {
             doing,
             path: path.to_owned(),
             source: source.into(),

@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 
 /// Whom the server runs as, if not as ourselves.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ServerUser {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct ServerUser {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 impl ServerUser {
     /// The user of a new cluster that root makes.
-    pub(super) fn for_root() -> Option<Self> {
+    pub(crate) fn for_root() -> Option<Self> {
         Self::named("postgres").or_else(|| Self::named("nobody"))
     }
 
@@ -34,7 +34,7 @@ impl ServerUser {
 
     /// Whether the user can pass through the directory, all its parents included. Asked of the
     /// kernel, because modes, ACLs and mounts together decide it.
-    pub(super) fn can_enter(self, dir: &Path) -> bool {
+    pub(crate) fn can_enter(self, dir: &Path) -> bool {
         let mut shell = command(Path::new("/bin/sh"), Some(self));
         let cd = shell.args(["-c", r#"cd -- "$1""#, "sh"]).arg(dir).output();
         cd.is_ok_and(|cd| cd.status.success())
@@ -42,18 +42,18 @@ impl ServerUser {
 }
 
 /// Our own user id.
-pub(super) fn our_uid() -> u32 {
+pub(crate) fn our_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-pub(super) fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     our_uid() == 0
 }
 
 /// A program run as the server's user, from a directory that everybody may enter and with next to no
 /// environment: it would hand our secrets to the server, whose own variables (`PGPORT`,
 /// `PGOPTIONS`, `LC_ALL`) would change what it does.
-pub(super) fn command(program: &Path, user: Option<ServerUser>) -> Command {
+pub(crate) fn command(program: &Path, user: Option<ServerUser>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C");
     for kept in ["PATH", "LD_LIBRARY_PATH", "TZ"] {

@@ -11,54 +11,48 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::Cluster;
-use super::error::{EmbeddedError, When};
-use super::process::run;
-use super::user::{ServerUser, command};
+use crate::cluster::Cluster;
+use crate::error::{Error, When};
+use crate::process::run;
+use crate::user::{ServerUser, command};
 
 /// Where Debian and its relatives keep the server binaries, a directory a major version.
 const DISTRIBUTION: &str = "/usr/lib/postgresql";
-/// The oldest major version that the service supports.
+/// The oldest major version that is still worth a start.
 const OLDEST: u32 = 13;
 const PROGRAMS: [&str; 2] = ["postgres", "initdb"];
 
 /// The directory of the programs for a cluster: the first whose major version is the cluster's, for a
 /// new one (no version yet) simply the first.
-pub(super) async fn find(
+pub(crate) async fn find(
     bin_dir: Option<&Path>,
     cluster: &Cluster,
     stop: &CancellationToken,
-) -> Result<PathBuf, EmbeddedError> {
+) -> Result<PathBuf, Error> {
     let user = cluster.user;
-    let found = if let Some(dir) = bin_dir {
+    let found = if let Some(dir) = bin_dir.filter(|dir| !dir.as_os_str().is_empty()) {
         // Absolute: children run in another directory than we do.
-        let dir = std::path::absolute(dir).when("resolve PG_BIN_DIR", dir)?;
+        let dir = std::path::absolute(dir).when("resolve", dir)?;
         let checked = Binaries::check(dir.clone(), user, stop).await;
-        checked.map(|binaries| vec![binaries]).map_err(|problem| {
-            EmbeddedError::unusable(
-                "PG_BIN_DIR",
-                format!("{problem} in {}", dir.display()),
-                format!(
-                    "set it to a directory like {DISTRIBUTION}/17/bin, or unset it to search PATH"
-                ),
-            )
-        })
+        checked
+            .map(|binaries| vec![binaries])
+            .map_err(|problem| Error::BinDir { dir, problem })
     } else {
         let path = env::var_os("PATH").unwrap_or_default();
         Ok(search(&path, Path::new(DISTRIBUTION), user, stop).await)
     };
     if stop.is_cancelled() {
-        return Err(EmbeddedError::Interrupted);
+        return Err(Error::Interrupted);
     }
     let found = found?;
     let Some(Binaries { dir, major }) = found.first() else {
         let programs = PROGRAMS.join(", ");
-        return Err(EmbeddedError::unusable(
+        return Err(Error::unusable(
             "PATH",
             format!(
                 "no Postgres server binaries ({programs}, {OLDEST} or newer) there or in {DISTRIBUTION}/*/bin"
             ),
-            "install them (`apt install postgresql`), or set PG_BIN_DIR to their directory, or set DATABASE_URL to a database of yours",
+            "install them (`apt install postgresql`), or set {bin_dir} to their directory, or {instead}",
         ));
     };
     let Some(version) = cluster.version else {
@@ -66,14 +60,14 @@ pub(super) async fn find(
     };
     match found.iter().find(|binaries| binaries.major == version) {
         Some(matching) => Ok(matching.dir.clone()),
-        None => Err(EmbeddedError::unusable(
+        None => Err(Error::unusable(
             cluster.pgdata.display(),
             format!(
                 "the data is of Postgres {version}, the server binaries in {} are of Postgres {major}",
                 dir.display()
             ),
             format!(
-                "install Postgres {version} or set PG_BIN_DIR to its binaries; to move to the newer version, dump with the old one and restore into a new data directory"
+                "install Postgres {version} or set {{bin_dir}} to its binaries; to move to the newer version, dump with the old one and restore into a new data directory"
             ),
         )),
     }
@@ -145,6 +139,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::tests::NAMES;
 
     /// Programs that only know their version. Written by a shell: a descriptor of ours that is open
     /// for writing could be in another test's child when the program is run, and the kernel refuses
@@ -203,22 +198,20 @@ mod tests {
             bin.display()
         );
         assert_eq!(refused.to_string(), expected);
-        let hint = refused.hint().expect("a hint");
-        assert!(hint.contains("PG_BIN_DIR"), "{hint}");
+        let hint = refused.hint(&NAMES).expect("a hint");
+        assert!(hint.contains("or set BINARIES to its"), "{hint}");
     }
 
     #[tokio::test]
-    async fn a_pg_bin_dir_without_the_programs_is_named() {
+    async fn a_directory_without_the_programs_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let never = CancellationToken::new();
         let refused = find(Some(dir.path()), &cluster(None), &never).await;
         let refused = refused.expect_err("there is no server");
-        let expected = format!(
-            "PG_BIN_DIR: no executable postgres in {}",
-            dir.path().display()
-        );
+        let expected = format!("no executable postgres in {}", dir.path().display());
         assert_eq!(refused.to_string(), expected);
-        assert!(refused.hint().is_some());
+        let hint = refused.hint(&NAMES).expect("a hint");
+        assert!(hint.starts_with("set BINARIES to"), "{hint}");
 
         let bin = fake_binaries(dir.path(), 12);
         let refused = find(Some(&bin), &cluster(None), &never).await;

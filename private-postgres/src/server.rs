@@ -10,24 +10,28 @@ use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::{Cluster, NAME};
-use super::data_dir::{DataDir, LOG};
-use super::error::{EmbeddedError, When};
-use super::process::{Child, POLL};
-use super::user::command;
+use crate::Options;
+use crate::cluster::Cluster;
+use crate::data_dir::{DataDir, LOG};
+use crate::error::{Error, When};
+use crate::process::{Child, POLL};
+use crate::user::command;
 
 /// How long a server that a killed process left, or an owner that is still initialising, is waited
 /// for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a server may take until it is ready, the recovery after a crash included. That replays
 /// no more than the gigabyte of `max_wal_size`; a start that is broken off begins it anew.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
@@ -42,26 +46,26 @@ const AT_ONCE: [(Signal, Duration); 2] = [
 ];
 /// Between two looks at a server that is no child of ours.
 const WATCH: Duration = Duration::from_secs(1);
-/// Below the ports that kernels use for outgoing connections, any of which might have ours when the
-/// server is started again.
+/// Below the ports that kernels use for outgoing connections, any of which might have ours while the
+/// server is down.
 const PORTS: RangeInclusive<u16> = 20_000..=29_999;
 /// Another process can take the port between our look and the server's bind.
 const PORT_TRIES: u32 = 5;
 
 /// A cluster, the programs that serve it, and the process that does.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     dir: DataDir,
-    pub(super) cluster: Cluster,
+    pub(crate) cluster: Cluster,
     bin: PathBuf,
     password: SecretString,
-    durable: bool,
-    pub(super) postmaster: Option<Postmaster>,
+    options: Options,
+    pub(crate) postmaster: Option<Postmaster>,
 }
 
 /// The process that is told to stop when the server has to.
 #[derive(Debug)]
-pub(super) enum Postmaster {
+pub(crate) enum Postmaster {
     Child(Child),
     /// Left by a killed process.
     Left(Pid),
@@ -76,19 +80,19 @@ struct PidFile {
 }
 
 impl Server {
-    pub(super) const fn new(
+    pub(crate) fn new(
         dir: DataDir,
         cluster: Cluster,
         bin: PathBuf,
         password: SecretString,
-        durable: bool,
+        options: Options,
     ) -> Self {
         Self {
             dir,
             cluster,
             bin,
             password,
-            durable,
+            options,
             postmaster: None,
         }
     }
@@ -97,7 +101,7 @@ impl Server {
     /// accepts connections and has its database.
     ///
     /// Dropped before, or failed, it leaves the process in `postmaster`.
-    pub(super) async fn begin(&mut self) -> Result<u16, EmbeddedError> {
+    pub(crate) async fn begin(&mut self) -> Result<u16, Error> {
         let kept = self.dir.port()?;
         let port = match self.adopt().await? {
             Some(port) => port,
@@ -112,7 +116,7 @@ impl Server {
     /// The port of a server that already runs on this cluster and takes our password. One that is
     /// starting or stopping is waited for. One that doesn't answer is ended, and so is one that runs
     /// without `fsync` where that is wanted.
-    async fn adopt(&mut self) -> Result<Option<u16>, EmbeddedError> {
+    async fn adopt(&mut self) -> Result<Option<u16>, Error> {
         let deadline = Instant::now() + PATIENCE;
         while let Some(file) = self.running() {
             if self.postmaster.is_none() {
@@ -122,9 +126,9 @@ impl Server {
                 self.postmaster = Some(Postmaster::Left(file.pid));
             }
             if let Some(port) = file.port
-                && let Ok(fsync) = prepare(port, &self.password).await
+                && let Ok(fsync) = self.prepare(port).await
             {
-                if !self.durable || fsync == "on" {
+                if !self.options.durable || fsync == "on" {
                     tracing::info!(port, "adopted the private postgres of a killed process");
                     return Ok(Some(port));
                 }
@@ -145,7 +149,8 @@ impl Server {
 
     /// Starts the server on the port that it had, or on another where that is taken, and waits until
     /// it is ready.
-    async fn launch(&mut self, mut kept: Option<u16>) -> Result<u16, EmbeddedError> {
+    async fn launch(&mut self, mut kept: Option<u16>) -> Result<u16, Error> {
+        let new_port = || free_port().when("listen on", Path::new("127.0.0.1"));
         let mut tries = PORT_TRIES;
         loop {
             let port = match kept.take() {
@@ -154,14 +159,14 @@ impl Server {
                         port,
                         "the port of the private postgres is taken by another process: it gets a new one"
                     );
-                    free_port()?
+                    new_port()?
                 }
                 Some(port) => port,
-                None => free_port()?,
+                None => new_port()?,
             };
             match self.launch_on(port).await {
                 // Asked of the port, not of the log: its text has languages and versions.
-                Err(EmbeddedError::Program { .. }) if tries > 1 && is_taken(port) => tries -= 1,
+                Err(Error::Program { .. }) if tries > 1 && is_taken(port) => tries -= 1,
                 result => {
                     result?;
                     tracing::info!(port, "started a private postgres");
@@ -171,18 +176,18 @@ impl Server {
         }
     }
 
-    pub(super) async fn launch_on(&mut self, port: u16) -> Result<(), EmbeddedError> {
+    pub(crate) async fn launch_on(&mut self, port: u16) -> Result<(), Error> {
         let path = self.dir.file(LOG);
         let mut options = OpenOptions::new();
         options.create(true).read(true).append(true).mode(0o600);
         let mut log = self.dir.open_file(LOG, &mut options)?;
         let before = log.seek(SeekFrom::End(0)).when("read", &path)?;
-        let mut postgres = command(&self.bin.join("postgres"), self.cluster.user);
+        let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(&self.cluster.pgdata);
         postgres.args(["-p", &port.to_string()]);
         // On the command line they win over the configuration file and `alter system`. Explicit
         // where they are Postgres's defaults: durability is promised here, so it is decided here.
-        let sure = if self.durable { "on" } else { "off" };
+        let sure = if self.options.durable { "on" } else { "off" };
         for setting in [
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
@@ -191,6 +196,9 @@ impl Server {
             &format!("synchronous_commit={sure}"),
             &format!("full_page_writes={sure}"),
         ] {
+            postgres.args(["-c", setting]);
+        }
+        for setting in self.options.settings {
             postgres.args(["-c", setting]);
         }
         // The open file: the server's user may not be able to reach it by name.
@@ -208,7 +216,7 @@ impl Server {
                 log.seek(SeekFrom::Start(before))
                     .and_then(|_| log.read_to_end(&mut said))
                     .when("read", &path)?;
-                return Err(EmbeddedError::Program {
+                return Err(Error::Program {
                     what: "postgres did not start",
                     output: format!(
                         "{} ends:\n{}",
@@ -219,10 +227,10 @@ impl Server {
             }
             let file = self.pid_file();
             if file.is_some_and(|file| file.pid == pid && file.is_ready) {
-                return prepare(port, &self.password).await.map(drop);
+                return self.prepare(port).await.map(drop);
             }
             if Instant::now() >= deadline {
-                return Err(EmbeddedError::Slow {
+                return Err(Error::Slow {
                     what: "postgres is not ready",
                     after: START_TIMEOUT,
                     log: path,
@@ -232,8 +240,60 @@ impl Server {
         }
     }
 
+    /// Makes sure of the database, and returns the server's setting of `fsync`.
+    async fn prepare(&self, port: u16) -> Result<String, Error> {
+        let name = self.options.name;
+        // The maintenance database is there from the start.
+        let mut connection = connect(&self.url(port, "postgres")).await?;
+        let (fsync, there): (String, bool) = sqlx::query_as(
+            "select current_setting('fsync'), exists (select from pg_database where datname = $1)",
+        )
+        .bind(name)
+        .fetch_one(&mut connection)
+        .await?;
+        // There is no `if not exists`; the directory's lock keeps others from creating it in between.
+        if !there {
+            sqlx::raw_sql(AssertSqlSafe(format!("create database {name}")))
+                .execute(&mut connection)
+                .await?;
+        }
+        connection.close().await?;
+        Ok(fsync)
+    }
+
+    /// The address of a database of the server.
+    pub(crate) fn url(&self, port: u16, database: &str) -> SecretString {
+        let (name, password) = (self.options.name, self.password.expose_secret());
+        // The server has no certificate, and a PGSSLMODE meant for another must not ask for one.
+        format!("postgres://{name}:{password}@127.0.0.1:{port}/{database}?sslmode=disable").into()
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        let pid = match self.postmaster.as_ref()? {
+            Postmaster::Child(child) => child.pid,
+            Postmaster::Left(pid) => *pid,
+        };
+        Some(pid.as_raw_pid().unsigned_abs())
+    }
+
+    /// A program that came with the server: beside its own, which may be links.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        let beside = self.bin.join(name);
+        if !beside.exists()
+            && let Ok(postgres) = self.bin.join("postgres").canonicalize()
+        {
+            return postgres.with_file_name(name);
+        }
+        beside
+    }
+
+    /// A program that came with the server, as the user who runs the server.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        command(&self.program(program), self.cluster.user)
+    }
+
     /// Waits for the server's end.
-    pub(super) async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         match &mut self.postmaster {
             Some(Postmaster::Child(child)) => child.ended().await,
             Some(Postmaster::Left(_)) => {
@@ -245,7 +305,7 @@ impl Server {
         }
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         match &mut self.postmaster {
             Some(Postmaster::Child(child)) => child.has_ended(),
             Some(Postmaster::Left(pid)) => {
@@ -259,7 +319,7 @@ impl Server {
     /// Stops the server in order, so that the next start needs no recovery: open connections are
     /// cut, their transactions rolled back. Once `hurry` is cancelled, or if that takes too long, at
     /// once.
-    pub(super) async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), EmbeddedError> {
+    pub(crate) async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), Error> {
         self.signal(Signal::INT);
         let stopped = tokio::select! {
             biased;
@@ -273,7 +333,7 @@ impl Server {
         Ok(())
     }
 
-    pub(super) async fn stop_at_once(&mut self) -> Result<(), EmbeddedError> {
+    pub(crate) async fn stop_at_once(&mut self) -> Result<(), Error> {
         let began = Instant::now();
         for (signal, patience) in AT_ONCE {
             self.signal(signal);
@@ -282,7 +342,7 @@ impl Server {
                 return Ok(());
             }
         }
-        Err(EmbeddedError::Slow {
+        Err(Error::Slow {
             what: "postgres has not ended",
             after: began.elapsed(),
             log: self.dir.file(LOG),
@@ -356,52 +416,32 @@ impl Drop for Server {
     }
 }
 
-/// The address of a database of the server.
-pub(super) fn url(port: u16, password: &SecretString, database: &str) -> SecretString {
-    let password = password.expose_secret();
-    // The server has no certificate, and a PGSSLMODE meant for another must not ask for one.
-    format!("postgres://{NAME}:{password}@127.0.0.1:{port}/{database}?sslmode=disable").into()
-}
-
 /// Connects to an address that may be stale: what listens there now may never answer.
-pub(super) async fn connect(url: &SecretString) -> Result<PgConnection, sqlx::Error> {
+pub(crate) async fn connect(url: &SecretString) -> Result<PgConnection, sqlx::Error> {
     timeout(CONNECT_TIMEOUT, PgConnection::connect(url.expose_secret()))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Makes sure of the database, and returns the server's setting of `fsync`.
-async fn prepare(port: u16, password: &SecretString) -> Result<String, EmbeddedError> {
-    // The maintenance database is there from the start.
-    let mut connection = connect(&url(port, password, "postgres")).await?;
-    let (fsync, there): (String, bool) = sqlx::query_as(
-        "select current_setting('fsync'), exists (select from pg_database where datname = $1)",
-    )
-    .bind(NAME)
-    .fetch_one(&mut connection)
-    .await?;
-    // There is no `if not exists`; the directory's lock keeps others from creating it in between.
-    if !there {
-        sqlx::raw_sql("create database workos_sync")
-            .execute(&mut connection)
-            .await?;
-    }
-    connection.close().await?;
-    Ok(fsync)
-}
-
-pub(super) fn is_taken(port: u16) -> bool {
+pub(crate) fn is_taken(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err()
 }
 
-/// A port of ours to keep; any that is free where they are all taken.
-fn free_port() -> Result<u16, EmbeddedError> {
-    for _ in 0..PORT_TRIES {
-        let port = fastrand::u16(PORTS);
+/// A port to keep, which no other caller in this process gets; any that is free where they are all taken.
+///
+/// # Errors
+///
+/// If the kernel has none.
+pub fn free_port() -> io::Result<u16> {
+    /// Begun at random, for the sake of other processes.
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
+    for _ in PORTS {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start() + next % (PORTS.end() - PORTS.start() + 1);
         if !is_taken(port) {
             return Ok(port);
         }
     }
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr());
-    Ok(free.when("listen on", Path::new("127.0.0.1"))?.port())
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(free.local_addr()?.port())
 }

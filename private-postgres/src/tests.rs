@@ -16,16 +16,23 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::cluster::{Cluster, RELOCATED};
-use super::data_dir::make_directory;
-use super::server::{Postmaster, Server, connect};
-use super::user::is_root;
 use super::*;
+use crate::cluster::Cluster;
+use crate::data_dir::make_directory;
+use crate::server::{Postmaster, Server, connect};
+use crate::user::is_root;
+
+/// What a program may call its settings.
+pub(crate) const NAMES: Names = Names {
+    data_dir: "DIRECTORY",
+    bin_dir: "BINARIES",
+    instead: "set DATABASE",
+};
 
 /// A data directory that takes its server and its files elsewhere with it, however the test ends.
 struct TestDir {
     dir: TempDir,
-    durable: bool,
+    options: Options,
 }
 
 impl TestDir {
@@ -35,7 +42,10 @@ impl TestDir {
         let dir = tempfile::Builder::new().permissions(private).tempdir();
         Self {
             dir: dir.expect("a directory"),
-            durable: false,
+            options: Options {
+                durable: false,
+                ..Options::default()
+            },
         }
     }
 
@@ -43,23 +53,22 @@ impl TestDir {
         self.dir.path()
     }
 
-    fn options(&self) -> EmbeddedOptions {
-        EmbeddedOptions {
-            data_dir: self.path().to_owned(),
-            bin_dir: None,
-            durable: self.durable,
-        }
+    async fn try_to_start(&self) -> Result<PrivatePostgres, Error> {
+        PrivatePostgres::start(self.path(), &self.options, &never()).await
     }
 
-    async fn start(&self) -> Embedded {
-        Embedded::start(&self.options(), &never())
-            .await
-            .unwrap_or_else(|error| panic!("{error}: {error:?}"))
+    async fn start(&self) -> PrivatePostgres {
+        let started = self.try_to_start().await;
+        started.unwrap_or_else(|error| panic!("{error}: {error:?}"))
+    }
+
+    async fn open_existing(&self) -> Result<Joined, Error> {
+        open_existing(self.path(), &self.options, &never()).await
     }
 
     async fn start_and_stop(&self) {
-        let embedded = self.start().await;
-        embedded.stop(&never()).await.expect("a clean stop");
+        let server = self.start().await;
+        server.stop(&never()).await.expect("a clean stop");
     }
 
     /// Where the cluster is, links followed.
@@ -93,11 +102,11 @@ impl Drop for TestDir {
     fn drop(&mut self) {
         self.crash();
         let pgdata = self.pgdata();
-        if pgdata.starts_with(RELOCATED) {
+        if pgdata.starts_with(self.options.elsewhere) {
             let _ = fs::remove_dir_all(pgdata);
-            // Refused while another test's is in it.
-            let _ = fs::remove_dir(RELOCATED);
         }
+        // Refused while another test's is in it.
+        let _ = fs::remove_dir(self.options.elsewhere);
     }
 }
 
@@ -106,7 +115,7 @@ fn never() -> CancellationToken {
 }
 
 /// An owner that died: the lock is free, the server runs. It is still our child, so its end has to be asked for.
-fn abandon(mut owner: Embedded) {
+fn abandon(mut owner: PrivatePostgres) {
     let left = owner.server.postmaster.take();
     TaskTracker::new().spawn(async move {
         if let Some(Postmaster::Child(mut child)) = left {
@@ -144,16 +153,20 @@ async fn until(condition: impl Fn() -> bool) {
     }
 }
 
-pub(super) fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("a file").mode() & 0o777
 }
 
 #[tokio::test]
 async fn what_was_written_is_there_after_stop_and_start() {
     let mut dir = TestDir::new();
-    dir.durable = true;
-    let embedded = dir.start().await;
-    let mut connection = open(embedded.url()).await;
+    dir.options = Options {
+        initdb: &["--data-checksums"],
+        settings: &["work_mem=5MB"],
+        ..Options::default()
+    };
+    let server = dir.start().await;
+    let mut connection = open(server.url()).await;
     sqlx::raw_sql("create table kept (word text); insert into kept values ('here')")
         .execute(&mut connection)
         .await
@@ -163,6 +176,7 @@ async fn what_was_written_is_there_after_stop_and_start() {
         ("synchronous_commit", "on"),
         ("full_page_writes", "on"),
         ("data_checksums", "on"),
+        ("work_mem", "5MB"),
         ("listen_addresses", "127.0.0.1"),
         ("unix_socket_directories", ""),
         ("password_encryption", "scram-sha-256"),
@@ -171,7 +185,7 @@ async fn what_was_written_is_there_after_stop_and_start() {
         assert_eq!(setting(&mut connection, name).await, expected, "{name}");
     }
     drop(connection);
-    embedded.stop(&never()).await.expect("a clean stop");
+    server.stop(&never()).await.expect("a clean stop");
     assert!(
         !dir.path().join("database_url").exists(),
         "an address of nothing"
@@ -181,23 +195,21 @@ async fn what_was_written_is_there_after_stop_and_start() {
         "the server still runs"
     );
 
-    let embedded = dir.start().await;
-    let mut connection = open(embedded.url()).await;
+    let server = dir.start().await;
+    let mut connection = open(server.url()).await;
     let word: String = sqlx::query_scalar("select word from kept")
         .fetch_one(&mut connection)
         .await
         .expect("the row");
     assert_eq!(word, "here");
-    embedded.stop(&never()).await.expect("a clean stop");
+    server.stop(&never()).await.expect("a clean stop");
 }
 
 #[tokio::test]
 async fn the_password_is_asked_for_and_shown_nowhere() {
     let dir = TestDir::new();
     dir.start_and_stop().await;
-    let joined = open_existing(&dir.options(), &never())
-        .await
-        .expect("a server");
+    let joined = dir.open_existing().await.expect("a server");
     let password = fs::read_to_string(dir.path().join("password")).expect("the password");
     let password = password.trim();
     assert!(joined.url().expose_secret().contains(password));
@@ -235,20 +247,16 @@ async fn a_second_owner_is_refused_and_a_second_user_joins() {
     let dir = TestDir::new();
     let owner = dir.start().await;
 
-    let refused = Embedded::start(&dir.options(), &never())
-        .await
-        .expect_err("two owners");
+    let refused = dir.try_to_start().await.expect_err("two owners");
     let expected = format!(
-        "another workos-sync (process {}) serves from {}",
+        "another process ({}) serves from {}",
         process::id(),
         owner.data_dir().display()
     );
     assert_eq!(refused.to_string(), expected);
-    assert!(refused.hint().is_some());
+    assert!(refused.hint(&NAMES).is_some());
 
-    let joined = open_existing(&dir.options(), &never())
-        .await
-        .expect("the owner's server");
+    let joined = dir.open_existing().await.expect("the owner's server");
     assert!(matches!(joined, Joined::Running { .. }), "{joined:?}");
     assert_eq!(joined.url().expose_secret(), owner.url().expose_secret());
     joined.stop(&never()).await.expect("nothing to stop");
@@ -259,9 +267,7 @@ async fn a_second_owner_is_refused_and_a_second_user_joins() {
         .expect("the server is the owner's to stop");
 
     owner.stop(&never()).await.expect("a clean stop");
-    let alone = open_existing(&dir.options(), &never())
-        .await
-        .expect("a server");
+    let alone = dir.open_existing().await.expect("a server");
     assert!(matches!(alone, Joined::Owned(_)), "{alone:?}");
     alone.stop(&never()).await.expect("a clean stop");
 }
@@ -276,7 +282,7 @@ async fn a_server_left_running_is_adopted_unless_it_lacks_the_fsync_that_is_want
     open(heir.url()).await.ping().await.expect("the same one");
     abandon(heir);
 
-    dir.durable = true;
+    dir.options.durable = true;
     let heir = dir.start().await;
     assert_ne!(dir.pid(), pid, "it was adopted");
     assert_eq!(setting(&mut open(heir.url()).await, "fsync").await, "on");
@@ -298,10 +304,10 @@ async fn the_cluster_is_found_again_after_a_crash_a_drop_and_an_unexpected_end()
     fs::write(&pid_file, stale).expect("a stale file");
 
     // Dropped, by a panic: the server is stopped.
-    let embedded = dir.start().await;
+    let server = dir.start().await;
     let dropped = dir.pid();
     let panicked = TaskTracker::new().spawn(async move {
-        let _owner = embedded;
+        let _owner = server;
         panic!("as this test wants");
     });
     assert!(panicked.await.expect_err("it panics").is_panic());
@@ -309,10 +315,10 @@ async fn the_cluster_is_found_again_after_a_crash_a_drop_and_an_unexpected_end()
     assert!(!dir.path().join("database_url").exists());
 
     // Ended by somebody else: there is nothing left to stop.
-    let embedded = dir.start().await;
+    let server = dir.start().await;
     assert_ne!(dir.pid(), dropped, "it was not stopped");
     dir.crash();
-    embedded.stop(&never()).await.expect("it is stopped");
+    server.stop(&never()).await.expect("it is stopped");
 }
 
 /// The owner was killed while it stopped, and a client holds the server up.
@@ -330,14 +336,11 @@ async fn a_server_that_is_stopping_is_waited_for() {
         let refusal = "FATAL:  the database system is shutting down";
         log.matches(refusal).count() >= 2
     };
-    let options = dir.options();
-    let stop = never();
-    let (heir, ended) = tokio::join!(Embedded::start(&options, &stop), async {
+    let (heir, ended) = tokio::join!(dir.start(), async {
         until(refused_twice).await;
         client.close().await
     });
     ended.expect("a clean end");
-    let heir = heir.expect("a server");
     open(heir.url()).await.ping().await.expect("a new one");
     heir.stop(&never()).await.expect("a clean stop");
 }
@@ -347,28 +350,26 @@ async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
     let dir = TestDir::new();
     dir.start_and_stop().await;
 
-    let embedded = dir.start().await;
-    let port = embedded.port;
-    abandon(embedded);
+    let server = dir.start().await;
+    let port = server.port;
+    abandon(server);
     dir.crash();
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port");
     let folder = DataDir::open(dir.path()).expect("ours");
-    let cluster = Cluster::find(&folder).expect("a cluster");
+    let cluster = Cluster::find(&folder, dir.options.elsewhere).expect("a cluster");
     let bin = binaries::find(None, &cluster, &never())
         .await
         .expect("programs");
-    let mut server = Server::new(folder, cluster, bin, "".into(), false);
+    let mut server = Server::new(folder, cluster, bin, "".into(), dir.options.clone());
     let refused = server.launch_on(port).await.expect_err("the port is taken");
-    assert!(
-        matches!(refused, EmbeddedError::Program { .. }),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Error::Program { .. }), "{refused:?}");
     drop(taken);
 
     let conf = dir.pgdata().join("postgresql.conf");
     let good = fs::read(&conf).expect("the configuration");
     fs::write(&conf, "no such setting\n").expect("a broken configuration");
-    let refused = Embedded::start(&dir.options(), &never())
+    let refused = dir
+        .try_to_start()
         .await
         .expect_err("a broken configuration");
     assert!(refused.to_string().contains("postgresql.conf"), "{refused}");
@@ -380,9 +381,7 @@ async fn a_start_that_fails_shows_the_log_and_leaves_the_lock_free() {
     fs::write(&conf, good).expect("the configuration");
     let password = fs::read(dir.path().join("password")).expect("the password");
     fs::remove_file(dir.path().join("password")).expect("the password");
-    let refused = Embedded::start(&dir.options(), &never())
-        .await
-        .expect_err("no password");
+    let refused = dir.try_to_start().await.expect_err("no password");
     assert!(
         refused
             .to_string()
@@ -417,7 +416,7 @@ async fn an_interrupted_initdb_is_cleared_away() {
     );
 }
 
-/// Section 11: the server keeps its port, unless somebody else has it.
+/// The server keeps its port, unless somebody else has it.
 #[tokio::test]
 async fn the_port_is_kept() {
     let dir = TestDir::new();
@@ -440,7 +439,7 @@ async fn the_port_is_kept() {
     again.stop(&never()).await.expect("a clean stop");
 }
 
-/// Section 11: a server that dies is started again at the same address, whether it was started here or adopted.
+/// A server that dies is started again at the same address, whether it was started here or adopted.
 #[tokio::test]
 async fn a_server_that_dies_is_started_again() {
     let dir = TestDir::new();
@@ -466,7 +465,7 @@ async fn a_server_that_dies_is_started_again() {
     assert_eq!(dir.postmaster(), None);
 }
 
-/// Section 11: a start can be interrupted, whatever it waits for; then the server that it waited for ends too.
+/// A start can be interrupted, whatever it waits for; then the server that it waited for ends too.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_server_that_hangs_is_ended_by_an_interruption() {
@@ -477,51 +476,40 @@ async fn a_server_that_hangs_is_ended_by_an_interruption() {
     abandon(owner);
     let hung = dir.pid();
     kill_process(hung, Signal::STOP).expect("it runs");
-    let (options, stop) = (dir.options(), never());
-    let (interrupted, ()) = tokio::join!(Embedded::start(&options, &stop), async {
+    let stop = never();
+    let starting = PrivatePostgres::start(dir.path(), &dir.options, &stop);
+    let (interrupted, ()) = tokio::join!(starting, async {
         let connections = || fs::read_to_string("/proc/net/tcp").expect("a list");
         until(|| connections().contains(&connection)).await;
         stop.cancel();
     });
     assert!(
-        matches!(interrupted, Err(EmbeddedError::Interrupted)),
+        matches!(interrupted, Err(Error::Interrupted)),
         "{interrupted:?}"
     );
     assert!(!is_running(hung), "it is still there");
     dir.start_and_stop().await;
 }
 
-/// Only `serve` makes a database.
+/// Who only uses a database makes none.
 #[tokio::test]
 async fn a_database_that_is_only_used_is_not_made() {
     let dir = TestDir::new();
-    let options = EmbeddedOptions {
-        data_dir: dir.path().join("data"),
-        ..dir.options()
-    };
-    let files = || fs::read_dir(&options.data_dir).map(Iterator::count).ok();
+    let data = dir.path().join("data");
+    let files = || fs::read_dir(&data).map(Iterator::count).ok();
     for before in [None, Some(0)] {
         if before.is_some() {
-            make_directory(&options.data_dir, 0o700).expect("a directory");
+            make_directory(&data, 0o700).expect("a directory");
         }
-        let refused = open_existing(&options, &never()).await;
-        assert!(
-            matches!(refused, Err(EmbeddedError::NotMade { .. })),
-            "{refused:?}"
-        );
+        let refused = open_existing(&data, &dir.options, &never()).await;
+        assert!(matches!(refused, Err(Error::NotMade { .. })), "{refused:?}");
         assert_eq!(files(), before);
     }
     // Of a start that didn't come so far.
-    DataDir::open(&options.data_dir)
-        .expect("ours")
-        .lock()
-        .expect("a lock");
-    fs::create_dir(options.data_dir.join("postgres")).expect("a directory");
-    let refused = open_existing(&options, &never()).await;
-    assert!(
-        matches!(refused, Err(EmbeddedError::NotMade { .. })),
-        "{refused:?}"
-    );
+    DataDir::open(&data).expect("ours").lock().expect("a lock");
+    fs::create_dir(data.join("postgres")).expect("a directory");
+    let refused = open_existing(&data, &dir.options, &never()).await;
+    assert!(matches!(refused, Err(Error::NotMade { .. })), "{refused:?}");
 }
 
 /// Only root needs another place; for everybody else the first half says that there is none.
@@ -535,22 +523,22 @@ async fn roots_cluster_is_linked_to_where_its_user_can_go() {
         return;
     }
     let target = fs::read_link(&link).expect("a link");
-    assert!(target.starts_with(RELOCATED), "{}", target.display());
+    assert!(
+        target.starts_with(dir.options.elsewhere),
+        "{}",
+        target.display()
+    );
     assert_ne!(fs::metadata(&target).expect("the cluster").uid(), 0);
     dir.start_and_stop().await;
 
     let moved = target.with_extension("moved");
     fs::rename(&target, &moved).expect("a move");
-    let refused = Embedded::start(&dir.options(), &never())
-        .await
-        .expect_err("the cluster is gone");
+    let refused = dir.try_to_start().await.expect_err("the cluster is gone");
     assert!(refused.to_string().contains("which is gone"), "{refused}");
     fs::rename(&moved, &target).expect("a move");
 
     chown(&target, Some(0), Some(0)).expect("root may");
-    let refused = Embedded::start(&dir.options(), &never())
-        .await
-        .expect_err("the cluster is root's");
+    let refused = dir.try_to_start().await.expect_err("the cluster is root's");
     assert!(refused.to_string().contains("belongs to root"), "{refused}");
 
     let moved = TestDir::new();
@@ -558,11 +546,76 @@ async fn roots_cluster_is_linked_to_where_its_user_can_go() {
     fs::create_dir(&cluster).expect("a directory");
     fs::write(cluster.join("PG_VERSION"), "15\n").expect("a file");
     chown(&cluster, Some(65534), Some(65534)).expect("root may");
-    let refused = Embedded::start(&moved.options(), &never())
+    let refused = moved
+        .try_to_start()
         .await
         .expect_err("its owner can't get there");
     assert!(
         refused.to_string().contains("can't enter its parent"),
         "{refused}"
     );
+}
+
+/// A crash of the server itself, and its owner's tools: a database beside its own, and the programs that came with it.
+#[tokio::test]
+async fn a_crashed_server_is_started_where_it_was() {
+    let dir = TestDir::new();
+    let mut server = dir.start().await;
+    let other = server.url_of("other");
+    let mut connection = open(server.url()).await;
+    sqlx::raw_sql("create database other")
+        .execute(&mut connection)
+        .await
+        .expect("a database");
+    let first = server.pid().expect("it runs");
+
+    server.crash().await.expect("its end");
+    assert_eq!(server.pid(), None);
+    assert!(connection.ping().await.is_err(), "it still runs");
+    server.start_if_down().await.expect("a start");
+    let second = server.pid().expect("it runs");
+    assert_ne!(first, second);
+    open(&other).await.ping().await.expect("the same one");
+    server.start_if_down().await.expect("nothing to do");
+    assert_eq!(server.pid(), Some(second));
+
+    let mut control = server.command("pg_controldata");
+    let told = control.arg(server.pgdata()).output().expect("a program");
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains("in production"), "{told}");
+    server.stop(&never()).await.expect("a clean stop");
+}
+
+/// What is thrown away is gone with its owner, or with the process: the watchdog's part is tried on a server that nobody stops.
+#[tokio::test]
+async fn a_temporary_server_leaves_nothing() {
+    let parent = TestDir::new();
+    let left = || fs::read_dir(parent.path()).expect("a directory").count();
+    let server = Temporary::start(parent.path(), &parent.options)
+        .await
+        .expect("a server");
+    let pgdata = server.pgdata().to_owned();
+    open(server.url()).await.ping().await.expect("it is there");
+    drop(server);
+    assert!(left() == 0 && !pgdata.exists(), "{}", pgdata.display());
+
+    let broken = Options {
+        settings: &["no_such_setting=on"],
+        ..parent.options.clone()
+    };
+    let refused = Temporary::start(parent.path(), &broken).await;
+    assert!(matches!(refused, Err(Error::Program { .. })), "{refused:?}");
+    assert_eq!(left(), 0);
+
+    let data_dir = parent.path().join("data");
+    let never = never();
+    let server = PrivatePostgres::start(&data_dir, &parent.options, &never)
+        .await
+        .expect("a server");
+    let pgdata = server.pgdata().to_owned();
+    let directories = [data_dir.clone(), pgdata.clone()];
+    let watchdog = Watchdog::over(&pgdata, &directories).expect("a shell");
+    abandon(server);
+    drop(watchdog);
+    until(|| !data_dir.exists() && !pgdata.exists()).await;
 }

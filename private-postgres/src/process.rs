@@ -14,22 +14,22 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::error::{EmbeddedError, When};
+use crate::error::{Error, When};
 
 /// Between two looks at what can't be awaited.
-pub(super) const POLL: Duration = Duration::from_millis(50);
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 /// How long what a killed child had started may take to be gone.
 const GONE: Duration = Duration::from_secs(2);
 
 /// A child and its group; killed when dropped.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(crate) struct Child {
     child: tokio::process::Child,
-    pub(super) pid: Pid,
+    pub(crate) pid: Pid,
 }
 
 impl Child {
-    pub(super) fn spawn(mut command: Command) -> Result<Self, EmbeddedError> {
+    pub(crate) fn spawn(mut command: Command) -> Result<Self, Error> {
         command.process_group(0);
         let program = PathBuf::from(command.get_program());
         let child = tokio::process::Command::from(command).spawn();
@@ -41,17 +41,17 @@ impl Child {
         })
     }
 
-    pub(super) async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         // No error that would be worth more than the process: it is gone.
         let _status = self.child.wait().await;
     }
 
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// To the whole group. What has ended needs none, and its id may be another's.
-    pub(super) fn signal(&mut self, signal: Signal) {
+    pub(crate) fn signal(&mut self, signal: Signal) {
         if !self.has_ended() {
             let _ended_since = kill_process_group(self.pid, signal);
         }
@@ -94,11 +94,11 @@ impl Drop for Child {
 
 /// Runs a program to its end; says what it has printed on standard output. Once `stop` is
 /// cancelled, it is killed with all that it has started.
-pub(super) async fn run(
+pub(crate) async fn run(
     what: &'static str,
     mut command: Command,
     stop: &CancellationToken,
-) -> Result<String, EmbeddedError> {
+) -> Result<String, Error> {
     let program = PathBuf::from(command.get_program());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Child::spawn(command)?;
@@ -106,7 +106,7 @@ pub(super) async fn run(
         biased;
         () = stop.cancelled() => {
             child.kill().await;
-            return Err(EmbeddedError::Interrupted);
+            return Err(Error::Interrupted);
         }
         output = child.output() => output.when("run", &program)?,
     };
@@ -114,5 +114,5 @@ pub(super) async fn run(
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(EmbeddedError::Program { what, output })
+    Err(Error::Program { what, output })
 }

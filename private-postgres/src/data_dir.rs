@@ -21,64 +21,62 @@ use rustix::io::Errno;
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use super::error::{EmbeddedError, When};
-use super::user::{ServerUser, is_root, our_uid};
+use crate::error::{Error, When};
+use crate::user::{ServerUser, is_root, our_uid};
 
-pub(super) const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 /// The server's log.
-pub(super) const LOG: &str = "postgres.log";
+pub(crate) const LOG: &str = "postgres.log";
 const PASSWORD: &str = "password";
 const PORT: &str = "port";
-const WEBHOOK_SECRET: &str = "webhook_secret";
 
-/// The webhook secret of a data directory; `None` if none was made there. Makes nothing.
+/// A secret of the program's own, kept in its data directory; `None` if none was made there. Makes nothing.
 ///
 /// # Errors
 ///
 /// If directory or file aren't ours alone, the file can't be read, or is empty.
-pub fn webhook_secret(data_dir: &Path) -> Result<Option<SecretString>, EmbeddedError> {
+pub fn secret(data_dir: &Path, name: &str) -> Result<Option<SecretString>, Error> {
     match DataDir::find(data_dir)? {
-        Some(dir) => dir.webhook_secret(),
+        Some(dir) => dir.secret(name),
         None => Ok(None),
     }
 }
 
-/// The webhook secret of a data directory, made up at the first call: `whsec_` and 244 random bits
-/// in hexadecimal. Only for `serve`: a secret that another command made up would sign what no server
-/// accepts.
+/// A secret of the program's own, made up at the first call and kept in its data directory: a prefix and 244
+/// random bits in hexadecimal. Makes the directory if it isn't there.
 ///
 /// Needs no lock: of two that make one up at once, both get the one that was there first.
 ///
 /// # Errors
 ///
 /// If directory or file aren't ours alone, the file can't be read or made, or is empty.
-pub fn make_webhook_secret(data_dir: &Path) -> Result<SecretString, EmbeddedError> {
+pub fn make_secret(data_dir: &Path, name: &str, prefix: &str) -> Result<SecretString, Error> {
     let dir = DataDir::open(data_dir)?;
-    if let Some(secret) = dir.webhook_secret()? {
+    if let Some(secret) = dir.secret(name)? {
         return Ok(secret);
     }
-    let made = SecretString::from(format!("whsec_{}", random_hex()));
-    let staged = dir.stage(WEBHOOK_SECRET, made.expose_secret())?;
+    let made = SecretString::from(format!("{prefix}{}", random_hex()));
+    let staged = dir.stage(name, made.expose_secret())?;
     // A link, unlike a rename, replaces nothing.
-    let linked = fs::hard_link(&staged, dir.file(WEBHOOK_SECRET));
+    let linked = fs::hard_link(&staged, dir.file(name));
     fs::remove_file(&staged).when("remove", &staged)?;
     match linked {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        linked => linked.when("write", &dir.file(WEBHOOK_SECRET))?,
+        linked => linked.when("write", &dir.file(name))?,
     }
     sync_directory(&dir.path)?;
-    Ok(dir.webhook_secret()?.unwrap_or(made))
+    Ok(dir.secret(name)?.unwrap_or(made))
 }
 
 /// The data directory, absolute and without links. Ours alone, when it was opened.
 #[derive(Debug, Clone)]
-pub(super) struct DataDir {
-    pub(super) path: PathBuf,
+pub(crate) struct DataDir {
+    pub(crate) path: PathBuf,
 }
 
 impl DataDir {
     /// Makes the directory if it isn't there.
-    pub(super) fn open(dir: &Path) -> Result<Self, EmbeddedError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         if let Some(found) = Self::find(dir)? {
             return Ok(found);
         }
@@ -89,7 +87,7 @@ impl DataDir {
     }
 
     /// `None` if it isn't there.
-    pub(super) fn find(dir: &Path) -> Result<Option<Self>, EmbeddedError> {
+    pub(crate) fn find(dir: &Path) -> Result<Option<Self>, Error> {
         // Without a slash at its end, which would have a link followed.
         let dir: PathBuf = dir.components().collect();
         let Some(found) = if_there(fs::symlink_metadata(&dir)).when("look into", &dir)? else {
@@ -101,16 +99,12 @@ impl DataDir {
         }))
     }
 
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
     /// Opens a file, if it is ours alone.
-    pub(super) fn open_file(
-        &self,
-        name: &str,
-        options: &mut OpenOptions,
-    ) -> Result<File, EmbeddedError> {
+    pub(crate) fn open_file(&self, name: &str, options: &mut OpenOptions) -> Result<File, Error> {
         let path = self.file(name);
         // Opening a pipe would otherwise wait until another process writes to it.
         let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -129,7 +123,7 @@ impl DataDir {
         Ok(file)
     }
 
-    pub(super) fn lock(&self) -> Result<DirLock, EmbeddedError> {
+    pub(crate) fn lock(&self) -> Result<DirLock, Error> {
         let path = self.file(LOCK);
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600);
@@ -137,7 +131,7 @@ impl DataDir {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(EmbeddedError::InUse {
+                return Err(Error::InUse {
                     dir: self.path.clone(),
                     pid: io::read_to_string(file).when("read", &path)?.trim().into(),
                 });
@@ -152,7 +146,7 @@ impl DataDir {
 
     /// The password of the database's superuser. On disk before the cluster that needs it; one that
     /// an interrupted start left is as good as a new one.
-    pub(super) fn password(&self, cluster_is_new: bool) -> Result<SecretString, EmbeddedError> {
+    pub(crate) fn password(&self, cluster_is_new: bool) -> Result<SecretString, Error> {
         match self.read(PASSWORD)? {
             Some(password) => Ok(password),
             None if cluster_is_new => {
@@ -160,7 +154,7 @@ impl DataDir {
                 self.write(PASSWORD, password.expose_secret())?;
                 Ok(password)
             }
-            None => Err(EmbeddedError::unusable(
+            None => Err(Error::unusable(
                 self.file(PASSWORD).display(),
                 "the password of the database's superuser is gone",
                 "restore the file from a backup",
@@ -169,31 +163,31 @@ impl DataDir {
     }
 
     /// The port that the server had; `None` if it had none yet, or the file makes no sense.
-    pub(super) fn port(&self) -> Result<Option<u16>, EmbeddedError> {
+    pub(crate) fn port(&self) -> Result<Option<u16>, Error> {
         let port = self.read(PORT)?;
         Ok(port.and_then(|port| port.expose_secret().parse().ok()))
     }
 
-    pub(super) fn keep_port(&self, port: u16) -> Result<(), EmbeddedError> {
+    pub(crate) fn keep_port(&self, port: u16) -> Result<(), Error> {
         self.write(PORT, &port.to_string())
     }
 
-    fn webhook_secret(&self) -> Result<Option<SecretString>, EmbeddedError> {
-        match self.read(WEBHOOK_SECRET)? {
+    fn secret(&self, name: &str) -> Result<Option<SecretString>, Error> {
+        match self.read(name)? {
             // An empty key would accept anybody's signature.
-            Some(secret) if secret.expose_secret().is_empty() => Err(EmbeddedError::unusable(
-                self.file(WEBHOOK_SECRET).display(),
-                "the webhook secret is empty",
-                "remove the file to have a new secret made, or set WORKOS_WEBHOOK_SECRET",
+            Some(secret) if secret.expose_secret().is_empty() => Err(Error::unusable(
+                self.file(name).display(),
+                "the secret is empty",
+                "remove the file to have a new secret made",
             )),
             secret => Ok(secret),
         }
     }
 
     /// A trimmed file, `None` if it isn't there.
-    pub(super) fn read(&self, name: &str) -> Result<Option<SecretString>, EmbeddedError> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<SecretString>, Error> {
         let file = match self.open_file(name, OpenOptions::new().read(true)) {
-            Err(EmbeddedError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(None);
             }
             opened => opened?,
@@ -202,20 +196,20 @@ impl DataDir {
         Ok(Some(text.trim().into()))
     }
 
-    pub(super) fn write(&self, name: &str, text: &str) -> Result<(), EmbeddedError> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), Error> {
         let staged = self.stage(name, text)?;
         fs::rename(&staged, self.file(name)).when("rename", &staged)?;
         sync_directory(&self.path)
     }
 
-    pub(super) fn remove(&self, name: &str) -> Result<(), EmbeddedError> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), Error> {
         let path = self.file(name);
         if_there(fs::remove_file(&path)).when("remove", &path)?;
         Ok(())
     }
 
     /// A complete file beside the one that is meant, for the caller to put in its place.
-    fn stage(&self, name: &str, text: &str) -> Result<PathBuf, EmbeddedError> {
+    fn stage(&self, name: &str, text: &str) -> Result<PathBuf, Error> {
         let staged = self.file(&format!("{name}.{}", Uuid::new_v4().simple()));
         write_private(&staged, text)?;
         Ok(staged)
@@ -223,7 +217,7 @@ impl DataDir {
 }
 
 /// Makes the directory. If another process has just made it, it is checked as any other.
-fn make(dir: &Path) -> Result<(), EmbeddedError> {
+fn make(dir: &Path) -> Result<(), Error> {
     // Others may pass, the server's user among them, and list nothing; each file in it is closed by
     // its own mode.
     const MODE: u32 = 0o711;
@@ -258,7 +252,7 @@ impl fmt::Display for Kind {
 }
 
 /// Refuses what another user may have made, or can change.
-fn check(path: &Path, found: &Metadata, kind: Kind) -> Result<(), EmbeddedError> {
+fn check(path: &Path, found: &Metadata, kind: Kind) -> Result<(), Error> {
     let (owner, mode) = (found.uid(), found.mode() & 0o7777);
     if found.is_symlink() {
         return Err(is_a_link(path, kind));
@@ -270,36 +264,36 @@ fn check(path: &Path, found: &Metadata, kind: Kind) -> Result<(), EmbeddedError>
     let (problem, cure) = if !as_it_should_be {
         (
             format!("is no {kind}"),
-            "remove it, or set DATA_DIR to another directory".to_owned(),
+            "remove it, or set {data_dir} to another directory".to_owned(),
         )
     } else if !is_ours(owner) {
         (
             format!(
-                "belongs to user {owner}, and workos-sync runs as user {}",
+                "belongs to user {owner}, and this process runs as user {}",
                 our_uid()
             ),
-            "run workos-sync as that user, or set DATA_DIR to a directory of your own".to_owned(),
+            "run it as that user, or set {data_dir} to a directory of your own".to_owned(),
         )
     } else if mode & 0o022 != 0 {
         (
             format!("can be written to by others (mode {mode:04o})"),
             format!(
-                "if no other user has changed it, run `chmod go-w {}`; otherwise set DATA_DIR to a new directory",
+                "if no other user has changed it, run `chmod go-w {}`; otherwise set {{data_dir}} to a new directory",
                 path.display()
             ),
         )
     } else {
         return Ok(());
     };
-    Err(EmbeddedError::unusable(path.display(), problem, cure))
+    Err(Error::unusable(path.display(), problem, cure))
 }
 
-fn is_a_link(path: &Path, kind: Kind) -> EmbeddedError {
+fn is_a_link(path: &Path, kind: Kind) -> Error {
     let cure = match kind {
-        Kind::Directory => "set DATA_DIR to the directory that it leads to",
-        Kind::File => "remove it, or set DATA_DIR to another directory",
+        Kind::Directory => "set {data_dir} to the directory that it leads to",
+        Kind::File => "remove it, or set {data_dir} to another directory",
     };
-    EmbeddedError::unusable(path.display(), "is a symbolic link", cure)
+    Error::unusable(path.display(), "is a symbolic link", cure)
 }
 
 /// As root we share the directory with the user that the server runs as.
@@ -310,7 +304,7 @@ fn is_ours(owner: u32) -> bool {
 
 /// Held as long as this lives.
 #[derive(Debug)]
-pub(super) struct DirLock(File);
+pub(crate) struct DirLock(File);
 
 impl Drop for DirLock {
     fn drop(&mut self) {
@@ -321,7 +315,7 @@ impl Drop for DirLock {
 }
 
 /// `None` instead of the error that there is no such file.
-pub(super) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
@@ -329,14 +323,14 @@ pub(super) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// A directory of this mode, whatever the umask.
-pub(super) fn make_directory(dir: &Path, mode: u32) -> Result<(), EmbeddedError> {
+pub(crate) fn make_directory(dir: &Path, mode: u32) -> Result<(), Error> {
     fs::create_dir_all(dir)
         .and_then(|()| fs::set_permissions(dir, Permissions::from_mode(mode)))
         .when("make", dir)
 }
 
 /// A new file that only its owner can read.
-pub(super) fn write_private(path: &Path, text: &str) -> Result<(), EmbeddedError> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|mut file| {
@@ -347,7 +341,7 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), EmbeddedError
 }
 
 /// Makes the names in a directory survive a power cut.
-pub(super) fn sync_directory(dir: &Path) -> Result<(), EmbeddedError> {
+pub(crate) fn sync_directory(dir: &Path) -> Result<(), Error> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .when("sync", dir)
@@ -364,45 +358,50 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
-    use super::super::tests::mode;
     use super::*;
+    use crate::tests::{NAMES, mode};
+
+    const SECRET: &str = "secret";
+
+    fn make(dir: &Path) -> Result<SecretString, Error> {
+        make_secret(dir, SECRET, "sk_")
+    }
 
     #[test]
-    fn the_webhook_secret_stays_the_same_and_is_private() {
+    fn a_secret_stays_the_same_and_is_private() {
         let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("made/when/needed");
-        let first = make_webhook_secret(&dir).expect("a secret");
+        let first = make(&dir).expect("a secret");
         let secret = first.expose_secret();
-        let random = secret.strip_prefix("whsec_").expect("the prefix");
+        let random = secret.strip_prefix("sk_").expect("the prefix");
         assert!(random.len() == 64 && random.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        assert_eq!(mode(&dir.join(WEBHOOK_SECRET)), 0o600);
+        assert_eq!(mode(&dir.join(SECRET)), 0o600);
         assert_eq!(mode(&dir), 0o711);
         let ignored = fs::read_to_string(dir.join(".gitignore")).expect("a file");
         assert_eq!(ignored, "*\n");
-        let again = make_webhook_secret(&dir).expect("the secret");
+        let again = make(&dir).expect("the secret");
         assert_eq!(again.expose_secret(), secret);
         assert!(!format!("{first:?}").contains(random));
-        let other = make_webhook_secret(parent.path()).expect("a secret");
+        let other = make(parent.path()).expect("a secret");
         assert_ne!(other.expose_secret(), secret);
 
-        fs::write(dir.join(WEBHOOK_SECRET), "\n").expect("a file");
-        let refused = make_webhook_secret(&dir).expect_err("an empty key");
+        fs::write(dir.join(SECRET), "\n").expect("a file");
+        let refused = make(&dir).expect_err("an empty key");
         assert!(refused.to_string().contains("is empty"), "{refused}");
     }
 
-    /// Only `serve` makes a secret, or a place for one.
     #[test]
-    fn a_webhook_secret_that_is_only_read_is_not_made() {
+    fn a_secret_that_is_only_read_is_not_made() {
         let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("data");
-        assert!(webhook_secret(&dir).expect("no secret").is_none());
+        assert!(secret(&dir, SECRET).expect("no secret").is_none());
         assert!(!dir.exists());
         make_directory(&dir, 0o700).expect("a directory");
-        assert!(webhook_secret(&dir).expect("no secret").is_none());
+        assert!(secret(&dir, SECRET).expect("no secret").is_none());
         assert_eq!(fs::read_dir(&dir).expect("the directory").count(), 0);
 
-        let made = make_webhook_secret(&dir).expect("a secret");
-        let read = webhook_secret(&dir).expect("it can be read");
+        let made = make(&dir).expect("a secret");
+        let read = secret(&dir, SECRET).expect("it can be read");
         let read = read.expect("it is there");
         assert_eq!(read.expose_secret(), made.expose_secret());
     }
@@ -410,25 +409,25 @@ mod tests {
     #[track_caller]
     fn assert_refused(dir: &Path, subject: &Path, problem: &str, cure: &str) {
         for refused in [
-            make_webhook_secret(dir).expect_err("not ours alone"),
-            webhook_secret(dir).expect_err("not ours alone"),
+            make(dir).expect_err("not ours alone"),
+            secret(dir, SECRET).expect_err("not ours alone"),
         ] {
             let told = refused.to_string();
             let expected = format!("{}: {problem}", subject.display());
             assert!(told.starts_with(&expected), "{told}\n{expected}");
-            let hint = refused.hint().expect("a hint");
+            let hint = refused.hint(&NAMES).expect("a hint");
             assert!(hint.contains(cure), "{hint}");
         }
     }
 
-    /// Section 11: what others can write to, or a link, is refused; so is what belongs to somebody
+    /// What others can write to, or a link, is refused; so is what belongs to somebody
     /// else, which only root can test.
     #[test]
     fn what_is_not_ours_alone_is_refused() {
         let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("data");
-        make_webhook_secret(&dir).expect("a secret");
-        let secret = dir.join(WEBHOOK_SECRET);
+        make(&dir).expect("a secret");
+        let secret = dir.join(SECRET);
         for (path, right) in [(&dir, 0o711), (&secret, 0o600)] {
             for wrong in [right | 0o020, right | 0o002] {
                 fs::set_permissions(path, Permissions::from_mode(wrong)).expect("a mode");
@@ -439,12 +438,12 @@ mod tests {
             if is_root() {
                 // Neither root nor whom root runs a server as.
                 chown(path, Some(1), None).expect("root may");
-                let problem = "belongs to user 1, and workos-sync runs as user 0";
-                assert_refused(&dir, path, problem, "DATA_DIR");
+                let problem = "belongs to user 1, and this process runs as user 0";
+                assert_refused(&dir, path, problem, "set DIRECTORY to");
                 chown(path, Some(0), None).expect("root may");
             }
         }
-        make_webhook_secret(&dir).expect("the secret, again");
+        make(&dir).expect("the secret, again");
 
         let link = parent.path().join("link");
         symlink(&dir, &link).expect("a link");
@@ -466,7 +465,7 @@ mod tests {
         assert_refused(&moved, &moved, "is no directory", "another directory");
     }
 
-    /// Section 11: nothing is truncated, or written to, before it was looked at.
+    /// Nothing is truncated, or written to, before it was looked at.
     #[test]
     fn a_link_in_place_of_the_lock_is_not_followed() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -475,7 +474,7 @@ mod tests {
         symlink(&victim, dir.path().join(LOCK)).expect("a link");
         let refused = DataDir::open(dir.path()).expect("ours").lock();
         assert!(
-            matches!(refused, Err(EmbeddedError::Unusable { .. })),
+            matches!(refused, Err(Error::Unusable { .. })),
             "{refused:?}"
         );
         assert_eq!(fs::read_to_string(&victim).expect("the file"), "important");
@@ -486,11 +485,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let barrier = Barrier::new(4);
         let secrets: Vec<SecretString> = thread::scope(|scope| {
-            let make = || {
+            let made = || {
                 barrier.wait();
-                make_webhook_secret(dir.path()).expect("a secret")
+                make(dir.path()).expect("a secret")
             };
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(made)).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().expect("no panic"))

@@ -3,7 +3,7 @@
 //! Postgres refuses to run as root. Started by root, the server runs as the owner of the cluster,
 //! for a new one as `postgres`, else `nobody`. That user often can't enter the data directory
 //! (`/root`, `mktemp -d`), and widening the mode of somebody's directories is not ours to do: then the
-//! cluster is made under `/var/lib/workos-sync` and `postgres` links to it.
+//! cluster is made elsewhere ([`Options::elsewhere`]) and `postgres` links to it.
 //!
 //! A cluster gets its name only when it is complete, and the link to it comes last. So half a
 //! cluster in its place isn't ours, and a link that leads nowhere means that one was lost.
@@ -16,38 +16,34 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::data_dir::{DataDir, if_there, make_directory, sync_directory, write_private};
-use super::error::{EmbeddedError, When};
-use super::process::run;
-use super::user::{ServerUser, command, is_root};
+use crate::Options;
+use crate::data_dir::{DataDir, if_there, make_directory, sync_directory, write_private};
+use crate::error::{Error, When};
+use crate::process::run;
+use crate::user::{ServerUser, command, is_root};
 
-/// Superuser and database alike.
-pub(super) const NAME: &str = "workos_sync";
-
-/// Where a cluster goes whose user can't enter the data directory.
-pub(super) const RELOCATED: &str = "/var/lib/workos-sync";
 /// How the name of a cluster that is being made goes on after the final one's.
 const STAGING: &str = "initdb-";
 
 /// Where the cluster is or will be, and whose.
 #[derive(Debug)]
-pub(super) struct Cluster {
-    pub(super) pgdata: PathBuf,
-    pub(super) user: Option<ServerUser>,
+pub(crate) struct Cluster {
+    pub(crate) pgdata: PathBuf,
+    pub(crate) user: Option<ServerUser>,
     /// The major version of Postgres whose files these are; `None` until the cluster is made.
-    pub(super) version: Option<u32>,
+    pub(crate) version: Option<u32>,
 }
 
 impl Cluster {
     /// Looks for the cluster of a data directory, or chooses the place for a new one.
-    pub(super) fn find(dir: &DataDir) -> Result<Self, EmbeddedError> {
+    pub(crate) fn find(dir: &DataDir, elsewhere: &str) -> Result<Self, Error> {
         let link = dir.file("postgres");
         let found = if_there(link.canonicalize()).when("resolve", &link)?;
         if found.is_none()
             && let Ok(target) = fs::read_link(&link)
         {
             // An empty database instead would hide the loss.
-            return Err(EmbeddedError::unusable(
+            return Err(Error::unusable(
                 link.display(),
                 format!("links to {}, which is gone", target.display()),
                 "put it back, for example from a backup, or remove the link to start with an empty database",
@@ -61,19 +57,19 @@ impl Cluster {
             version,
         };
         if is_root() {
-            cluster.for_root()
+            cluster.for_root(elsewhere)
         } else {
             Ok(cluster)
         }
     }
 
     /// Chooses whom the server runs as, and for a new cluster a place where that user can go.
-    fn for_root(mut self) -> Result<Self, EmbeddedError> {
+    fn for_root(mut self, elsewhere: &str) -> Result<Self, Error> {
         let pgdata = &self.pgdata;
         if self.version.is_none() {
             self.user = ServerUser::for_root();
             if !self.user.is_some_and(|user| user.can_enter(parent(pgdata))) {
-                self.pgdata = Path::new(RELOCATED).join(Uuid::new_v4().to_string());
+                self.pgdata = Path::new(elsewhere).join(Uuid::new_v4().to_string());
             }
             return Ok(self);
         }
@@ -88,7 +84,7 @@ impl Cluster {
             self.user = Some(user);
             return Ok(self);
         };
-        Err(EmbeddedError::unusable(
+        Err(Error::unusable(
             pgdata.display(),
             problem,
             "make it, with all that is in it, belong to a user who isn't root and can go there, like `postgres`",
@@ -96,22 +92,22 @@ impl Cluster {
     }
 
     /// Makes the cluster: beside its place first, then renamed.
-    pub(super) async fn initialise(
+    pub(crate) async fn initialise(
         &self,
         dir: &DataDir,
         bin: &Path,
         password: &SecretString,
-        durable: bool,
+        options: &Options,
         stop: &CancellationToken,
-    ) -> Result<(), EmbeddedError> {
+    ) -> Result<(), Error> {
         let pgdata = &self.pgdata;
         tracing::info!(pgdata = %pgdata.display(), "initialising a private postgres");
-        let relocated = pgdata.starts_with(RELOCATED);
+        let relocated = pgdata.starts_with(options.elsewhere);
         if relocated {
-            make_directory(Path::new(RELOCATED), 0o711)?;
+            make_directory(Path::new(options.elsewhere), 0o711)?;
         }
         let staging = staging_of(pgdata);
-        let made = self.initdb(&staging, bin, password, durable, stop).await;
+        let made = self.initdb(&staging, bin, password, options, stop).await;
         let placed = made.and_then(|made| fs::rename(&made, pgdata).when("rename", &made));
         remove_directory(&staging)?;
         placed?;
@@ -130,9 +126,9 @@ impl Cluster {
         staging: &Path,
         bin: &Path,
         password: &SecretString,
-        durable: bool,
+        options: &Options,
         stop: &CancellationToken,
-    ) -> Result<PathBuf, EmbeddedError> {
+    ) -> Result<PathBuf, Error> {
         make_directory(staging, 0o700)?;
         // A file, because arguments are everybody's to read; it goes with the directory.
         let pwfile = staging.join("pwfile");
@@ -146,21 +142,22 @@ impl Cluster {
         let mut command = command(&bin.join("initdb"), self.user);
         command.arg("--pgdata").arg(&made);
         command.arg("--pwfile").arg(&pwfile);
-        command.args(["--username", NAME, "--data-checksums"]);
+        command.args(["--username", options.name]);
         // The same everywhere, whatever the operating system's locales.
         command.args(["--encoding", "UTF8", "--locale", "C"]);
         // The socket is off; the method is for whoever turns it on.
         command.args(["--auth", "scram-sha-256"]);
-        if !durable {
+        if !options.durable {
             command.arg("--no-sync");
         }
+        command.args(options.initdb);
         run("initdb", command, stop).await?;
         Ok(made)
     }
 }
 
 /// `None` if there is no cluster; anything else in its place is not ours to remove.
-fn major_version(pgdata: &Path) -> Result<Option<u32>, EmbeddedError> {
+fn major_version(pgdata: &Path) -> Result<Option<u32>, Error> {
     let path = pgdata.join("PG_VERSION");
     let version = if_there(fs::read_to_string(&path)).when("read", &path)?;
     if version.is_none() && if_there(fs::remove_dir(pgdata)).is_ok() {
@@ -168,7 +165,7 @@ fn major_version(pgdata: &Path) -> Result<Option<u32>, EmbeddedError> {
     }
     match version.and_then(|version| version.trim().parse().ok()) {
         Some(major) => Ok(Some(major)),
-        None => Err(EmbeddedError::unusable(
+        None => Err(Error::unusable(
             pgdata.display(),
             "is neither empty nor a Postgres cluster",
             "move it away, or choose another data directory",
@@ -183,7 +180,7 @@ fn staging_of(pgdata: &Path) -> PathBuf {
 
 /// Removes what killed starts have left of clusters that they were making. Ours to remove: we hold
 /// the lock.
-pub(super) fn clear_away(dir: &DataDir) -> Result<(), EmbeddedError> {
+pub(crate) fn clear_away(dir: &DataDir) -> Result<(), Error> {
     let prefix = format!("postgres.{STAGING}");
     for entry in fs::read_dir(&dir.path).when("list", &dir.path)?.flatten() {
         if entry
@@ -206,7 +203,7 @@ fn parent(pgdata: &Path) -> &Path {
     pgdata.parent().unwrap_or(pgdata)
 }
 
-fn remove_directory(dir: &Path) -> Result<(), EmbeddedError> {
+fn remove_directory(dir: &Path) -> Result<(), Error> {
     if_there(fs::remove_dir_all(dir)).when("remove", dir)?;
     Ok(())
 }
