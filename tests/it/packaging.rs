@@ -218,7 +218,8 @@ fn checkers() -> [Option<Command>; 2] {
     let mut bash = Command::new("bash");
     bash.arg("-n");
     let shellcheck = program("shellcheck").map(|mut command| {
-        command.args(["--shell=bash", "-"]);
+        // Its lesser remarks are about taste.
+        command.args(["--shell=bash", "--severity=warning", "-"]);
         command
     });
     [Some(bash), shellcheck]
