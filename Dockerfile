@@ -1,4 +1,4 @@
-# As `rust-version` in Cargo.toml; `make lint` compares the two.
+# As `rust-version` in Cargo.toml; a test compares the two.
 ARG RUST_VERSION=1.95
 
 FROM rust:${RUST_VERSION}-bookworm AS builder

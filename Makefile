@@ -56,7 +56,6 @@ lint: packages ## Formatting, clippy, docs, query data, dependencies: what CI wa
 	cargo clippy --locked $(IN_BENCH) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir target
-	scripts/check-versions
 	scripts/check-queries
 	scripts/check-dependencies
 

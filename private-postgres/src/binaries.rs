@@ -18,7 +18,7 @@ use crate::user::{ServerUser, command};
 
 /// Where Debian and its relatives keep the server binaries, a directory a major version.
 const DISTRIBUTION: &str = "/usr/lib/postgresql";
-/// The oldest major version that is still worth a start.
+/// The oldest major version that is supported.
 const OLDEST: u32 = 13;
 const PROGRAMS: [&str; 2] = ["postgres", "initdb"];
 

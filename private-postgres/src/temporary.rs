@@ -16,7 +16,7 @@ use crate::{Options, PrivatePostgres};
 pub struct Temporary {
     // Dropped in this order.
     server: PrivatePostgres,
-    _directories: Directories,
+    _data_dir: DataDir,
     _watchdog: Watchdog,
 }
 
@@ -37,15 +37,14 @@ impl Temporary {
     ///
     /// What stands in the way of a server.
     pub async fn start_on(data_dir: PathBuf, options: &Options) -> Result<Self, Error> {
-        let mut directories = Directories(vec![data_dir.clone()]);
+        let data_dir = DataDir(data_dir);
         let never = CancellationToken::new();
-        let server = PrivatePostgres::start(&data_dir, options, &never).await?;
-        // The cluster may be elsewhere.
-        directories.0 = vec![server.data_dir().to_owned(), server.pgdata().to_owned()];
-        let watchdog = Watchdog::over(server.pgdata(), &directories.0)?;
+        let server = PrivatePostgres::start(&data_dir.0, options, &never).await?;
+        let directories = [server.data_dir().to_owned(), server.pgdata().to_owned()];
+        let watchdog = Watchdog::over(server.pgdata(), &directories)?;
         Ok(Self {
             server,
-            _directories: directories,
+            _data_dir: data_dir,
             _watchdog: watchdog,
         })
     }
@@ -67,14 +66,15 @@ impl std::ops::DerefMut for Temporary {
 
 /// Removed when dropped.
 #[derive(Debug)]
-struct Directories(Vec<PathBuf>);
+struct DataDir(PathBuf);
 
-impl Drop for Directories {
+impl Drop for DataDir {
     fn drop(&mut self) {
-        for directory in &self.0 {
-            // It may have been in the one before.
-            let _gone = fs::remove_dir_all(directory);
+        // A drop can tell nobody what it couldn't remove.
+        if let Ok(elsewhere) = fs::read_link(self.0.join("postgres")) {
+            let _left = fs::remove_dir_all(elsewhere);
         }
+        let _left = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -18,9 +18,10 @@ use guard::Replay;
 use organization::statements::Statements;
 use organization::{Host, OrganizationEvent, OrganizationEventType};
 
+pub use organization::decide::Compared;
 /// The application's table.
 pub use organization::host::NAME as TABLE;
-pub use organization::{Applied, ApplyError, Choices};
+pub use organization::{ApplyError, Choices};
 pub use outcome::Outcome;
 
 /// The types of events that are applied.
@@ -119,26 +120,63 @@ impl Target {
     }
 }
 
-/// Applies events in the caller's transaction. The caller holds their lanes, gives the events of each in order, and commits.
+/// Events that are decided on what the database holds, and not written yet.
+#[derive(Debug)]
+pub struct Decided<'e> {
+    organizations: organization::Decided<'e>,
+    notifies: bool,
+}
+
+/// Decides events in the caller's transaction; writes nothing. The caller holds their lanes, and gives the events of each in
+/// order.
 ///
 /// # Errors
 /// The transaction is to be rolled back.
-pub async fn apply(
+pub async fn decide<'e>(
     connection: &mut PgConnection,
     target: &Target,
-    events: Vec<Decoded>,
-    choices: Choices<'_>,
+    events: &'e [Decoded],
     now: DateTime<Utc>,
-) -> Result<Applied, ApplyError> {
-    let events: Vec<_> = events
-        .into_iter()
+) -> Result<Decided<'e>, ApplyError> {
+    let organizations = events
+        .iter()
         .map(|Decoded::Organization(event)| event)
         .collect();
     let (statements, namespace) = (target.statements(), &target.namespace);
-    let applied =
-        organization::apply(connection, &statements, &events, namespace, choices, now).await?;
-    if target.notifies {
-        organization::notify(connection, &events, &applied).await?;
+    Ok(Decided {
+        organizations: organization::decide(connection, statements, organizations, namespace, now)
+            .await?,
+        notifies: target.notifies,
+    })
+}
+
+impl Decided<'_> {
+    /// The outcome of each event, as the inbox records it, in the order of the events.
+    #[must_use]
+    pub fn outcomes(&self) -> &[Outcome] {
+        self.organizations.outcomes()
     }
-    Ok(applied)
+
+    /// The places of the stale events among them, and what each was compared with.
+    #[must_use]
+    pub fn compared(&self) -> &[(usize, Compared)] {
+        self.organizations.compared()
+    }
+
+    /// Writes what the events come to. The caller commits, and soon: who creates something of the same name waits for it.
+    /// Says whether the outbox has something to do then.
+    ///
+    /// # Errors
+    /// The transaction is to be rolled back.
+    pub async fn write(
+        self,
+        connection: &mut PgConnection,
+        choices: Choices<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<bool, ApplyError> {
+        let notifies = self.notifies;
+        self.organizations
+            .write(connection, choices, now, notifies)
+            .await
+    }
 }

@@ -9,12 +9,12 @@ use axum::http::header::CONTENT_ENCODING;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::problem::Problem;
 use super::{App, Inner, REQUEST_ID};
-use crate::inbox::{EventName, Receipt, RecordError, Recorded, Source};
+use crate::inbox::{EventName, NewEvent, Receipt, RecordError, Recorded, Source};
 use crate::signature;
 
 /// How long the body may take.
@@ -69,12 +69,49 @@ async fn accept(
 ) -> Result<(Recorded, Response), Problem> {
     let started = Instant::now();
     let answer_by = started + ANSWER_TIMEOUT;
+    let event = verified(app, headers, body, started + BODY_TIMEOUT, answer_by).await?;
+    let wait = preferred_wait(headers);
+    let watch = wait.map(|wait| (app.inbox.watch(event.id().clone()), wait));
+    let name = event.name();
+    let Receipt { recorded, detail } = record(app, event, &name, answer_by).await?;
 
+    let mut answer = Answer {
+        event_id: name.id,
+        status: recorded.as_str(),
+        outcome: None,
+        error: None,
+        detail,
+    };
+    if let Some((watch, wait)) = watch.filter(|_| recorded == Recorded::Accepted) {
+        // Apart, for it is large and rare: a request's future is allocated, and copied, as a whole.
+        let ended = Box::pin(watch.outcome(Instant::now() + wait)).await;
+        if let Some(ended) = ended {
+            answer.status = ended.status.as_str();
+            answer.outcome = ended.outcome.map(crate::entities::Outcome::as_str);
+            answer.error = ended.error;
+        }
+    }
+    let mut response = Json(answer).into_response();
+    if let Some(wait) = wait {
+        let applied = format!("wait={}", wait.as_secs());
+        let applied = applied.parse().expect("ASCII is a header value");
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    Ok((recorded, response))
+}
+
+/// Reads a delivery, and believes it if its signature is right.
+async fn verified(
+    app: &Inner,
+    headers: &HeaderMap,
+    body: Body,
+    complete_by: Instant,
+    answer_by: Instant,
+) -> Result<NewEvent, Problem> {
     if is_encoded(headers) {
         return Err(Problem::content_encoding());
     }
-    let deadline = started + BODY_TIMEOUT;
-    let (body, permit) = app.bodies.read(body, deadline, answer_by).await?;
+    let (body, permit) = app.bodies.read(body, complete_by, answer_by).await?;
 
     let header = headers.get_all(signature::HEADER);
     let header = header.iter().map(HeaderValue::as_bytes);
@@ -92,40 +129,44 @@ async fn accept(
             warn!(reason = %error, "a signed delivery is no event: {error}");
             error
         })?;
+    Ok(event.brought_by(request_id(headers)))
+}
 
-    let event = event.brought_by(request_id(headers));
-    let wait = preferred_wait(headers);
-    let watch = wait.map(|wait| (app.inbox.watch(event.id().clone()), wait));
-    let name = event.name();
+/// Makes an event durable.
+async fn record(
+    app: &Inner,
+    event: NewEvent,
+    name: &EventName,
+    answer_by: Instant,
+) -> Result<Receipt, Problem> {
     let EventName {
         id,
         event_type,
         organization,
-    } = &name;
-    let Receipt { recorded, detail } = tokio::time::timeout_at(answer_by, app.inbox.record(event))
-        .await
-        .map_err(|_elapsed| {
-            app.inbox
-                .not_durable(&name, "the database didn't answer in time");
-            Problem::not_durable()
-        })?
-        .map_err(|error| match error {
-            RecordError::Unstorable(reason) => {
-                warn!(
-                    event.id = id,
-                    event.r#type = event_type,
-                    workos.organization_id = organization,
-                    reason,
-                    "{event_type} {id} can't be stored: {reason}",
-                );
-                Problem::unstorable()
-            }
-            RecordError::Unavailable { reason } => {
-                app.inbox.not_durable(&name, &reason);
-                Problem::not_durable()
-            }
-        })?;
-    let answer = recorded.as_str();
+    } = name;
+    let receipt = match timeout_at(answer_by, app.inbox.record(event)).await {
+        Ok(Ok(receipt)) => receipt,
+        Ok(Err(RecordError::Unstorable(reason))) => {
+            warn!(
+                event.id = id,
+                event.r#type = event_type,
+                workos.organization_id = organization,
+                reason,
+                "{event_type} {id} can't be stored: {reason}",
+            );
+            return Err(Problem::unstorable());
+        }
+        Ok(Err(RecordError::Unavailable { reason })) => {
+            app.inbox.not_durable(name, &reason);
+            return Err(Problem::not_durable());
+        }
+        Err(_elapsed) => {
+            let reason = "the database didn't answer in time";
+            app.inbox.not_durable(name, reason);
+            return Err(Problem::not_durable());
+        }
+    };
+    let answer = receipt.recorded.as_str();
     debug!(
         event.id = id,
         event.r#type = event_type,
@@ -133,7 +174,7 @@ async fn accept(
         answer,
         "{event_type} {id}: {answer}",
     );
-    if let Some(detail) = &detail {
+    if let Some(detail) = &receipt.detail {
         warn!(
             event.id = id,
             event.r#type = event_type,
@@ -141,32 +182,7 @@ async fn accept(
             "a delivery is taken for a duplicate: {detail}",
         );
     }
-
-    let ended = match watch {
-        Some((watch, wait)) if recorded == Recorded::Accepted => {
-            watch.outcome(Instant::now() + wait).await
-        }
-        _ => None,
-    };
-    let mut answer = Answer {
-        event_id: id.clone(),
-        status: answer,
-        outcome: None,
-        error: None,
-        detail,
-    };
-    if let Some(ended) = ended {
-        answer.status = ended.status.as_str();
-        answer.outcome = ended.outcome.map(crate::entities::Outcome::as_str);
-        answer.error = ended.error;
-    }
-    let mut response = Json(answer).into_response();
-    if let Some(wait) = wait {
-        let applied = format!("wait={}", wait.as_secs());
-        let applied = applied.parse().expect("ASCII is a header value");
-        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
-    }
-    Ok((recorded, response))
+    Ok(receipt)
 }
 
 /// The id of the request, which it has been given if it came without.

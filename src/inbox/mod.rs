@@ -237,16 +237,22 @@ impl Inbox {
     /// # Errors
     /// The event is not durable: the sender must not be told that it is. It may be durable all the same if the
     /// answer of the database got lost; then it will be processed, and the next delivery is a duplicate.
-    pub async fn record(&self, event: NewEvent) -> Result<Receipt, RecordError> {
+    pub fn record(
+        &self,
+        event: NewEvent,
+    ) -> impl Future<Output = Result<Receipt, RecordError>> + '_ {
         let ignored = event.ignored;
         if event.source == Source::Webhook {
             self.note_webhook();
         }
-        let (recorded, detail) = match self.recorder.store(event).await? {
-            Stored::New => (Recorded::new(true, ignored), None),
-            Stored::Duplicate(detail) => (Recorded::Duplicate, detail),
-        };
-        Ok(Receipt { recorded, detail })
+        let storing = self.recorder.store(event);
+        async move {
+            let (recorded, detail) = match storing.await? {
+                Stored::New => (Recorded::new(true, ignored), None),
+                Stored::Duplicate(detail) => (Recorded::Duplicate, detail),
+            };
+            Ok(Receipt { recorded, detail })
+        }
     }
 
     /// Reads a saved event.

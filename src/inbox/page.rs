@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::lanes::Lanes;
 use super::outcomes::Outcomes;
 use super::status::EventName;
-use super::store::{self, NewEvent};
+use super::store::{self, Met, NewEvent};
 use crate::postgres;
 use crate::postgres::error::{self, DatabaseCause};
 
@@ -56,8 +56,9 @@ impl Pages {
         let pool = &self.pool;
         let together = postgres::transaction(pool, postgres::PATIENCE, async |connection| {
             let all: Vec<_> = events.iter().collect();
-            let new = store::insert(connection, &all).await?;
+            let met = store::insert(connection, &all).await?;
             beside.write(connection).await?;
+            let new = met.into_iter().filter_map(Met::new_id).collect();
             Ok::<_, B::Error>((new, Vec::new()))
         })
         .await;
@@ -76,6 +77,7 @@ impl Pages {
             }
             together => together?,
         };
+        let new: Vec<_> = new;
         let known = events.len() - new.len() - unstorable.len();
         let is_new: HashSet<_> = new.iter().map(String::as_str).collect();
         for event in events {
@@ -107,7 +109,7 @@ async fn insert_each(
         match store::insert(&mut savepoint, &[event]).await {
             Ok(stored) => {
                 savepoint.commit().await?;
-                new.extend(stored);
+                new.extend(stored.into_iter().filter_map(Met::new_id));
             }
             Err(error) if error::is_about_the_content(&error) => {
                 savepoint.rollback().await?;

@@ -3,7 +3,7 @@
 //! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
 //! takes, and all that came meanwhile go together.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,10 +42,6 @@ const MAX_WAITING: usize = 4_096;
 /// How often a delivery is noted on the row of an event that is being applied. A try waits for the lock of the row for as
 /// long as any transaction does, 5 s; it is held for 15 s at most.
 const MARK_TRIES: u32 = 5;
-
-/// The longest stored body, in bytes, that a duplicate is compared with: with the number of events it bounds the
-/// memory. Longer ones are compared by their type alone.
-const COMPARED_PAYLOAD: i32 = 16 * 1_024;
 
 /// What became of an event that was to be stored.
 pub(super) type Answer = Result<Stored, RecordError>;
@@ -157,9 +153,11 @@ impl Recorder {
         self.state().crew.slow()
     }
 
-    /// Stores an event, with whichever others wait.
-    pub(super) async fn store(self: &Arc<Self>, event: NewEvent) -> Answer {
-        self.submit(event)?.answer().await
+    /// Stores an event, with whichever others wait. It is in the queue when this returns, and not in the future, which
+    /// each layer above copies.
+    pub(super) fn store(self: &Arc<Self>, event: NewEvent) -> impl Future<Output = Answer> + '_ {
+        let submitted = self.submit(event);
+        async move { submitted?.answer().await }
     }
 
     /// Stores events together, as many as may wait.
@@ -316,66 +314,49 @@ impl Recorder {
         }
     }
 
-    /// Stores events; those that are there already are compared with what is stored.
+    /// Stores events, which are sorted by id; those that are there already are compared with what is stored.
     async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<Stored>, sqlx::Error> {
         let insert = async |tx: &mut PgConnection| {
-            let new = store::insert(tx, events).await?;
-            let mut new: HashSet<_> = new.iter().map(String::as_str).collect();
-            // The first of an id that came twice is the new one.
-            let are_new: Vec<_> = events
-                .iter()
-                .map(|event| new.remove(event.id().as_str()))
-                .collect();
-            let duplicates: Vec<_> = events
-                .iter()
-                .zip(&are_new)
-                .filter(|(_, is_new)| !**is_new)
-                .map(|(event, _)| event.id().as_str())
-                .collect();
-            let (mut known, mut late) = (Vec::new(), Vec::new());
-            if !duplicates.is_empty() {
-                known = store::known(tx, &duplicates, COMPARED_PAYLOAD).await?;
-                let undelivered: HashSet<_> = known
-                    .iter()
-                    .filter(|known| known.is_undelivered)
-                    .map(|known| known.event_id.as_str())
+            let mut stored = BTreeMap::new();
+            let mut delivered = Vec::new();
+            // All of them; then those that somebody else was storing, and those that are here twice.
+            while stored.len() < events.len() {
+                let left: Vec<_> = (0..events.len())
+                    .filter(|place| !stored.contains_key(place))
                     .collect();
-                let delivered: Vec<_> = events
-                    .iter()
-                    .filter(|event| event.source == Source::Webhook)
-                    .map(|event| (event.id().as_str(), event.received_at))
-                    .filter(|(id, _)| undelivered.contains(id))
-                    .collect();
-                if !delivered.is_empty() {
-                    let marked = store::mark_delivered(tx, &delivered).await?;
-                    let is_late = |id: &str| !marked.iter().any(|marked| marked == id);
-                    late = delivered;
-                    late.retain(|(id, _)| is_late(id));
+                let asked: Vec<_> = left.iter().map(|place| events[*place]).collect();
+                for met in store::insert(tx, &asked).await? {
+                    let place = left[met.place(&asked)];
+                    let event = events[place];
+                    if met.is_undelivered && event.source == Source::Webhook {
+                        delivered.push((event.id().as_str(), event.received_at));
+                    }
+                    stored.insert(
+                        place,
+                        met.known.map_or(Stored::New, |known| {
+                            Stored::Duplicate(difference(event, &known))
+                        }),
+                    );
                 }
+            }
+            let mut late = Vec::new();
+            if !delivered.is_empty() {
+                let marked = store::mark_delivered(tx, &delivered).await?;
+                let is_late = |id: &str| !marked.iter().any(|marked| marked == id);
+                late = delivered;
+                late.retain(|(id, _)| is_late(id));
             }
             if events.iter().map(|event| event.body.len()).sum::<usize>() > BYTES_KEPT {
                 tx.shrink_buffers();
             }
-            Ok::<_, sqlx::Error>((are_new, known, late))
+            Ok::<_, sqlx::Error>((stored, late))
         };
-        let (are_new, known, late) =
-            postgres::transaction(&self.pool, postgres::PATIENCE, insert).await?;
+        let (stored, late) = postgres::transaction(&self.pool, postgres::PATIENCE, insert).await?;
         for (id, at) in late {
             self.tracker
                 .spawn(mark_delivered(self.pool.clone(), id.to_owned(), at));
         }
-        let known: HashMap<_, _> = known
-            .iter()
-            .map(|known| (known.event_id.as_str(), known))
-            .collect();
-        let stored = events.iter().zip(are_new).map(|(event, is_new)| {
-            if is_new {
-                return Stored::New;
-            }
-            let known = known.get(event.id().as_str());
-            Stored::Duplicate(known.and_then(|known| difference(event, known)))
-        });
-        Ok(stored.collect())
+        Ok(stored.into_values().collect())
     }
 }
 
@@ -404,12 +385,12 @@ async fn mark_delivered(pool: PgPool, event_id: String, at: DateTime<Utc>) {
 /// Describes what is stored under the id of an event, if that is another event: one of another type, or about something
 /// else.
 fn difference(event: &NewEvent, known: &Known) -> Option<String> {
-    if known.payload.as_ref() == Some(&event.body) {
+    let Known::Other { event_type, body } = known else {
         return None;
-    }
+    };
     let subject = |body: &str| Event::parse(body.as_bytes()).ok()?.subject();
-    let about = known.payload.as_deref().map(subject);
-    let is_same = event.event_type == known.event_type
+    let about = body.as_deref().map(subject);
+    let is_same = event.event_type == *event_type
         && about
             .as_ref()
             .is_none_or(|about| *about == subject(&event.body));
@@ -418,9 +399,8 @@ fn difference(event: &NewEvent, known: &Known) -> Option<String> {
     }
     let about = about.flatten().map(|subject| format!(" about {subject}"));
     Some(format!(
-        "event {} is already stored as {}{}",
+        "event {} is already stored as {event_type}{}",
         event.event_id,
-        known.event_type,
         about.unwrap_or_default()
     ))
 }

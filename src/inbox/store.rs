@@ -1,6 +1,6 @@
 //! The SQL of `webhook_events` and `event_attempts`, and the locks of lanes.
 //!
-//! **Order of locks.** The lanes' locks come first, in the order of their names, then slugs', then rows. They are advisory
+//! **Order of locks.** The lanes' locks come first, in the order of their names, then rows that are there, then slugs'. They are advisory
 //! locks of the transaction, so that they survive a connection pooler and go with a lost connection; in the key space of
 //! two integers, so that none is mistaken for a slug's (R18).
 
@@ -14,6 +14,10 @@ use crate::event::{EnvelopeError, Event, EventId};
 
 /// The first of the two integers of a lane's lock: `hashtext('workos-sync organization')`.
 const LANE_LOCKS: i32 = 1_061_423_321;
+
+/// The longest stored body, in bytes, that a duplicate is compared with: with the number of events it bounds the
+/// memory. Longer ones are compared by their type alone.
+const COMPARED_PAYLOAD: i32 = 16 * 1_024;
 
 /// How long a transaction waits for locks: its lanes', and those of slugs and rows after them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,28 +184,71 @@ impl NewEvent {
     }
 }
 
-/// Stores events; says which of them are new.
+/// An event of a statement that stores events.
+#[derive(Debug)]
+pub(super) struct Met {
+    event_id: String,
+    /// Where it was in the statement, counted from one; of a new one, nothing says so.
+    ordinality: Option<i64>,
+    /// What was stored before; nothing, if the statement has stored the event.
+    pub(super) known: Option<Known>,
+    /// It was stored before: the poll found it, and no delivery has brought it yet.
+    pub(super) is_undelivered: bool,
+}
+
+/// What was stored under the id of an event before.
+#[derive(Debug)]
+pub(super) enum Known {
+    /// The same body.
+    Same,
+    /// Another one.
+    Other {
+        event_type: String,
+        /// `None` if it is longer than [`COMPARED_PAYLOAD`].
+        body: Option<String>,
+    },
+}
+
+impl Met {
+    /// The id, if it is a new event.
+    pub(super) fn new_id(self) -> Option<String> {
+        self.known.is_none().then_some(self.event_id)
+    }
+
+    /// Which of the events it is, which are sorted by id. The first of an id that came twice is the new one.
+    pub(super) fn place(&self, events: &[&NewEvent]) -> usize {
+        match self.ordinality {
+            Some(ordinality) => usize::try_from(ordinality - 1).unwrap_or_default(),
+            None => {
+                events.partition_point(|event| event.event_id.as_str() < self.event_id.as_str())
+            }
+        }
+    }
+}
+
+/// Stores events. Of an event that is stored by somebody else at this moment, and of one that is there twice, nothing is
+/// said: the next such statement sees it.
 pub(super) async fn insert(
     connection: &mut PgConnection,
     events: &[&NewEvent],
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<Vec<Met>, sqlx::Error> {
     let none = vec![None; events.len()];
     insert_marked(connection, events, &vec![None; events.len()], &none, None).await
 }
 
-/// Stores events, those with an outcome as processed; says which of them are new. Sorted by id, so that two batches
-/// that share ids wait for each other in one order: what is a duplicate is durable, because its insertion by another
-/// transaction is waited for.
+/// Stores events, those with an outcome as processed. Sorted by id, so that two batches that share ids wait for each other
+/// in one order: what is a duplicate is durable, because its insertion by another transaction is waited for.
 ///
 /// What was there before the statement is looked up first, by a read that waits for nobody: `on conflict` waits for
-/// whoever updates the row. It costs an index probe an event, of pages that the insert reads anyway.
+/// whoever updates the row. It costs an index probe an event, of pages that the insert reads anyway; and there the bodies
+/// of duplicates are compared, where both are at hand.
 pub(super) async fn insert_marked(
     connection: &mut PgConnection,
     events: &[&NewEvent],
     outcomes: &[Option<Outcome>],
     compared: &[Option<&str>],
     processed_at: Option<DateTime<Utc>>,
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<Vec<Met>, sqlx::Error> {
     let column =
         |value: fn(&NewEvent) -> &str| -> Vec<&str> { events.iter().copied().map(value).collect() };
     let organization_ids: Vec<_> = events
@@ -214,33 +261,56 @@ pub(super) async fn insert_marked(
         .collect();
     let ignored: Vec<_> = events.iter().map(|event| event.ignored).collect();
     let received_at: Vec<_> = events.iter().map(|event| event.received_at).collect();
-    query_scalar!(
+    // By webhook_events_pkey.
+    let met = query!(
         r#"
-        insert into workos_sync.webhook_events
-            (event_id, status, outcome, event_type, organization_id, lane, event_order, attempts, received_at,
-             processed_at, source, payload, compared)
+        with events as materialized (
+            select events.*,
+                   stored.event_id is not null as is_known,
+                   stored.event_type as known_type,
+                   stored.source = 'events_api' and stored.delivered_at is null as is_undelivered,
+                   case when octet_length(stored.payload::text) <= $12 then stored.payload::text end as known_body
+            from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
+                        $8::text[], $10::text[], $11::text[])
+                     with ordinality
+                     as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome,
+                                event_order, compared, ordinality)
+                     left join workos_sync.webhook_events as stored using (event_id)),
+             inserted as (
+                 insert into workos_sync.webhook_events
+                     (event_id, status, outcome, event_type, organization_id, lane, event_order, attempts, received_at,
+                      processed_at, source, payload, compared)
+                     select event_id,
+                            case when ignored then 'ignored' when outcome is null then 'pending' else 'processed' end,
+                            outcome,
+                            event_type,
+                            organization_id,
+                            coalesce(organization_id, event_id),
+                            event_order,
+                            (outcome is not null)::integer,
+                            received_at,
+                            case when ignored then received_at when outcome is not null then $9 end,
+                            source,
+                            body::json,
+                            compared::jsonb
+                     from events
+                     where not is_known
+                     on conflict (event_id) do nothing
+                     returning event_id)
+        select event_id as "event_id!",
+               null as ordinality,
+               null as other_type,
+               null as other_body,
+               false as "is_undelivered!"
+        from inserted
+        union all
         select event_id,
-               case when ignored then 'ignored' when outcome is null then 'pending' else 'processed' end,
-               outcome,
-               event_type,
-               organization_id,
-               coalesce(organization_id, event_id),
-               event_order,
-               (outcome is not null)::integer,
-               received_at,
-               case when ignored then received_at when outcome is not null then $9 end,
-               source,
-               body::json,
-               compared::jsonb
-        from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[], $7::text[],
-                    $8::text[], $10::text[], $11::text[])
-                 as events (event_id, event_type, organization_id, ignored, received_at, source, body, outcome,
-                            event_order, compared)
-        where not exists (select
-                          from workos_sync.webhook_events as stored
-                          where stored.event_id = events.event_id)
-        on conflict (event_id) do nothing
-        returning event_id
+               ordinality,
+               case when known_body is distinct from body then known_type end,
+               case when known_body is distinct from body then known_body end,
+               is_undelivered
+        from events
+        where is_known
         "#,
         &column(|event| event.event_id.as_str()) as _,
         &column(|event| &event.event_type) as _,
@@ -253,9 +323,23 @@ pub(super) async fn insert_marked(
         processed_at,
         &orders as _,
         compared as _,
+        COMPARED_PAYLOAD,
     )
     .fetch_all(connection)
-    .await
+    .await?;
+    let met = met.into_iter().map(|met| Met {
+        event_id: met.event_id,
+        ordinality: met.ordinality,
+        known: met.ordinality.map(|_| match met.other_type {
+            None => Known::Same,
+            Some(event_type) => Known::Other {
+                event_type,
+                body: met.other_body,
+            },
+        }),
+        is_undelivered: met.is_undelivered,
+    });
+    Ok(met.collect())
 }
 
 /// Deliveries have brought these events, which the poll had found (R39). A row that is being applied at this moment is
@@ -322,41 +406,6 @@ pub(super) async fn note_webhook(
     .execute(connection)
     .await
     .map(drop)
-}
-
-/// What is stored under an id.
-#[derive(Debug)]
-pub(super) struct Known {
-    pub(super) event_id: String,
-    pub(super) event_type: String,
-    /// The body; `None` if it is longer than was asked for.
-    pub(super) payload: Option<String>,
-    /// The poll found it, and no delivery has brought it yet.
-    pub(super) is_undelivered: bool,
-}
-
-/// What is stored under the given ids.
-pub(super) async fn known(
-    connection: &mut PgConnection,
-    event_ids: &[&str],
-    longest_payload: i32,
-) -> Result<Vec<Known>, sqlx::Error> {
-    // By webhook_events_pkey.
-    query_as!(
-        Known,
-        r#"
-        select event_id,
-               event_type,
-               case when octet_length(payload::text) <= $2 then payload::text end as payload,
-               source = 'events_api' and delivered_at is null as "is_undelivered!"
-        from workos_sync.webhook_events
-        where event_id = any ($1)
-        "#,
-        event_ids as _,
-        longest_payload,
-    )
-    .fetch_all(connection)
-    .await
 }
 
 /// What keeps an event from being applied as it comes.

@@ -15,10 +15,10 @@ use tracing::{Instrument, debug_span};
 use super::conditions::Conditions;
 use super::failure::{AttemptError, Failure};
 use super::outcomes::Outcomes;
-use super::store::{self, Claimed, InTheWay, NewEvent, Wait};
+use super::store::{self, Claimed, InTheWay, Met, NewEvent, Wait};
 use crate::clock::Clock;
 use crate::entities::guard::Replay;
-use crate::entities::{self, Applied, Choices, Decoded, Outcome, Target};
+use crate::entities::{self, Choices, Compared, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
@@ -296,19 +296,21 @@ impl Transactions {
             places.push((place, event.is_some()));
             events.extend(event);
         }
-        let applied = entities::apply(tx, &self.target, events, choices, now).await?;
-        let compared = compared_json(&places, &applied);
-        let mut outcomes = applied.outcomes.into_iter();
+        let decided = entities::decide(tx, &self.target, &events, now).await?;
+        let compared = compared_json(&places, decided.compared());
+        let mut outcomes = decided.outcomes().iter().copied();
         let outcomes: Vec<_> = places
             .into_iter()
             .map(|(place, is_applied)| (place, if is_applied { outcomes.next() } else { None }))
             .collect();
+        // Before the rest: nobody waits for these rows, but others may wait for what is locked next.
         rows.mark(tx, &outcomes, &compared, now).await?;
+        let push_recorded = decided.write(tx, choices, now).await?;
         if wait != Wait::Never {
             // So that it isn't the commit that fails: it would not be known of which event.
             store::check_constraints(tx).await?;
         }
-        Ok((outcomes, applied.push_recorded))
+        Ok((outcomes, push_recorded))
     }
 
     /// Tells what was committed.
@@ -382,7 +384,7 @@ impl Rows<'_> {
                 let all = self.all_outcomes(outcomes);
                 let compared: Vec<_> = (0..new.len()).map(compared_of).collect();
                 let stored = store::insert_marked(tx, new, &all, &compared, Some(now)).await?;
-                if stored.len() < new.len() {
+                if stored.into_iter().filter_map(Met::new_id).count() < new.len() {
                     return Err(AttemptError::Overtaken);
                 }
             }
@@ -393,8 +395,11 @@ impl Rows<'_> {
 
 /// Of the rows of stale events, by their places: what each was compared with, as JSON. `places` are those of all rows, and
 /// whether there was something to apply.
-fn compared_json(places: &[(usize, bool)], applied: &Applied) -> HashMap<usize, String> {
-    if applied.compared.is_empty() {
+fn compared_json(
+    places: &[(usize, bool)],
+    compared: &[(usize, Compared)],
+) -> HashMap<usize, String> {
+    if compared.is_empty() {
         return HashMap::new();
     }
     let places: Vec<_> = places
@@ -402,8 +407,8 @@ fn compared_json(places: &[(usize, bool)], applied: &Applied) -> HashMap<usize, 
         .filter_map(|&(place, is_applied)| is_applied.then_some(place))
         .collect();
     let json = |compared| serde_json::to_string(compared).expect("texts and times are JSON");
-    let compared = applied.compared.iter();
     compared
+        .iter()
         .map(|(event, compared)| (places[*event], json(compared)))
         .collect()
 }

@@ -9,15 +9,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use workos_sync::entities::Outcome;
-use workos_sync::entities::organization::{Choices, OrganizationEvent, apply, organization_id};
+use workos_sync::entities::organization::{OrganizationEvent, organization_id};
 use workos_sync::event::Event;
 use workos_sync::inbox::Recorded;
-use workos_sync::postgres::locks::Places;
 
 use crate::support::app::Answer;
 use crate::support::event::{at, event_id};
 use crate::support::{
-    EventBuilder, NOW, TestApp, created, deleted, eventually, insert, put, release, updated,
+    EventBuilder, NOW, TestApp, apply, created, deleted, eventually, insert, put, release, updated,
 };
 
 /// Delivers bodies in two inserts: the first body alone, the others together. Answers in the order of the bodies.
@@ -117,19 +116,12 @@ async fn organizations_that_share_a_row_take_turns_within_a_batch() {
     let namespace = organization_id::default_namespace();
     let mut tx = app.db.pool.begin().await.unwrap();
     let statements = app.host.statements();
-    let applied = apply(
-        &mut tx,
-        &statements,
-        &events,
-        &namespace,
-        Choices::any(&mut Places::set_aside()),
-        NOW,
-    )
-    .await
-    .unwrap();
+    let outcomes = apply(&mut tx, &statements, &events, &namespace, &[], NOW)
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     assert_eq!(
-        applied.outcomes,
+        outcomes,
         [Outcome::Created, Outcome::Linked, Outcome::Linked]
     );
     let row = app.organization().await;

@@ -124,7 +124,7 @@ struct PanicAtInsert(Arc<AtomicBool>);
 
 impl<S: Subscriber> Layer<S> for PanicAtInsert {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let insert = said(event, "summary").contains("insert into workos_sync.webhook_events");
+        let insert = said(event, "summary").contains("with events as materialized");
         assert!(
             !insert || self.0.load(Ordering::SeqCst),
             "as this test wants"

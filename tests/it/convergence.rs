@@ -24,16 +24,13 @@ use workos_sync::entities::organization::decide::{
 };
 use workos_sync::entities::organization::precision::RowPrecision;
 use workos_sync::entities::organization::statements::Statements;
-use workos_sync::entities::organization::{
-    Change, Choices, OrganizationEvent, apply, organization_id, slug,
-};
+use workos_sync::entities::organization::{Change, OrganizationEvent, organization_id, slug};
 use workos_sync::event::{Event, EventId, OrganizationId, WorkosId};
-use workos_sync::postgres::locks::Places;
 
 use crate::support::app::{Options, Organization};
 use crate::support::event::{at, rfc3339};
 use crate::support::{
-    EventBuilder, NOW, TestApp, TestDatabase, created, deleted, look_at, updated,
+    EventBuilder, NOW, TestApp, TestDatabase, apply, created, deleted, look_at, updated,
 };
 
 static NAMESPACE: LazyLock<Uuid> = LazyLock::new(organization_id::default_namespace);
@@ -958,7 +955,7 @@ async fn a_batch_comes_to_what_its_events_come_to() {
 /// What events come to, so many at a time; nothing of it stays.
 async fn applied(
     db: &TestDatabase,
-    statements: &Statements,
+    statements: &Arc<Statements>,
     case: &Case,
     events: &[OrganizationEvent],
     at_a_time: usize,
@@ -968,17 +965,9 @@ async fn applied(
     let mut outcomes = Vec::new();
     for batch in events.chunks(at_a_time) {
         outcomes.extend(
-            apply(
-                &mut tx,
-                statements,
-                batch,
-                &NAMESPACE,
-                Choices::any(&mut Places::set_aside()),
-                NOW,
-            )
-            .await
-            .unwrap()
-            .outcomes,
+            apply(&mut tx, statements, batch, &NAMESPACE, &[], NOW)
+                .await
+                .unwrap(),
         );
     }
     let pushes: Vec<(String, String)> = sqlx::query_as(

@@ -13,14 +13,13 @@ use workos_sync::entities::organization::host::HostTable;
 use workos_sync::entities::organization::organization_id::default_namespace;
 use workos_sync::entities::organization::precision::Precision;
 use workos_sync::entities::organization::statements::Statements;
-use workos_sync::entities::organization::{ApplyError, Choices, OrganizationEvent, apply};
+use workos_sync::entities::organization::{ApplyError, OrganizationEvent};
 use workos_sync::event::Event;
 use workos_sync::postgres;
-use workos_sync::postgres::locks::Places;
 
 use crate::support::event::{at, event_id, rfc3339};
 use crate::support::logs::Logs;
-use crate::support::{EventBuilder, NOW, TestDatabase, created, deleted, look_at, updated};
+use crate::support::{EventBuilder, NOW, TestDatabase, apply, created, deleted, look_at, updated};
 
 const KEYS: [&str; 5] = ["text", "varchar(64)", "ext.citext", "char(64)", "uuid"];
 const TIMES: [&str; 3] = ["timestamptz", "timestamp", "timestamp(0)"];
@@ -201,7 +200,7 @@ struct Row {
 struct Trial {
     shape: Shape,
     pool: PgPool,
-    statements: Statements,
+    statements: Arc<Statements>,
     /// How often a slug was refused by an index that can't be seen.
     refused: usize,
 }
@@ -215,7 +214,7 @@ impl Trial {
         let table = table.await.unwrap();
         assert!(table.is_usable(), "{shape}: {:?}", table.findings);
         Self {
-            statements: Statements::new(Arc::new(table)),
+            statements: Arc::new(Statements::new(Arc::new(table))),
             shape,
             pool,
             refused: 0,
@@ -229,22 +228,10 @@ impl Trial {
             let mut connection = self.pool.acquire().await.unwrap();
             let mut tx = postgres::begin(&mut connection).await.unwrap();
             let namespace = default_namespace();
-            match apply(
-                &mut tx,
-                &self.statements,
-                events,
-                &namespace,
-                Choices {
-                    refused: &refused,
-                    places: &mut Places::set_aside(),
-                },
-                NOW,
-            )
-            .await
-            {
-                Ok(applied) => {
+            match apply(&mut tx, &self.statements, events, &namespace, &refused, NOW).await {
+                Ok(outcomes) => {
                     tx.commit().await.unwrap();
-                    return applied.outcomes;
+                    return outcomes;
                 }
                 Err(ApplyError::SlugRefused(error)) => {
                     assert!(!refused.contains(&error.slug), "{}", self.shape);
@@ -550,17 +537,9 @@ async fn another_type_changes_no_result() {
         let event =
             OrganizationEvent::decode(&Event::parse(event.body().as_bytes()).unwrap()).unwrap();
         let mut tx = postgres::begin(&mut connection).await.unwrap();
-        let applied = apply(
-            &mut tx,
-            &statements,
-            &[event],
-            &namespace,
-            Choices::any(&mut Places::set_aside()),
-            NOW,
-        )
-        .await;
+        let outcomes = apply(&mut tx, &statements, &[event], &namespace, &[], NOW).await;
         tx.commit().await.unwrap();
-        applied.unwrap().outcomes[0]
+        outcomes.unwrap()[0]
     };
     apply_one(created(1, "org_a", "A").external_id("a")).await;
     apply_one(created(2, "org_b", "B").external_id("a")).await;

@@ -92,6 +92,26 @@ fn the_image_can_be_built() {
     }
 }
 
+/// The packages, and the image, are built by one compiler.
+#[test]
+fn every_package_asks_for_the_same_compiler() {
+    let version = |file: &str, before: &str| {
+        let text = read(file);
+        let found = text.lines().find_map(|line| line.strip_prefix(before));
+        found.unwrap().trim_matches('"').to_owned()
+    };
+    let asked_for = version("Cargo.toml", "rust-version = ");
+    assert_eq!(version("Dockerfile", "ARG RUST_VERSION="), asked_for);
+    for package in ["private-postgres", "bench", "fuzz", "loom"] {
+        let manifest = format!("{package}/Cargo.toml");
+        assert_eq!(
+            version(&manifest, "rust-version = "),
+            asked_for,
+            "{package}"
+        );
+    }
+}
+
 /// The image holds what the program reads when it is compiled: all of it is copied.
 #[test]
 fn the_image_has_what_is_compiled_in() {

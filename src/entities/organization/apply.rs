@@ -4,6 +4,7 @@
 //! event by event, in order, on a [`Ledger`]; what that holds in the end is written.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -43,115 +44,126 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// What applying events did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    /// The outcome of each event, as the inbox records it, in the order of the events.
-    pub outcomes: Vec<Outcome>,
-    /// The id of the row that each event changed, if it did, in the same order.
-    pub changed: Vec<Option<OrganizationId>>,
-    /// The places of the stale events among them, and what each was compared with.
-    pub compared: Vec<(usize, Compared)>,
-    /// An intention was recorded to write an organization id to WorkOS: once this is committed, the outbox has
-    /// something to do.
-    pub push_recorded: bool,
+/// Events that are decided on what the database holds, and not written yet.
+#[derive(Debug)]
+pub struct Decided<'e> {
+    statements: Arc<Statements>,
+    events: Vec<&'e OrganizationEvent>,
+    ledger: Ledger<'e>,
+    outcomes: Vec<Outcome>,
 }
 
-/// Applies events to the rows of their organizations, advances the cursors, and records the intentions to write
-/// organization ids back (R14). The caller holds the locks of all the organizations, gives the events of each in
-/// order, and commits.
+/// Decides events, one after the other, on what the database holds; writes nothing. The caller holds the locks of all the
+/// organizations, and gives the events of each in order.
 ///
 /// # Errors
-/// [`ApplyError::Unwritten`] when another writer was in the way, [`ApplyError::SlugRefused`] when the only new row is to
-/// have another slug; what can't be applied for what it contains; database errors as they are. In any case the transaction
-/// is to be rolled back.
-pub async fn apply(
+/// What the database holds can't be decided on; database errors as they are.
+pub async fn decide<'e>(
     connection: &mut PgConnection,
-    statements: &Statements,
-    events: &[OrganizationEvent],
-    namespace: &Uuid,
-    choices: Choices<'_>,
-    now: DateTime<Utc>,
-) -> Result<Applied, ApplyError> {
-    let (mut ledger, outcomes) = decided(connection, statements, events, namespace, now).await?;
-    write(connection, statements, &mut ledger, choices, now).await?;
-    ledger.log();
-
-    let push_recorded = !ledger.pushes().is_empty();
-    if push_recorded {
-        outbox::record(connection, ledger.pushes(), now).await?;
-    }
-    let (changed, compared) = ledger.into_results();
-    Ok(Applied {
-        outcomes,
-        changed,
-        compared,
-        push_recorded,
-    })
-}
-
-/// Tells whoever listens what each event did to a row, once it is committed (R53).
-pub(in crate::entities) async fn notify(
-    connection: &mut PgConnection,
-    events: &[OrganizationEvent],
-    applied: &Applied,
-) -> Result<(), sqlx::Error> {
-    let results = applied.changed.iter().zip(&applied.outcomes);
-    let payloads: Vec<_> = events
-        .iter()
-        .zip(results)
-        .filter_map(|(event, (changed, outcome))| {
-            let id = changed.as_ref()?;
-            Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
-        })
-        .collect();
-    if payloads.is_empty() {
-        return Ok(());
-    }
-    store::notify(connection, &payloads).await
-}
-
-/// Says what applying the events would do; writes nothing, and takes no lock.
-///
-/// # Errors
-/// As [`apply()`].
-pub async fn preview(
-    connection: &mut PgConnection,
-    statements: &Statements,
-    events: &[OrganizationEvent],
+    statements: Arc<Statements>,
+    events: Vec<&'e OrganizationEvent>,
     namespace: &Uuid,
     now: DateTime<Utc>,
-) -> Result<Vec<Outcome>, ApplyError> {
-    let (_, outcomes) = decided(connection, statements, events, namespace, now).await?;
-    Ok(outcomes)
-}
-
-/// Decides the events, one after the other, on what the database holds; writes nothing.
-async fn decided<'e>(
-    connection: &mut PgConnection,
-    statements: &Statements,
-    events: &'e [OrganizationEvent],
-    namespace: &Uuid,
-    now: DateTime<Utc>,
-) -> Result<(Ledger<'e>, Vec<Outcome>), ApplyError> {
+) -> Result<Decided<'e>, ApplyError> {
     let candidates: Vec<_> = events
         .iter()
         .map(|event| statements.spell(candidate_id(event, namespace)))
         .collect();
-    let mut ledger = fetch(connection, statements, events, &candidates).await?;
+    let mut ledger = fetch(connection, &statements, &events, &candidates).await?;
     let outcomes = events
         .iter()
         .zip(candidates)
         .map(|(event, candidate)| ledger.apply(event, candidate, now))
         .collect();
-    Ok((ledger, outcomes))
+    Ok(Decided {
+        statements,
+        events,
+        ledger,
+        outcomes,
+    })
+}
+
+impl Decided<'_> {
+    /// The outcome of each event, as the inbox records it, in the order of the events.
+    #[must_use]
+    pub fn outcomes(&self) -> &[Outcome] {
+        &self.outcomes
+    }
+
+    /// The places of the stale events among them, and what each was compared with.
+    #[must_use]
+    pub fn compared(&self) -> &[(usize, Compared)] {
+        self.ledger.compared()
+    }
+
+    /// Writes the rows, advances the cursors, and records the intentions to write organization ids back (R14); the caller
+    /// commits. Says whether the outbox has something to do then. Where `notifies`, whoever listens is told what each event
+    /// did to a row, once it is committed (R53).
+    ///
+    /// The locks of slugs are taken as late as can be, for who waits for one waits for the commit.
+    ///
+    /// # Errors
+    /// [`ApplyError::Unwritten`] when another writer was in the way, [`ApplyError::SlugRefused`] when the only new row is
+    /// to have another slug; what can't be applied for what it contains; database errors as they are. In any case the
+    /// transaction is to be rolled back.
+    pub async fn write(
+        mut self,
+        connection: &mut PgConnection,
+        choices: Choices<'_>,
+        now: DateTime<Utc>,
+        notifies: bool,
+    ) -> Result<bool, ApplyError> {
+        write(connection, &self.statements, &mut self.ledger, choices, now).await?;
+        self.ledger.log();
+        let push_recorded = !self.ledger.pushes().is_empty();
+        if push_recorded {
+            outbox::record(connection, self.ledger.pushes(), now).await?;
+        }
+        if notifies {
+            self.notify(connection).await?;
+        }
+        Ok(push_recorded)
+    }
+
+    async fn notify(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let results = self.ledger.changed().iter().zip(&self.outcomes);
+        let payloads: Vec<_> = self
+            .events
+            .iter()
+            .zip(results)
+            .filter_map(|(event, (changed, outcome))| {
+                let id = changed.as_ref()?;
+                Some(Change::new(id, &event.workos_id, *outcome, &event.id).payload())
+            })
+            .collect();
+        if payloads.is_empty() {
+            return Ok(());
+        }
+        store::notify(connection, &payloads).await
+    }
+}
+
+/// Says what applying the events would do; writes nothing, and takes no lock.
+///
+/// # Errors
+/// As [`decide`].
+pub async fn preview(
+    connection: &mut PgConnection,
+    statements: &Arc<Statements>,
+    events: &[OrganizationEvent],
+    namespace: &Uuid,
+    now: DateTime<Utc>,
+) -> Result<Vec<Outcome>, ApplyError> {
+    let (statements, events) = (Arc::clone(statements), events.iter().collect());
+    let decided = decide(connection, statements, events, namespace, now).await?;
+    Ok(decided.outcomes)
 }
 
 /// Reads all that the events are decided on.
 async fn fetch<'e>(
     connection: &mut PgConnection,
     statements: &Statements,
-    events: &'e [OrganizationEvent],
+    events: &[&'e OrganizationEvent],
     candidates: &[OrganizationId],
 ) -> Result<Ledger<'e>, ApplyError> {
     let mut workos_ids: BTreeSet<_> = events
@@ -216,6 +228,10 @@ async fn write(
         let written = statements.disable(connection, &disabled, now).await?;
         all_written(Write::Disable, disabled.iter().map(|row| row.id), written)?;
     }
+    let cursors = ledger.moved_cursors();
+    if !cursors.is_empty() {
+        store::advance_cursors(connection, &cursors, now).await?;
+    }
     let created = ledger.created();
     if !created.is_empty() {
         let slugs = take_slugs(connection, statements, &created, choices).await?;
@@ -225,10 +241,6 @@ async fn write(
         for (workos_id, id) in inserted {
             ledger.rename(&WorkosId::from_database(workos_id), id);
         }
-    }
-    let cursors = ledger.moved_cursors();
-    if !cursors.is_empty() {
-        store::advance_cursors(connection, &cursors, now).await?;
     }
     Ok(())
 }

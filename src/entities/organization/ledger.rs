@@ -31,7 +31,7 @@ pub(super) struct Ledger<'e> {
     /// Of each event so far, the row that it changed, if it did.
     changed: Vec<Option<OrganizationId>>,
     /// The places of the stale events among them, and what each was compared with.
-    refused: Vec<(usize, Compared)>,
+    compared: Vec<(usize, Compared)>,
     /// What the log is to say.
     notes: Vec<Note<'e>>,
 }
@@ -108,7 +108,7 @@ impl<'e> Ledger<'e> {
             cursors: BTreeMap::new(),
             pushes: BTreeMap::new(),
             changed: Vec::new(),
-            refused: Vec::new(),
+            compared: Vec::new(),
             notes: Vec::new(),
         };
         for Named { asked, row } in by_workos_id {
@@ -178,7 +178,7 @@ impl<'e> Ledger<'e> {
                 if event.replay == Replay::AfterDisabling {
                     return Outcome::Disabled;
                 }
-                self.refused.push((place, found.refusal(event)));
+                self.compared.push((place, found.refusal(event)));
                 return Outcome::Stale;
             }
             Decision::Tombstone => (Outcome::Tombstoned, None),
@@ -391,10 +391,14 @@ impl<'e> Ledger<'e> {
         &self.pushes
     }
 
-    /// Of each event, in order, the row that it changed, if it did; and of the stale ones, with their places, what refused
-    /// them.
-    pub(super) fn into_results(self) -> (Vec<Option<OrganizationId>>, Vec<(usize, Compared)>) {
-        (self.changed, self.refused)
+    /// Of each event, in order, the row that it changed, if it did.
+    pub(super) fn changed(&self) -> &[Option<OrganizationId>] {
+        &self.changed
+    }
+
+    /// The places of the stale events, and what each was compared with.
+    pub(super) fn compared(&self) -> &[(usize, Compared)] {
+        &self.compared
     }
 
     /// A new row has another id than it was given (R14).

@@ -2,7 +2,7 @@
 //!
 //! *Fetch, then write*: a pure INSERT on the create path, a pure UPDATE on the update path, a slug that is
 //! chosen once and never touched again, and a guard that makes stale and repeated events harmless. The
-//! decision is [`decide`], without I/O; [`apply()`] is the I/O around it, for one event or for many at once.
+//! decision is [`mod@decide`], without I/O; [`Decided`] is the I/O around it, for one event or for many at once.
 //!
 //! What each kind of event comes to is a table in `docs/design.md`.
 
@@ -22,8 +22,7 @@ pub mod slug;
 pub mod statements;
 mod store;
 
-pub(super) use apply::notify;
-pub use apply::{Applied, Choices, apply, preview};
+pub use apply::{Choices, Decided, decide, preview};
 pub use current::Host;
 pub use error::{ApplyError, ColumnTooShort, NotAUuid, SlugRefused, TwoRows, Write};
 pub use event::{Change, OrganizationEvent, OrganizationEventType};

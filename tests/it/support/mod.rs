@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod answer;
 pub(crate) mod app;
+pub(crate) mod applying;
 pub(crate) mod database;
 pub(crate) mod event;
 pub(crate) mod fake_workos;
@@ -16,6 +17,7 @@ pub(crate) mod torn;
 pub(crate) mod workos;
 
 pub(crate) use app::{NOW, TestApp, insert, look_at, put, release};
+pub(crate) use applying::apply;
 pub(crate) use database::TestDatabase;
 pub(crate) use event::{EventBuilder, created, deleted, updated};
 pub(crate) use role::Role;
