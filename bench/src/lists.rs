@@ -14,12 +14,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::load::Client;
 use crate::measure::{Measurement, Metric, quantile};
 use crate::process::Receiver;
-use crate::workload::{Bench, MILLION};
+use crate::workload::{Bench, MILLION, settle_down};
 
 /// How often each question is asked, of the page and of the API.
 const ROUNDS: usize = 100;
 /// Dead letters beside the settled events.
 const DEAD: i64 = 100_000;
+/// The organizations that they are of.
+const DEAD_ORGANIZATIONS: i64 = 10_000;
 /// How often the page's script asks for what has changed.
 const REFRESH: Duration = Duration::from_secs(5);
 
@@ -128,10 +130,11 @@ impl Bench {
     pub(crate) async fn run_lists(&mut self) -> anyhow::Result<Vec<Answered>> {
         self.make_million().await?;
         let organizations = i64::try_from(self.sizes.million_organizations)?;
+        let events = i64::try_from(self.sizes.million_inbox)?;
         let pool = self.postgres.connect(MILLION).await?;
         fill(&pool, organizations).await?;
         let (service, address) = self.serve_page(MILLION).await?;
-        let answered = ask_all(address, organizations)
+        let answered = ask_all(address, organizations, events)
             .await
             .with_context(|| service.log())?;
         service.stop().await?;
@@ -165,7 +168,11 @@ pub(crate) async fn watch(address: SocketAddr) -> anyhow::Result<Infallible> {
     }
 }
 
-async fn ask_all(address: SocketAddr, organizations: i64) -> anyhow::Result<Vec<Answered>> {
+async fn ask_all(
+    address: SocketAddr,
+    organizations: i64,
+    events: i64,
+) -> anyhow::Result<Vec<Answered>> {
     let mut client = Client::connect(address).await?;
     let mut seconds = Vec::new();
     for list in ["", "?status=dead", "?cause=check:name_is_short"] {
@@ -181,7 +188,7 @@ async fn ask_all(address: SocketAddr, organizations: i64) -> anyhow::Result<Vec<
         let organization = format!("org_01SEED{:020}", number % organizations + 1);
         // Every other one is a dead letter.
         let event = match round % 2 {
-            0 => format!("event_01BBBBBBBB{:016}", number + 1),
+            0 => format!("event_01BBBBBBBB{:016}", number % events + 1),
             _ => format!("event_01CCCCCCCC{:016}", number % DEAD + 1),
         };
         address
@@ -264,7 +271,7 @@ async fn fill(pool: &PgPool, organizations: i64) -> anyhow::Result<()> {
          from generate_series(1, $1) n",
     )
     .bind(DEAD)
-    .bind(organizations)
+    .bind(std::cmp::min(organizations, DEAD_ORGANIZATIONS))
     .execute(pool)
     .await?;
     sqlx::raw_sql(
@@ -286,13 +293,11 @@ async fn fill(pool: &PgPool, organizations: i64) -> anyhow::Result<()> {
          select 'bench', 'retry', '{\"filter\": {\"cause\": \"check:name_is_short\"}}', n from generate_series(1, 1000) n;
          insert into workos_sync.runs (kind, status, started_at, ended_at)
          select 'reconcile', 'complete', now() - n * interval '1 day', now() - n * interval '1 day'
-         from generate_series(1, 1000) n;
-         vacuum analyze",
+         from generate_series(1, 1000) n",
     )
     .execute(pool)
     .await?;
-    sqlx::raw_sql("checkpoint").execute(pool).await?;
-    Ok(())
+    settle_down(pool).await
 }
 
 async fn clear(pool: &PgPool) -> anyhow::Result<()> {
