@@ -13,7 +13,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::load::Client;
 use crate::measure::{Measurement, Metric, quantile};
-
 use crate::process::Receiver;
 use crate::workload::{Bench, MILLION};
 

@@ -293,7 +293,7 @@ enum Work {
         /// Those that are left.
         parts: Vec<Part>,
         /// Where the next batch begins: each event is met once, also one that fails again meanwhile.
-        after: Option<Place>,
+        after: Option<Box<Place>>,
     },
 }
 
@@ -413,12 +413,12 @@ impl Bulk {
                 let part = parts[0];
                 let (changed, count) =
                     postgres::transaction(pool, postgres::PATIENCE, async |connection| {
-                        let after = after.as_ref();
+                        let after = after.as_deref();
                         change_selected(connection, verb, action_id, filter, part, after).await
                     })
                     .await?;
                 self.progress.count = count;
-                *after = changed.last().cloned();
+                *after = changed.last().cloned().map(Box::new);
                 if after.is_none() {
                     parts.remove(0);
                 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, Postgres, QueryBuilder};
 
 use super::Filter;
-use crate::inbox::Status;
+use crate::inbox::{Source, Status};
 
 /// A part of the inbox, by the index that has it. All but the first have it in the order of `received_at`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,10 +93,7 @@ pub(super) fn push_conditions(query: &mut QueryBuilder<Postgres>, filter: &Filte
         (" and event_type = ", filter.event_type.as_deref()),
         (" and organization_id = ", filter.organization.as_deref()),
         (" and cause = ", filter.cause.as_deref()),
-        (
-            " and source = ",
-            filter.source.map(|source| source.as_str()),
-        ),
+        (" and source = ", filter.source.map(Source::as_str)),
     ] {
         if let Some(value) = value {
             query.push(condition).push_bind(value);

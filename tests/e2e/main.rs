@@ -10,6 +10,7 @@
 
 mod configuration;
 mod database_url;
+mod demo;
 mod doctor;
 mod emulator;
 mod hardening;

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+/// What the proxy's ambushes are counted as.
+pub(crate) const AMBUSHED: &str = "ambushes that caught a transaction";
+
 /// The figures of all runs together.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -78,27 +81,71 @@ pub(crate) fn quantile(values: &[Duration], share: f64) -> Duration {
     sorted.get(place).copied().unwrap_or_default()
 }
 
+/// The table of `docs/reliability.md`, and what else was counted.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let figures = self.figures.lock().unwrap();
-        writeln!(f, "| what | count |\n| --- | ---: |")?;
-        for (what, count) in &figures.counts {
-            writeln!(f, "| {what} | {count} |")?;
-        }
-        writeln!(f, "\n| fault | injected |\n| --- | ---: |")?;
-        for (fault, count) in &figures.faults {
-            writeln!(f, "| {fault} | {count} |")?;
-        }
+        let counted = |what| thousands(figures.counts.get(what).copied().unwrap_or_default());
+        let answers = [
+            "answers 200",
+            "answers 401",
+            "answers 503",
+            "deliveries without an answer",
+        ];
         let seconds = |share| quantile(&figures.recoveries, share).as_secs_f64();
-        write!(
+        let rows = [
+            (
+                "schedules / scenarios".to_owned(),
+                ["schedules", "scenarios"].map(counted).join(" / "),
+            ),
+            ("events".to_owned(), counted("events")),
+            ("deliveries".to_owned(), counted("deliveries")),
+            (
+                "answered 200 / 401 / 503 / not at all".to_owned(),
+                answers.map(counted).join(" / "),
+            ),
+            (
+                format!("faults injected, of {} kinds", figures.faults.len()),
+                thousands(figures.faults.values().sum()),
+            ),
+            (
+                "transactions that lost their answer, or were cut at COMMIT or INSERT".to_owned(),
+                counted(AMBUSHED),
+            ),
+            (
+                "from the end of the last fault until every event was settled".to_owned(),
+                format!(
+                    "p50 {:.1} s, p95 {:.1} s, max {:.1} s",
+                    seconds(0.5),
+                    seconds(0.95),
+                    seconds(1.0)
+                ),
+            ),
+            (
+                "slowest answer of a replica that was left alone".to_owned(),
+                format!("{:.1} s", figures.slowest_answer.as_secs_f64()),
+            ),
+        ];
+        writeln!(f, "| what | |\n| --- | ---: |")?;
+        for (what, value) in rows {
+            writeln!(f, "| {what} | {value} |")?;
+        }
+        writeln!(f, "\n| counted | |\n| --- | ---: |")?;
+        for (what, count) in figures.counts.iter().chain(&figures.faults) {
+            writeln!(f, "| {what} | {} |", thousands(*count))?;
+        }
+        writeln!(
             f,
-            "\nfrom the end of the last fault until every event was settled: p50 {:.1} s, p95 {:.1} s, max {:.1} s\n\
-             slowest answer of a replica that was left alone: {:.1} s; the machine had no time for us {} times\n",
-            seconds(0.5),
-            seconds(0.95),
-            seconds(1.0),
-            figures.slowest_answer.as_secs_f64(),
-            self.hiccups(),
+            "| moments in which the machine had no time for us | {} |",
+            thousands(self.hiccups())
         )
+    }
+}
+
+/// With a comma before each three digits.
+fn thousands(number: u64) -> String {
+    match (number / 1000, number % 1000) {
+        (0, rest) => rest.to_string(),
+        (more, rest) => format!("{},{rest:03}", thousands(more)),
     }
 }

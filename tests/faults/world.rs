@@ -21,7 +21,7 @@ use crate::cluster::{self, Cluster};
 use crate::pooler::Pooler;
 use crate::proxy::Proxy;
 use crate::replica::{Replica, Settings};
-use crate::report::Report;
+use crate::report::{AMBUSHED, Report};
 use crate::sender::{Habits, Sender};
 use crate::workos::{CONSTRAINT, Giver, Kind, REFUSED, Workos, customer};
 use crate::{POLL, oracle, retry, signal};
@@ -443,8 +443,7 @@ impl World {
             self.report.add("replicas that ended by themselves", ended);
         }
         self.report.add("events", u64::try_from(history.len())?);
-        self.report
-            .add("ambushes that caught a transaction", self.proxy.caught());
+        self.report.add(AMBUSHED, self.proxy.caught());
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
         Ok(())
     }

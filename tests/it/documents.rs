@@ -173,6 +173,29 @@ fn commands_run_something() {
     assert!(seen > 30, "{seen} commands were found");
 }
 
+/// The README promises nothing, and compares itself with nothing, but beside a link or a command that shows it.
+#[test]
+fn the_claims_of_the_readme_can_be_checked() {
+    let readme = page("README.md");
+    let mut seen = 0;
+    for heading in ["\n## Promises\n", "\n## Why not …\n"] {
+        let section = readme.split(heading).nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| "));
+        // Behind the head and the line under it.
+        for row in rows.skip(2) {
+            let last = *cells(row).last().unwrap();
+            let is_shown = ["](", "`cargo test ", "`make "]
+                .iter()
+                .any(|sign| last.contains(sign));
+            // What it doesn't do needs no proof.
+            assert!(is_shown || last.starts_with("**no**"), "{row}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 15, "{seen} claims");
+}
+
 /// A file that the reader is given is one that works: its event is as WorkOS would send it.
 #[test]
 fn the_sample_event_is_one() {

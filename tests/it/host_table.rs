@@ -1,16 +1,20 @@
 //! The application's table: where it is looked for, what is said of it, and what is made of it (R32 to R34).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use workos_sync::entities::organization::host::{HostTable, Key, Rows, Severity, Value};
 use workos_sync::entities::organization::schema::{self, Schema};
 
+use crate::ops::read;
+use crate::support::app::Options;
 use crate::support::pooler::Pooler;
-use crate::support::{Role, TestApp, TestDatabase, eventually, release};
+use crate::support::role::documented;
+use crate::support::{Role, TestApp, TestDatabase, created, deleted, eventually, release, updated};
 
 /// All that an event needs; the cases say what is different.
 const COLUMNS: [(&str, &str); 9] = [
@@ -852,6 +856,57 @@ async fn what_a_role_may_not_make_is_said() {
         ["added workos_last_event_id to public.organization_metadata"]
     );
     role.drop(&db).await;
+}
+
+/// R33: with the rights on columns that `docs/your-table.md` grants, and those on our own tables of `docs/security.md`,
+/// nothing is missing, and each thing is done to a row that an event can do to it.
+#[tokio::test]
+async fn the_documented_rights_on_columns_are_enough() {
+    let mut db = TestDatabase::new().await;
+    let whole_table = " organization_metadata,";
+    let ours = read("docs/security.md").replace(whole_table, "");
+    let columns = read("docs/your-table.md");
+    let rights = [documented(&ours), documented(&columns)].concat();
+    let role = Role::create(&db, &rights).await;
+    db.options = role.options.clone();
+    let mut connection = db.options.connect().await.unwrap();
+    let table = HostTable::read(&mut connection, None).await.unwrap();
+    assert_eq!(table.findings, []);
+    let refused = connection
+        .execute("update organization_metadata set slug = 'x'")
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("permission denied"),
+        "{refused}"
+    );
+
+    let app = TestApp::on(Arc::new(db), Options::default());
+    app.execute(
+        "insert into organization_metadata (id, name, slug) values ('local-1', 'Before', 'before')",
+    )
+    .await;
+    for (event, outcome) in [
+        (created(1, "org_a", "Acme"), "created"),
+        (created(2, "org_b", "Acme"), "created"),
+        (
+            created(3, "org_c", "After").external_id("local-1"),
+            "linked",
+        ),
+        (updated(4, "org_a", "Acme, Inc."), "updated"),
+        (deleted(5, "org_c"), "disabled"),
+        (
+            created(6, "org_d", "After").external_id("local-1"),
+            "linked",
+        ),
+        (deleted(7, "org_e"), "tombstoned"),
+    ] {
+        assert_eq!(app.apply(&event).await, outcome, "{event:?}");
+    }
+    // The row of the customer who came back.
+    let rows = app.organizations().await;
+    assert!(rows.iter().all(|row| row.disabled_at.is_none()), "{rows:?}");
+    role.drop(&app.db).await;
 }
 
 /// R32: whatever the database grants by default, and to whom, nobody but the owner has a right on what is ours; what an

@@ -31,6 +31,7 @@ mod operate;
 mod ops;
 mod organizations;
 mod outbox;
+mod packaging;
 mod pause;
 mod pooler;
 mod properties;

@@ -10,21 +10,21 @@ use workos_sync::cli::Cli;
 
 use crate::metrics::{busy_app, named, scrape};
 
-fn path(file: &str) -> PathBuf {
+pub(crate) fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
 }
 
-fn read(file: &str) -> String {
+pub(crate) fn read(file: &str) -> String {
     std::fs::read_to_string(path(file)).unwrap()
 }
 
 /// The documents of a YAML file.
-fn yaml(file: &str) -> Vec<Value> {
+pub(crate) fn yaml(file: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&read(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
 /// A program, if this machine has it; CI installs each.
-fn program(name: &str) -> Option<Command> {
+pub(crate) fn program(name: &str) -> Option<Command> {
     let found = Command::new("sh")
         .args(["-c", "command -v \"$0\"", name])
         .output()
@@ -33,7 +33,7 @@ fn program(name: &str) -> Option<Command> {
 }
 
 #[track_caller]
-fn succeeds(command: &mut Command) {
+pub(crate) fn succeeds(command: &mut Command) {
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(
@@ -45,7 +45,7 @@ fn succeeds(command: &mut Command) {
 }
 
 /// The settings, as environment variables.
-fn settings() -> BTreeSet<String> {
+pub(crate) fn settings() -> BTreeSet<String> {
     let command = Cli::command();
     let variables = command.get_arguments().filter_map(|argument| {
         let variable = argument.get_env()?.to_str()?;
@@ -54,12 +54,12 @@ fn settings() -> BTreeSet<String> {
     variables.collect()
 }
 
-fn texts<'a>(values: impl IntoIterator<Item = &'a Value>) -> Vec<&'a str> {
+pub(crate) fn texts<'a>(values: impl IntoIterator<Item = &'a Value>) -> Vec<&'a str> {
     values.into_iter().filter_map(Value::as_str).collect()
 }
 
 /// All values of a key, however deep.
-fn all_of<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
+pub(crate) fn all_of<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
     match value {
         Value::Object(map) => {
             for (name, value) in map {

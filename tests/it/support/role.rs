@@ -6,6 +6,16 @@ use uuid::Uuid;
 
 use super::TestDatabase;
 
+/// The rights that a page grants to the service's role, each as GRANT takes it.
+pub(crate) fn documented(page: &str) -> Vec<&str> {
+    let statements = page.lines().filter_map(|line| line.strip_prefix("grant "));
+    let rights: Vec<_> = statements
+        .map(|rest| rest.strip_suffix(" to workos_sync;").unwrap())
+        .collect();
+    assert!(!rights.is_empty(), "{page}");
+    rights
+}
+
 /// A role with a login; it belongs to the server, so the test has to drop it.
 pub(crate) struct Role {
     pub(crate) name: String,
