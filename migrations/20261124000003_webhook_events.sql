@@ -85,12 +85,12 @@ create index webhook_events_lane_idx on workos_sync.webhook_events (lane, event_
 create index webhook_events_next_attempt_at_idx on workos_sync.webhook_events (next_attempt_at)
     where status = 'failed';
 
--- Retention, and an operator's lists, newest first: the latest, or those of a period. It grows at its end, where its pages
--- are in memory.
-create index webhook_events_received_at_idx on workos_sync.webhook_events (received_at);
+-- Retention, and an operator's lists, newest first: the latest, or those of a period. An event enters this and the next
+-- index only once, when it is decided; before that, webhook_events_lane_idx has it.
+create index webhook_events_received_at_idx on workos_sync.webhook_events (received_at)
+    where status <> 'pending';
 
--- The events of an organization, newest first. Its pages are anywhere, so an event enters it only once, when it is
--- settled; before that, webhook_events_lane_idx has it.
+-- The events of an organization, newest first.
 create index webhook_events_organization_idx on workos_sync.webhook_events (organization_id, received_at)
     where status <> 'pending' and organization_id is not null;
 

@@ -106,6 +106,8 @@ pub(crate) struct Organization {
     pub(crate) deleted: bool,
     /// The organization that was given its `external_id` after it was deleted.
     pub(crate) successor: Option<String>,
+    /// Events of it were emitted again, because a database lost them after they were acknowledged.
+    pub(crate) was_lost: bool,
     /// The number of the event that made it: the order of the list.
     made: usize,
     updated_at: DateTime<Utc>,
@@ -246,6 +248,11 @@ impl Workos {
 
     /// Emits an event once more.
     pub(crate) fn emit_again(&self, event: Arc<Event>) {
+        let mut truth = self.shared.truth.lock().unwrap();
+        if let Some(organization) = truth.organizations.get_mut(&event.workos_id) {
+            organization.was_lost = true;
+        }
+        drop(truth);
         // Nobody listens any more at the end of a run.
         let _ = self.shared.emitted.send(event);
     }
@@ -295,6 +302,7 @@ impl Shared {
             external_id,
             deleted: false,
             successor: None,
+            was_lost: false,
             made: truth.history.len(),
             updated_at: SystemClock.now(),
         };
