@@ -329,6 +329,7 @@ async fn a_table_is_filled_compared_and_mended() {
         ("WORKOS_API_URL", emulator.url()),
     ];
     let command = async |arguments: &[&str]| run(&folder, &variables, arguments).await;
+    command(&["migrate"]).await.assert(0);
     let dry = command(&["backfill", "--dry-run"]).await.assert(0);
     assert!(dry.stdout.contains("120 would be created"), "{dry:?}");
     let filled = command(&["backfill"]).await.assert(0);
