@@ -1,8 +1,9 @@
 //! Who may ask, and where a change may come from (R50).
 //!
 //! A token in the `Authorization` header, or, for the page, a session in a cookie, which the process that opened it knows
-//! until it ends. Wrong tokens are slowed down, all together. Without a token, the listener is on a loopback address, and only names that can't be pointed there by others are answered: a page whose name
-//! leads to 127.0.0.1 must not be taken for ours.
+//! until it ends. Wrong tokens are slowed down, all together. Without a token, the listener is on a loopback address, and
+//! only names that can't be pointed there by others are answered: a page whose name leads to 127.0.0.1 must not be taken
+//! for ours.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -40,18 +40,19 @@ use crate::postgres::error::{FailureClass, is_an_outage};
 const BATCH_LANES: usize = 256;
 
 /// How many extra batches may run while full batches are queued and no delivery is pending: while one waits for its
-/// commit, the others use the CPU.
+/// commit, the others use the CPU. Without them, `create` ran at 0.85 times the rate, and `update` at 0.86.
 const MAX_BESIDE: usize = 2;
 
 /// The longest time that deliveries go first between two batches. They do for as long as the batch took: an
 /// application that is a moment late costs nobody anything, and makes fuller batches; a sender that isn't answered
-/// comes again.
+/// comes again. If they never did, `update` was acknowledged at 0.88 times the rate, and applied at 0.95.
 const DELIVERIES_FIRST: Duration = Duration::from_millis(100);
 
-/// Fewer deliveries during a batch don't ask for a rest.
+/// Fewer deliveries during a batch don't ask for a rest. If none did, `create` and `update` ran at 0.95 times the rate.
 const FEW_DELIVERIES: u64 = 8;
 
-/// Once an event has waited this long, batches no longer yield to deliveries.
+/// Once an event has waited this long, batches no longer yield to deliveries. It bounds what a flood costs; the rates are the
+/// same without it.
 const LONGEST_LAG: TimeDelta = TimeDelta::milliseconds(1_000);
 
 /// How many events a lane that is processed alone may have processed before it queues up again.

@@ -27,7 +27,8 @@ use crate::postgres::{self, error};
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;
 
-/// Where this many events wait, a second insert is begun beside the one that is on its way.
+/// Where this many events wait, a second insert is begun beside the one that is on its way. Without it, `create` and `update`
+/// were acknowledged at 0.92 times the rate.
 const SECOND_WRITER: usize = 64;
 
 /// The most bytes of an insert's bodies.

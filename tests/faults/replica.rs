@@ -76,13 +76,18 @@ impl Replica {
         Ok(())
     }
 
+    /// Begins a command beside it.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Result<Child> {
+        Ok(self.program(arguments)?.spawn()?)
+    }
+
     /// Runs a command beside it, and kills that after a while if it hasn't ended; says how it ended.
     pub(crate) async fn command(
         &self,
         arguments: &[&str],
         killed_after: Duration,
     ) -> Result<ExitStatus> {
-        let mut child = self.program(arguments)?.spawn()?;
+        let mut child = self.begin(arguments)?;
         let kill_at = Instant::now() + killed_after;
         loop {
             if let Some(exit) = child.try_wait()? {

@@ -376,14 +376,18 @@ async fn hot_key(world: &World) -> Result<()> {
 }
 
 /// R36–R44: a third of all events is never delivered, and the poll brings them. Who polls, a backfill and a reconcile are
-/// killed at random moments, again and again.
+/// killed while they read, again and again, and each of them at least once in the middle.
 async fn lost_webhooks(world: &World) -> Result<()> {
     const NEVER: Duration = Duration::from_secs(60);
+    const IS_POLLING: &str =
+        "select exists (select from workos_sync.event_poll where lease_until > now())";
+    const IS_IN_BACKFILL: &str = "select exists (select from workos_sync.runs where kind = 'backfill' and status = 'running')";
+    const IS_IN_RECONCILE: &str = "select exists (select from workos_sync.runs where kind = 'reconcile' and status = 'running')";
 
     let mut rng = Rng::with_seed(4);
     let mut moments = rng.fork();
     // So that pages take their time.
-    world.workos.set(Mood::Slow(Duration::from_millis(5)));
+    world.workos.set(Mood::Slow(Duration::from_millis(40)));
     let load = async {
         for change in 0..500 {
             let (id, name) = (workos_id(rng.usize(..150)), format!("Acme {change}"));
@@ -397,14 +401,39 @@ async fn lost_webhooks(world: &World) -> Result<()> {
         }
     };
     let kills = async {
-        for _ in 0..5 {
-            let mut moment = |longest| Duration::from_millis(moments.u64(..longest));
-            let (first, second, third, down) = (moment(600), moment(600), moment(400), moment(100));
-            let replica = &world.replicas[usize::from(down.as_millis() % 2 == 0)];
-            replica.command(&["backfill"], first).await?;
-            replica.command(&["reconcile", "--apply"], second).await?;
-            sleep(third).await;
-            replica.kill(down).await?;
+        let mut cut = [0; 3];
+        for round in 0.. {
+            if round >= 5 && cut.iter().all(|times| *times > 0) {
+                break;
+            }
+            ensure!(
+                round < 30,
+                "of backfill, reconcile and poll, {cut:?} were killed in the middle"
+            );
+            let replica = &world.replicas[moments.usize(..2)];
+            let commands: [(&[&str], &str); 2] = [
+                (&["backfill"], IS_IN_BACKFILL),
+                (&["reconcile", "--apply"], IS_IN_RECONCILE),
+            ];
+            for (times, (arguments, is_in)) in cut.iter_mut().zip(commands) {
+                // The next one goes on with the run of one that was killed.
+                let goes_on = world.is(is_in).await?;
+                let mut command = replica.begin(arguments)?;
+                let begun = async || {
+                    !matches!(command.try_wait(), Ok(None))
+                        || world.is(is_in).await.unwrap_or(false)
+                };
+                eventually("the run begins, or ends", begun).await?;
+                sleep(Duration::from_millis(moments.u64(..150))).await;
+                command.kill()?;
+                command.wait()?;
+                *times += usize::from(!goes_on && world.is(is_in).await?);
+            }
+            let polls = async || world.is(IS_POLLING).await.unwrap_or(false);
+            eventually("somebody polls", polls).await?;
+            replica.kill(Duration::from_millis(100)).await?;
+            // The other one would have given it back.
+            cut[2] += usize::from(world.is(IS_POLLING).await?);
             // The lease of a dead one lasts a minute; as if that were over.
             world
                 .execute("update workos_sync.event_poll set lease_until = now()")

@@ -218,6 +218,11 @@ impl World {
         .await
     }
 
+    /// Asks the database whether something is so, as soon as it can.
+    pub(crate) async fn is(&self, question: &'static str) -> Result<bool> {
+        retry(|| async { sqlx::query_scalar(question).fetch_one(&self.pool).await }).await
+    }
+
     /// Asks another server from now on.
     pub(crate) fn ask(&self, cluster: &Cluster) {
         self.pool
