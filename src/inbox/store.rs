@@ -1,8 +1,8 @@
 //! The SQL of `webhook_events` and `event_attempts`, and the locks of lanes.
 //!
-//! **Order of locks.** The lanes' locks come first, in the order of their names, then rows that are there, then slugs'. They are advisory
-//! locks of the transaction, so that they survive a connection pooler and go with a lost connection; in the key space of
-//! two integers, so that none is mistaken for a slug's (R18).
+//! **Order of locks.** The lanes' locks come first, in the order of their names, then rows that are there, then slugs', then
+//! new rows. They are advisory locks of the transaction, so that they survive a connection pooler and go with a lost
+//! connection; in the key space of two integers, so that none is mistaken for a slug's (R18).
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, query, query_as, query_scalar};
@@ -218,7 +218,7 @@ impl Met {
     /// Which of the events it is, which are sorted by id. The first of an id that came twice is the new one.
     pub(super) fn place(&self, events: &[&NewEvent]) -> usize {
         match self.ordinality {
-            Some(ordinality) => usize::try_from(ordinality - 1).unwrap_or_default(),
+            Some(ordinality) => usize::try_from(ordinality - 1).expect("it counts from one"),
             None => {
                 events.partition_point(|event| event.event_id.as_str() < self.event_id.as_str())
             }

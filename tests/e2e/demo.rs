@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
 
 use crate::support::process::{Process, isolated};
-use crate::support::{Folder, PATIENCE, POLL, eventually, http, signal};
+use crate::support::{Folder, eventually, http, signal};
 
 /// Builds the demo, which `cargo test --test e2e` doesn't, and puts it beside the program, in a folder of its own: its data is
 /// where it is.
@@ -32,24 +31,11 @@ fn built(folder: &Folder) -> Process {
 async fn the_page_has_events() {
     let folder = Folder::new();
     let mut demo = built(&folder);
-    let give_up = Instant::now() + PATIENCE;
-    let page = loop {
-        let lines = demo.stdout.lines();
-        let page = lines.iter().find_map(|line| {
-            let (_, rest) = line.split_once("Look at ")?;
-            rest.split(' ').next().map(str::to_owned)
-        });
-        if let Some(page) = page {
-            break page;
-        }
-        let ended = demo.exit();
-        assert!(
-            ended.is_none() && Instant::now() < give_up,
-            "{ended:?}\n{}",
-            demo.stderr.so_far()
-        );
-        sleep(POLL).await;
+    let look_at = |line: &str| {
+        let (_, rest) = line.split_once("Look at ")?;
+        rest.split(' ').next().map(str::to_owned)
     };
+    let page = demo.await_line(|demo| &demo.stdout, look_at).await;
     let get = async |path: &str| {
         let answer = http().get(format!("{page}{path}")).send().await.unwrap();
         assert_eq!(answer.status(), 200);

@@ -26,6 +26,18 @@ fn collector(received: &Received) -> Router {
         .with_state(Arc::clone(received))
 }
 
+/// Starts the service, which sends its traces there.
+async fn traced(folder: &Folder, database: &TestDatabase, collector: &str) -> Service {
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("WORKOS_WEBHOOK_SECRET", SECRET),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector),
+        ("OTEL_SERVICE_NAME", "the-mirror"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    ];
+    Service::start(folder, &variables).await
+}
+
 /// Says whether a collector was sent these bytes, in whatever field.
 fn has(received: &Received, bytes: &[u8]) -> bool {
     let received = received.lock().unwrap();
@@ -37,19 +49,13 @@ fn has(received: &Received, bytes: &[u8]) -> bool {
 /// R54: the spans of an event's way reach the collector that OTEL_* names, whatever the level of the log; no secret does.
 #[tokio::test]
 async fn the_way_of_an_event_is_traced() {
-    let received = Received::default();
+    let (folder, database, received) = (
+        Folder::new(),
+        TestDatabase::empty().await,
+        Received::default(),
+    );
     let (address, _serving) = serve(collector(&received)).await;
-    let collector = format!("http://{address}");
-
-    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
-    let variables = [
-        ("DATABASE_URL", database.url.as_str()),
-        ("WORKOS_WEBHOOK_SECRET", SECRET),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.as_str()),
-        ("OTEL_SERVICE_NAME", "the-mirror"),
-        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-    ];
-    let service = Service::start(&folder, &variables).await;
+    let service = traced(&folder, &database, &format!("http://{address}")).await;
     let body = event(1, Kind::Created, "org_a", "Acme");
     assert_eq!(service.apply(&body).await["outcome"], "created");
     let has = |text: &str| has(&received, text.as_bytes());
@@ -73,17 +79,13 @@ async fn the_way_of_an_event_is_traced() {
 /// R54: a delivery that says which trace it belongs to is a part of that; one that says it badly is taken all the same.
 #[tokio::test]
 async fn a_delivery_is_part_of_the_callers_trace() {
-    let received = Received::default();
+    let (folder, database, received) = (
+        Folder::new(),
+        TestDatabase::empty().await,
+        Received::default(),
+    );
     let (address, _serving) = serve(collector(&received)).await;
-    let collector = format!("http://{address}");
-    let (folder, database) = (Folder::new(), TestDatabase::empty().await);
-    let variables = [
-        ("DATABASE_URL", database.url.as_str()),
-        ("WORKOS_WEBHOOK_SECRET", SECRET),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.as_str()),
-        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-    ];
-    let service = Service::start(&folder, &variables).await;
+    let service = traced(&folder, &database, &format!("http://{address}")).await;
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     for (number, traceparent) in [
         (1, format!("00-{trace}-{parent}-01")),

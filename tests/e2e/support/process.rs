@@ -98,6 +98,28 @@ impl Process {
         self.child.stdin.take().unwrap()
     }
 
+    /// Waits for a line that says something, in what is printed to one of the two; fails if it ends first.
+    pub(crate) async fn await_line<T>(
+        &mut self,
+        printed: impl Fn(&Self) -> &Text,
+        says: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let lines = printed(self).lines();
+            if let Some(said) = lines.iter().find_map(|line| says(line)) {
+                return said;
+            }
+            let ended = self.exit();
+            assert!(
+                ended.is_none() && Instant::now() < give_up,
+                "it doesn't say what is waited for ({ended:?})\n{}",
+                self.stderr.so_far()
+            );
+            sleep(POLL).await;
+        }
+    }
+
     /// How it ended, if it did.
     pub(crate) fn exit(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()

@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 
 use reqwest::RequestBuilder;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
 use workos_sync::clock::{Clock, SystemClock};
 use workos_sync::signature;
 
 use super::process::{Process, isolated, program};
-use super::{Finished, Folder, PATIENCE, POLL, TestDatabase, eventually, http, signal};
+use super::{Finished, Folder, TestDatabase, eventually, http, signal};
 
 /// The webhook's secret where a test gives one.
 pub(crate) const SECRET: &str = "whsec_end_to_end";
@@ -51,25 +50,15 @@ impl Service {
         folder: &Folder,
         variables: &[(&str, &str)],
     ) -> Self {
-        let give_up = Instant::now() + PATIENCE;
-        let address = loop {
-            let listening = process.stderr.lines().iter().find_map(|line| {
-                // In either form of the log.
-                let (_, address) = line.split_once("listening on ")?;
-                let end = address.find(|c: char| !c.is_ascii_digit() && !".:".contains(c));
-                address[..end.unwrap_or(address.len())].parse().ok()
-            });
-            if let Some(address) = listening {
-                break address;
-            }
-            let ended = process.exit();
-            assert!(
-                ended.is_none() && Instant::now() < give_up,
-                "it doesn't listen ({ended:?})\n{}",
-                process.stderr.so_far()
-            );
-            sleep(POLL).await;
+        let listening = |line: &str| {
+            // In either form of the log.
+            let (_, address) = line.split_once("listening on ")?;
+            let end = address.find(|c: char| !c.is_ascii_digit() && !".:".contains(c));
+            address[..end.unwrap_or(address.len())].parse().ok()
         };
+        let address = process
+            .await_line(|process| &process.stderr, listening)
+            .await;
         let given = variables
             .iter()
             .find(|(name, _)| *name == "WORKOS_WEBHOOK_SECRET");
