@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -50,10 +50,6 @@ const DELIVERIES_FIRST: Duration = Duration::from_millis(100);
 
 /// Fewer deliveries during a batch don't ask for a rest. If none did, `create` and `update` ran at 0.95 times the rate.
 const FEW_DELIVERIES: u64 = 8;
-
-/// Once an event has waited this long, batches no longer yield to deliveries. It bounds what a flood costs; the rates are the
-/// same without it.
-const LONGEST_LAG: TimeDelta = TimeDelta::milliseconds(1_000);
 
 /// How many events a lane that is processed alone may have processed before it queues up again.
 const SLICE: usize = 64;
@@ -338,14 +334,14 @@ impl Lanes {
             let started = Instant::now();
             let entered = self.pulse.entered();
             let mut processing = pin!(self.process_caught(batch));
-            let Ok(is_late) = timeout(SLOW, &mut processing).await else {
+            let Ok(is_behind) = timeout(SLOW, &mut processing).await else {
                 self.step_aside();
                 processing.await;
                 return self.end_slow();
             };
             let rest = if self.is_probing() {
                 PROBE_INTERVAL
-            } else if !is_late && self.pulse.entered() - entered >= FEW_DELIVERIES {
+            } else if !is_behind && self.pulse.entered() - entered >= FEW_DELIVERIES {
                 std::cmp::min(started.elapsed(), DELIVERIES_FIRST)
             } else {
                 continue;
@@ -385,11 +381,11 @@ impl Lanes {
         })
     }
 
-    /// Processes what is due in a batch of lanes; says whether it is late: the next batch is not to wait then.
+    /// Processes what is due in a batch of lanes; says whether one of them has more: the next batch is not to wait then.
     async fn process(self: &Arc<Self>, mut batch: Vec<TakenLane>) -> bool {
         let names: Vec<_> = batch.iter().map(TakenLane::name).collect();
-        let round = match self.transactions.batch(&names).await {
-            Ok(round) => round,
+        let fates = match self.transactions.batch(&names).await {
+            Ok(fates) => fates,
             Err(failure) => {
                 match failure.error {
                     AttemptError::Database(error) if is_an_outage(&error) => {
@@ -413,15 +409,15 @@ impl Lanes {
         self.conditions.database_answered();
         self.table_failed.store(false, Ordering::Relaxed);
         // A lane that has more than a batch takes is behind already, and its batches come one after the other.
-        let is_late = round.lag > LONGEST_LAG || round.fates.contains(&Fate::Unfinished);
-        for (mut lane, fate) in batch.drain(..).zip(round.fates) {
+        let is_behind = fates.contains(&Fate::Unfinished);
+        for (mut lane, fate) in batch.drain(..).zip(fates) {
             match fate {
                 Fate::Finished => {}
                 Fate::Unfinished => lane.look_again(true),
                 Fate::Alone => self.process_alone(lane),
             }
         }
-        is_late
+        is_behind
     }
 
     /// Processes a lane by itself, where it can wait for as long as it takes.

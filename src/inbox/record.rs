@@ -1,6 +1,6 @@
 //! Durable before 200, with few commits (R23): deliveries that arrive while an insert is on its way share the next one.
 //!
-//! Nobody waits for company: the first delivery goes at once, alone. The next ones wait as long as its commit
+//! Nobody waits for company: the first delivery has a transaction begun at once. The next ones wait as long as its commit
 //! takes, and all that came meanwhile go together.
 
 use std::collections::BTreeMap;
@@ -208,31 +208,40 @@ impl Recorder {
         }
     }
 
-    /// What the next insert takes; nothing, and the writer ends, if nobody waits. Both under one lock, so that
-    /// nobody enters between the look and the end.
-    fn take(&self) -> Option<Vec<Waiting>> {
+    /// Whether anybody waits. If not, the writer ends: both under one lock, so that nobody enters between the look and the
+    /// end.
+    fn is_wanted(&self) -> bool {
+        let mut state = self.state();
+        let is_wanted = !state.queue.is_empty();
+        if !is_wanted {
+            state.crew.leave();
+            self.pulse.end();
+        }
+        is_wanted
+    }
+
+    /// What the next insert takes of the tickets before this one, sorted by id.
+    fn take(&self, before: u64) -> Vec<Waiting> {
         let mut state = self.state();
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(next) = state.queue.first_entry() {
             bytes += next.get().event.body.len();
-            if batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty()) {
+            let is_full = batch.len() == BATCH_EVENTS || (bytes > BATCH_BYTES && !batch.is_empty());
+            if is_full || *next.key() >= before {
                 break;
             }
             batch.push(next.remove());
         }
-        if batch.is_empty() {
-            state.crew.leave();
-            self.pulse.end();
-            return None;
-        }
-        Some(batch)
+        drop(state);
+        batch.sort_by(|a, b| a.event.id().as_str().cmp(b.event.id().as_str()));
+        batch
     }
 
     /// Stores what waits, batch by batch.
     async fn write(self: Arc<Self>) {
-        while let Some(batch) = self.take() {
-            let mut storing = pin!(self.store_caught(batch));
+        while self.is_wanted() {
+            let mut storing = pin!(self.store_caught());
             if timeout(SLOW, &mut storing).await.is_err() {
                 self.step_aside();
                 storing.await;
@@ -258,25 +267,57 @@ impl Recorder {
 
     /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
     /// event was stored.
-    async fn store_caught(&self, batch: Vec<Waiting>) {
-        let events = batch.len();
-        let storing = self
-            .store_batch(batch)
-            .instrument(debug_span!("record", events));
+    async fn store_caught(&self) {
+        let storing = self.store_batch().instrument(debug_span!("record"));
         if let Err(panic) = panics::caught(storing).await {
             error!(
                 panic,
-                events,
-                "bug in workos-sync (please report it): {panic}; {events} events are to be delivered again",
+                "bug in workos-sync (please report it): {panic}; the events of the batch are to be delivered again",
             );
         }
     }
 
-    async fn store_batch(&self, mut batch: Vec<Waiting>) {
-        batch.sort_by(|a, b| a.event.id().as_str().cmp(b.event.id().as_str()));
-        let events: Vec<_> = batch.iter().map(|waiting| &waiting.event).collect();
-        match self.insert(&events).await {
-            Ok(stored) => {
+    /// Stores what waits once the transaction has begun, so that what comes until then goes with it.
+    async fn store_batch(&self) {
+        let entered = self.state().entered;
+        let mut batch = Vec::new();
+        let insert_batch = async |tx: &mut PgConnection| {
+            batch = self.take(u64::MAX);
+            insert(tx, &batch).await
+        };
+        let inserted = postgres::transaction(&self.pool, postgres::PATIENCE, insert_batch).await;
+        if inserted.is_err() && batch.is_empty() {
+            // There was no transaction. Those that have waited for it all the time hear of it; who came later may have
+            // another writer.
+            batch = self.take(entered);
+        }
+        match inserted {
+            // One of them can't be stored: each for itself, so that it costs its neighbours nothing.
+            Err(error) if error::is_about_the_content(&error) && batch.len() > 1 => {
+                for waiting in batch {
+                    let alone = [waiting];
+                    let insert_one = async |tx: &mut PgConnection| insert(tx, &alone).await;
+                    let inserted =
+                        postgres::transaction(&self.pool, postgres::PATIENCE, insert_one).await;
+                    self.answer(alone, inserted);
+                }
+            }
+            inserted => self.answer(batch, inserted),
+        }
+    }
+
+    /// Tells those that wait what became of their events, and wakes the lanes of the new ones.
+    fn answer(
+        &self,
+        batch: impl IntoIterator<Item = Waiting>,
+        inserted: Result<Inserted, sqlx::Error>,
+    ) {
+        match inserted {
+            Ok(Inserted { stored, late }) => {
+                for (id, at) in late {
+                    self.tracker
+                        .spawn(mark_delivered(self.pool.clone(), id, at));
+                }
                 for (Waiting { mut event, answer }, stored) in batch.into_iter().zip(stored) {
                     if matches!(stored, Stored::New) {
                         if let Some(request_id) = event.request_id.take().filter(|_| !event.ignored)
@@ -294,12 +335,6 @@ impl Recorder {
                     let _ = answer.send(Ok(stored));
                 }
             }
-            // One of them can't be stored: each for itself, so that it costs its neighbours nothing.
-            Err(error) if error::is_about_the_content(&error) && batch.len() > 1 => {
-                for waiting in batch {
-                    Box::pin(self.store_batch(vec![waiting])).await;
-                }
-            }
             Err(error) => {
                 let reason = error::describe(&error);
                 let unstorable = error::is_about_the_content(&error);
@@ -314,51 +349,56 @@ impl Recorder {
             }
         }
     }
+}
 
-    /// Stores events, which are sorted by id; those that are there already are compared with what is stored.
-    async fn insert(&self, events: &[&NewEvent]) -> Result<Vec<Stored>, sqlx::Error> {
-        let insert = async |tx: &mut PgConnection| {
-            let mut stored = BTreeMap::new();
-            let mut delivered = Vec::new();
-            // All of them; then those that somebody else was storing, and those that are here twice.
-            while stored.len() < events.len() {
-                let left: Vec<_> = (0..events.len())
-                    .filter(|place| !stored.contains_key(place))
-                    .collect();
-                let asked: Vec<_> = left.iter().map(|place| events[*place]).collect();
-                for met in store::insert(tx, &asked).await? {
-                    let place = left[met.place(&asked)];
-                    let event = events[place];
-                    if met.is_undelivered && event.source == Source::Webhook {
-                        delivered.push((event.id().as_str(), event.received_at));
-                    }
-                    stored.insert(
-                        place,
-                        met.known.map_or(Stored::New, |known| {
-                            Stored::Duplicate(difference(event, &known))
-                        }),
-                    );
-                }
+/// What an insert did.
+struct Inserted {
+    /// What became of each event, in order.
+    stored: Vec<Stored>,
+    /// Those whose delivery is still to be noted, with its time: they were being applied.
+    late: Vec<(String, DateTime<Utc>)>,
+}
+
+/// Stores events, which are sorted by id; those that are there already are compared with what is stored.
+async fn insert(tx: &mut PgConnection, batch: &[Waiting]) -> Result<Inserted, sqlx::Error> {
+    let mut stored = BTreeMap::new();
+    let mut delivered = Vec::new();
+    // All of them; then those that somebody else was storing, and those that are here twice.
+    while stored.len() < batch.len() {
+        let left: Vec<_> = (0..batch.len())
+            .filter(|place| !stored.contains_key(place))
+            .collect();
+        let asked: Vec<_> = left.iter().map(|place| &batch[*place].event).collect();
+        for met in store::insert(tx, &asked).await? {
+            let place = left[met.place(&asked)];
+            let event = &batch[place].event;
+            if met.is_undelivered && event.source == Source::Webhook {
+                delivered.push((event.id().as_str(), event.received_at));
             }
-            let mut late = Vec::new();
-            if !delivered.is_empty() {
-                let marked = store::mark_delivered(tx, &delivered).await?;
-                let is_late = |id: &str| !marked.iter().any(|marked| marked == id);
-                late = delivered;
-                late.retain(|(id, _)| is_late(id));
-            }
-            if events.iter().map(|event| event.body.len()).sum::<usize>() > BYTES_KEPT {
-                tx.shrink_buffers();
-            }
-            Ok::<_, sqlx::Error>((stored, late))
-        };
-        let (stored, late) = postgres::transaction(&self.pool, postgres::PATIENCE, insert).await?;
-        for (id, at) in late {
-            self.tracker
-                .spawn(mark_delivered(self.pool.clone(), id.to_owned(), at));
+            let known = met.known;
+            stored.insert(
+                place,
+                known.map_or(Stored::New, |known| {
+                    Stored::Duplicate(difference(event, &known))
+                }),
+            );
         }
-        Ok(stored.into_values().collect())
     }
+    if !delivered.is_empty() {
+        let marked = store::mark_delivered(tx, &delivered).await?;
+        delivered.retain(|(id, _)| !marked.iter().any(|marked| marked == id));
+    }
+    let bytes = batch.iter().map(|waiting| waiting.event.body.len());
+    if bytes.sum::<usize>() > BYTES_KEPT {
+        tx.shrink_buffers();
+    }
+    Ok(Inserted {
+        stored: stored.into_values().collect(),
+        late: delivered
+            .into_iter()
+            .map(|(id, at)| (id.to_owned(), at))
+            .collect(),
+    })
 }
 
 /// Notes a delivery of an event that was being applied as it came: the sender didn't wait for that, but the delivery is

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use tracing::{Instrument, debug_span};
 
@@ -47,15 +47,6 @@ pub(super) enum Fate {
     Unfinished,
     /// It needs a transaction for each event: somebody or something is in the way.
     Alone,
-}
-
-/// What a batch did.
-#[derive(Debug)]
-pub(super) struct Round {
-    /// What became of the lanes, in their order.
-    pub(super) fates: Vec<Fate>,
-    /// How long the event that waited longest had waited.
-    pub(super) lag: TimeDelta,
 }
 
 /// The events of a transaction.
@@ -126,11 +117,11 @@ impl Transactions {
         self.locks.most_lanes()
     }
 
-    /// Applies what is due in lanes, which the caller holds.
+    /// Applies what is due in lanes, which the caller holds. Says what became of them, in their order.
     ///
     /// # Errors
     /// Nothing was applied: each lane for itself finds out why.
-    pub(super) async fn batch(&self, lanes: &[&str]) -> Result<Round, Failure> {
+    pub(super) async fn batch(&self, lanes: &[&str]) -> Result<Vec<Fate>, Failure> {
         let events = std::cmp::max(BATCH_EVENTS / std::cmp::max(lanes.len(), 1), LANE_EVENTS);
         let events = i64::try_from(events).unwrap_or(i64::MAX);
         let batch = Batch::Due {
@@ -154,11 +145,7 @@ impl Transactions {
                 Fate::Alone
             }
         };
-        let oldest = claimed.iter().map(|claimed| claimed.received_at).min();
-        Ok(Round {
-            fates: lanes.iter().map(fate).collect(),
-            lag: oldest.map_or(TimeDelta::zero(), |oldest| done.at - oldest),
-        })
+        Ok(lanes.iter().map(fate).collect())
     }
 
     /// Applies the next event that is due in a lane, which the caller holds; says whether there was one. Nothing is chosen

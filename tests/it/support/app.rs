@@ -28,7 +28,7 @@ use workos_sync::service::Engine;
 use workos_sync::workos::WorkosClient;
 use workos_sync::{postgres, signature};
 
-use super::{EventBuilder, TestDatabase};
+use super::{EventBuilder, TestDatabase, eventually};
 
 /// When the clock of every test stands at the start.
 pub(crate) const NOW: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
@@ -302,6 +302,8 @@ impl TestApp {
     pub(crate) async fn settle(&self) {
         let settled = tokio::time::timeout(Duration::from_secs(120), self.inbox.drain());
         settled.await.expect("the inbox is drained").unwrap();
+        // What is committed is seen before the answer to the COMMIT is, and logged and counted after it.
+        eventually("nothing is in hand", async || self.inbox.load().taken == 0).await;
     }
 
     /// Asks the database for the gauges.
