@@ -86,8 +86,10 @@ impl Receiver {
 
     /// Ends it as an orchestrator does, and wants a clean end.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        let pid = self.child.id().context("it has ended")?.to_string();
-        Command::new("kill").args(["-TERM", &pid]).status()?;
+        let pid = self.child.id().context("it has ended")?;
+        // The shell has it built in; the program is in a package of its own.
+        let kill = format!("kill -s TERM {pid}");
+        Command::new("sh").args(["-c", &kill]).status()?;
         let status = timeout(STOP_TIMEOUT, self.child.wait())
             .await
             .context("it doesn't stop")??;
