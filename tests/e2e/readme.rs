@@ -8,6 +8,7 @@ use crate::support::{Folder, Service};
 
 /// Where the README says that it listens.
 const URL: &str = "http://127.0.0.1:8080";
+const PAGE: &str = "http://127.0.0.1:8081/";
 
 /// A command, and what it is shown to print.
 #[derive(Debug, Default)]
@@ -72,10 +73,10 @@ fn is_shown(line: &str, shown: &str) -> bool {
 
 impl Example {
     /// Fails the test if a line that is shown isn't printed, or not in this order.
-    fn assert_prints(&self, printed: &str, url: &str) {
+    fn assert_prints(&self, printed: &str, here: impl Fn(&str) -> String) {
         let mut lines = printed.lines().map(str::trim);
         for shown in self.output.iter().filter(|line| *line != "…") {
-            let shown = shown.replace(URL, url);
+            let shown = here(shown);
             assert!(
                 lines.any(|line| is_shown(line, &shown)),
                 "{}\ndoesn't print\n{shown}\nbut\n{printed}",
@@ -95,15 +96,16 @@ async fn every_command_runs_and_prints_what_is_shown() {
     symlink(repository.join("examples"), folder.path().join("examples")).unwrap();
 
     let service = Service::start(&folder, &[]).await;
-    let url = service.url("");
+    let (url, page) = (service.url(""), service.page_url());
+    let here = |text: &str| text.replace(URL, &url).replace(PAGE, &page);
     let curl = service.curl_line().await;
     let settings = include_str!("../../.env.example");
     let mut ran = 0;
     for example in examples() {
         let command = example.command.as_str();
         if command == "make run" {
-            // It is running, but for the port.
-            example.assert_prints(&service.printed(), &url);
+            // It is running, but for the ports.
+            example.assert_prints(&service.printed(), here);
         } else if let Some(variables) = command.strip_suffix("workos-sync serve") {
             for variable in variables.split_whitespace() {
                 let (name, _) = variable.split_once('=').unwrap();
@@ -111,9 +113,9 @@ async fn every_command_runs_and_prints_what_is_shown() {
             }
         } else {
             let mut shell = isolated("bash", &folder);
-            shell.args(["-ec", &command.replace(URL, &url)]);
+            shell.args(["-ec", &here(command)]);
             let done = Process::spawn(&mut shell).finish().await.assert(0);
-            example.assert_prints(&done.stdout, &url);
+            example.assert_prints(&done.stdout, here);
         }
         ran += 1;
     }
