@@ -13,7 +13,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug_span, error, warn};
+use tracing::{Instrument, Span, debug_span, error, field, warn};
 
 use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
 use super::lanes::Lanes;
@@ -268,7 +268,8 @@ impl Recorder {
     /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
     /// event was stored.
     async fn store_caught(&self) {
-        let storing = self.store_batch().instrument(debug_span!("record"));
+        let span = debug_span!("record", events = field::Empty);
+        let storing = self.store_batch().instrument(span);
         if let Err(panic) = panics::caught(storing).await {
             error!(
                 panic,
@@ -283,6 +284,7 @@ impl Recorder {
         let mut batch = Vec::new();
         let insert_batch = async |tx: &mut PgConnection| {
             batch = self.take(u64::MAX);
+            Span::current().record("events", batch.len());
             insert(tx, &batch).await
         };
         let inserted = postgres::transaction(&self.pool, postgres::PATIENCE, insert_batch).await;

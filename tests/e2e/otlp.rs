@@ -64,6 +64,8 @@ async fn the_way_of_an_event_is_traced() {
     })
     .await;
     assert!(has("the-mirror"), "its name");
+    // Attributes, after the length of their names.
+    assert!(has("\u{6}events") && has("\u{5}lanes"), "how many");
     assert!(!has(SECRET), "a secret");
     for (kind, _) in received.lock().unwrap().iter() {
         assert_eq!(kind, "application/x-protobuf");
