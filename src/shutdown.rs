@@ -422,22 +422,22 @@ mod tests {
     /// listens to any.
     #[tokio::test]
     async fn the_second_signal_is_not_waited_for() {
-        async fn kill(signal: &str) {
-            // The shell has it built in; the program is in a package of its own.
-            let kill = format!("kill -s {signal} {}", std::process::id());
-            let mut shell = tokio::process::Command::new("sh");
-            let status = shell.args(["-c", &kill]).status().await;
-            assert!(status.unwrap().success());
-        }
+        use rustix::process::{Signal, getpid, kill_process};
+
+        let kill = |signal| kill_process(getpid(), signal).unwrap();
 
         let shutdown = Shutdown::on_signals().unwrap();
         shutdown.spawn("worker", std::future::pending());
-        kill("TERM").await;
+        kill(Signal::TERM);
         timeout(LONG, shutdown.ending().cancelled()).await.unwrap();
         assert!(!shutdown.hard().is_cancelled());
         // Tests that `nohup` began don't get that one.
         let came_ignored = came_ignored(SignalKind::hangup());
-        kill(if came_ignored { "TERM" } else { "HUP" }).await;
+        kill(if came_ignored {
+            Signal::TERM
+        } else {
+            Signal::HUP
+        });
         let exit = timeout(LONG, shutdown.finish(Duration::ZERO, Duration::MAX)).await;
         assert_eq!(exit.unwrap(), Exit::Forced);
     }

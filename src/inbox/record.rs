@@ -377,10 +377,9 @@ async fn insert(tx: &mut PgConnection, batch: &[Waiting]) -> Result<Inserted, sq
             if met.is_undelivered && event.source == Source::Webhook {
                 delivered.push((event.id().as_str(), event.received_at));
             }
-            let known = met.known;
             stored.insert(
                 place,
-                known.map_or(Stored::New, |known| {
+                met.known.map_or(Stored::New, |known| {
                     Stored::Duplicate(difference(event, &known))
                 }),
             );

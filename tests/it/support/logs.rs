@@ -3,11 +3,9 @@
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::subscriber::DefaultGuard;
+use tracing::subscriber::{DefaultGuard, NoSubscriber};
 use tracing::{Dispatch, Subscriber};
-use tracing_subscriber::filter::dynamic_filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt;
 
 use super::TestDatabase;
 
@@ -20,14 +18,11 @@ pub(crate) struct Logs {
 
 /// Makes a subscriber that of this thread.
 ///
-/// Whichever thread comes first to a line of the code decides for all whether it is ever logged, unless a subscriber that
-/// is there already wants to be asked each time. This one does, and then wants nothing.
+/// While there is one subscriber in the process, whichever thread comes first to a line of the code decides whether it
+/// is ever logged, and most have none. Beside a second one, each thread decides for itself.
 pub(crate) fn set_default(subscriber: impl Subscriber + Send + Sync + 'static) -> DefaultGuard {
-    static ASKED: LazyLock<Dispatch> = LazyLock::new(|| {
-        let wants_nothing = dynamic_filter_fn(|_, _| false);
-        Dispatch::new(tracing_subscriber::registry().with(wants_nothing))
-    });
-    LazyLock::force(&ASKED);
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
+    LazyLock::force(&SECOND);
     tracing::subscriber::set_default(subscriber)
 }
 
