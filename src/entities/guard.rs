@@ -1,5 +1,7 @@
 //! Which of two events is the newer one (R7). No I/O.
 
+use std::cmp::Ordering;
+
 use chrono::{DateTime, Utc};
 
 use crate::event::EventId;
@@ -11,7 +13,8 @@ use crate::event::EventId;
 /// applied.
 ///
 /// Between a snapshot and an event, timestamps come first: the id of a snapshot says when it was read, give or take a
-/// minute, and not when the object became so.
+/// minute, and not when the object became so. Of two that tell the same state, the newer one was told later: an event that
+/// a snapshot already knew of must not hide that WorkOS had the organization when it was asked (R44).
 #[must_use]
 pub fn should_process_event(
     row_last_event_id: Option<&EventId>,
@@ -22,9 +25,13 @@ pub fn should_process_event(
     let times = event_updated_at.zip(row_updated_at);
     if let (Some(last), Some((event, row))) = (row_last_event_id, times)
         && event_id.is_snapshot() != last.is_snapshot()
-        && event != row
     {
-        return event > row;
+        let told_at = event_id.told_at().zip(last.told_at());
+        let told = told_at.map_or(Ordering::Equal, |(event, row)| event.cmp(&row));
+        let order = event.cmp(&row).then(told);
+        if order.is_ne() {
+            return order.is_gt();
+        }
     }
     match row_last_event_id.and_then(|last| event_id.compare(last)) {
         Some(order) => order.is_gt(),
@@ -83,6 +90,37 @@ mod tests {
 
     fn at(seconds: i64) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp(seconds, 0)
+    }
+
+    /// R7: a snapshot is as new as its request, where an event tells the same state; and where the times differ, they decide.
+    #[test]
+    fn between_a_snapshot_and_an_event() {
+        let id = |prefix: &str, second: u64| {
+            EventId::new(format!(
+                "{prefix}{}",
+                ulid::Ulid::from_parts(second * 1_000, 7)
+            ))
+            .unwrap()
+        };
+        let event = id("event_", 100);
+        // Its id says a minute less.
+        let asked = |second: u64| id("snapshot_", second - 60);
+        for (asked_at, event_updated, snapshot_updated, snapshot_wins) in [
+            (101, 90, 90, true),
+            (99, 90, 90, false),
+            (100, 90, 90, false),
+            (99, 90, 91, true),
+            (101, 91, 90, false),
+        ] {
+            let (event_at, snapshot_at) = (at(event_updated), at(snapshot_updated));
+            let snapshot = asked(asked_at);
+            let snapshot_applies =
+                should_process_event(Some(&event), event_at, &snapshot, snapshot_at);
+            let event_applies =
+                should_process_event(Some(&snapshot), snapshot_at, &event, event_at);
+            assert_eq!(snapshot_applies, snapshot_wins, "asked at {asked_at}");
+            assert_eq!(event_applies, !snapshot_wins, "asked at {asked_at}");
+        }
     }
 
     /// R7: the whole table of the guard.

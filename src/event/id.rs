@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::time::Duration;
 
 use ulid::Ulid;
 
@@ -89,6 +90,10 @@ id_type! {
 /// What the ids of the events begin with that we make of what the API shows (R42).
 pub const SNAPSHOT_PREFIX: &str = "snapshot_";
 
+/// How far before the request for it a snapshot is dated. An event of that minute may have been made before the object was
+/// read, or after it; `updated_at` tells (R7).
+pub const SNAPSHOT_MARGIN: Duration = Duration::from_secs(60);
+
 impl EventId {
     /// Whether we made the event, of what the API showed (R42): a snapshot, or a deletion that `reconcile` found.
     #[must_use]
@@ -105,6 +110,18 @@ impl EventId {
             return None;
         }
         Ulid::from_string(part).ok()
+    }
+
+    /// By the id, when WorkOS was in the state that the event tells, in milliseconds since 1970: as it made the event, or as
+    /// it was asked.
+    #[must_use]
+    pub fn told_at(&self) -> Option<u128> {
+        let margin = if self.is_snapshot() {
+            SNAPSHOT_MARGIN
+        } else {
+            Duration::ZERO
+        };
+        Some(u128::from(self.ulid()?.timestamp_ms()) + margin.as_millis())
     }
 
     /// What ids sort by: those with a ULID by that, behind the others. Where [`compare`](Self::compare) has an answer,

@@ -15,7 +15,9 @@ use serde_json::value::RawValue;
 
 pub use field::{DecodeError, parse_timestamp, rfc3339};
 use id::check_id;
-pub use id::{EventId, IdError, MAX_ID_BYTES, OrganizationId, SNAPSHOT_PREFIX, WorkosId};
+pub use id::{
+    EventId, IdError, MAX_ID_BYTES, OrganizationId, SNAPSHOT_MARGIN, SNAPSHOT_PREFIX, WorkosId,
+};
 
 /// Why a body is not an event.
 #[derive(Debug, thiserror::Error)]

@@ -8,12 +8,8 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use crate::entities::organization::{OrganizationEvent, OrganizationEventType};
-use crate::event::{Event, SNAPSHOT_PREFIX, WorkosId, rfc3339};
+use crate::event::{Event, SNAPSHOT_MARGIN, SNAPSHOT_PREFIX, WorkosId, rfc3339};
 use crate::workos::Answered;
-
-/// How far before its answer a snapshot is dated. An event of that minute may have been made before the object was read,
-/// or after it; `updated_at` tells (R7).
-const MARGIN: TimeDelta = TimeDelta::seconds(60);
 
 /// An answer can't be told the time of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,14 +40,14 @@ impl Shown {
     pub fn of(answered: Answered) -> Result<Self, NoDate> {
         let date = answered.date.ok_or(NoDate)?;
         let took = TimeDelta::from_std(answered.took).map_err(|_| NoDate)?;
-        let at = date.checked_sub_signed(took).ok_or(NoDate)? - MARGIN;
+        let at = date.checked_sub_signed(took).ok_or(NoDate)? - SNAPSHOT_MARGIN;
         Ok(Self { date, at })
     }
 
     /// When WorkOS was asked, by its own clock.
     #[must_use]
     pub fn asked_at(&self) -> DateTime<Utc> {
-        self.at + MARGIN
+        self.at + SNAPSHOT_MARGIN
     }
 
     /// The id of what an answer says of an object: the same answer says it but once.

@@ -355,3 +355,27 @@ async fn a_deletion_that_was_found_yields_to_newer_events() {
     app.settle().await;
     assert_eq!(app.organization().await.disabled_at, None);
 }
+
+/// R7, R12, R44: that WorkOS showed an organization after it was found to be gone counts, also where an event that was made
+/// before both tells the same state, whatever the order.
+#[tokio::test]
+async fn a_deletion_that_was_found_yields_to_a_later_look() {
+    let event = updated(195, ORG, "Acme").body();
+    let found_gone = inferred_deletion(200);
+    let seen = snapshot(210, 0, "Acme", second(195));
+    for order in [
+        [&event, &seen, &found_gone],
+        [&seen, &event, &found_gone],
+        [&event, &found_gone, &seen],
+        [&found_gone, &seen, &event],
+    ] {
+        let app = TestApp::new().await;
+        for body in order {
+            app.record_body(body).await;
+            app.settle().await;
+        }
+        let organization = app.organization().await;
+        assert_eq!(organization.name, "Acme");
+        assert_eq!(organization.disabled_at, None, "{order:?}");
+    }
+}
