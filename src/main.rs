@@ -3,11 +3,15 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
 use workos_sync::cli::{self, Cli};
 use workos_sync::config::ConfigError;
 use workos_sync::dotenv;
 use workos_sync::operate::OperateError;
 use workos_sync::telemetry;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Wrong usage or configuration, as clap has it.
 const USAGE: u8 = 2;
