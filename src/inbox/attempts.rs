@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 use tracing::error;
 
 use super::conditions::Conditions;
@@ -13,8 +12,8 @@ use super::retry::{Verdict, judge};
 use super::store::{self, Claimed, Wait};
 use super::transaction::Transactions;
 use crate::clock::Clock;
-use crate::postgres;
 use crate::postgres::error::{self, FailureClass};
+use crate::postgres::{self, Session};
 
 /// How often an event is tried again at once when another writer was in the way.
 const CONFLICTS: u32 = 5;
@@ -35,7 +34,6 @@ pub(super) enum Step {
 
 #[derive(Debug)]
 pub(super) struct Attempts {
-    pub(super) pool: PgPool,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) transactions: Arc<Transactions>,
     pub(super) outcomes: Arc<Outcomes>,
@@ -49,6 +47,7 @@ impl Attempts {
     /// The database doesn't answer. Nothing is lost: the event is as it was.
     pub(super) async fn next(
         &self,
+        session: &mut Session<'_>,
         lane: &str,
         wait: Wait,
         failing_since: Option<DateTime<Utc>>,
@@ -56,7 +55,7 @@ impl Attempts {
         let mut conflicts = 0;
         let mut refused = Vec::new();
         let Failure { event, error } = loop {
-            match self.transactions.next(lane, wait, &refused).await {
+            match self.transactions.next(session, lane, wait, &refused).await {
                 Ok(true) => return Ok(Step::Processed),
                 Ok(false) => return Ok(Step::Idle),
                 Err(failure)
@@ -87,15 +86,17 @@ impl Attempts {
             return Ok(self.not_applied(lane, class, &error, failing_since));
         };
         if class != FailureClass::Unusable {
-            return self.put_off(&event, class, &error).await;
+            return self.put_off(session, &event, class, &error).await;
         }
         // What failed so before, and fails again although others were applied meanwhile, is at fault itself.
         let since = match failing_since {
             Some(since) => Some(since),
-            None => self.failed_at(&event, &error).await?,
+            None => self.failed_at(session, &event, &error).await?,
         };
         if since.is_some_and(|since| self.conditions.applied_since(since)) {
-            return self.put_off(&event, FailureClass::Refused, &error).await;
+            return self
+                .put_off(session, &event, FailureClass::Refused, &error)
+                .await;
         }
         Ok(self.not_applied(lane, class, &error, failing_since))
     }
@@ -126,6 +127,7 @@ impl Attempts {
     /// When an attempt of this event last failed of the same cause.
     async fn failed_at(
         &self,
+        session: &mut Session<'_>,
         event: &Claimed,
         error: &AttemptError,
     ) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
@@ -133,12 +135,13 @@ impl Attempts {
         let ask = async |connection: &mut sqlx::PgConnection| {
             store::last_attempt(connection, &event.event_id, &cause).await
         };
-        postgres::transaction(&self.pool, postgres::PATIENCE, ask).await
+        session.transaction(postgres::PATIENCE, ask).await
     }
 
     /// Records that an attempt failed, and when the next one is, if there is one.
     async fn put_off(
         &self,
+        session: &mut Session<'_>,
         event: &Claimed,
         class: FailureClass,
         error: &AttemptError,
@@ -163,7 +166,7 @@ impl Attempts {
         let fail =
             async |connection: &mut sqlx::PgConnection| store::fail(connection, &failed).await;
         // If it ended after all, the answer to our COMMIT got lost, or another replica was quicker.
-        if postgres::transaction(&self.pool, postgres::PATIENCE, fail).await? {
+        if session.transaction(postgres::PATIENCE, fail).await? {
             self.outcomes.failed(event, class, error, retry_at);
         }
         Ok(Step::Processed)

@@ -6,7 +6,7 @@
 //! that have others before them in the inbox, are stored as pending (R24). Where the transaction comes to nothing,
 //! whatever the reason, or there is a pause (R49), all of them are, and the lanes find out which of them was the reason (R26).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -25,9 +25,10 @@ use super::transaction::Transactions;
 use crate::entities::guard::Replay;
 use crate::entities::{self, Decoded, Outcome};
 use crate::event::{EnvelopeError, Event, EventId};
+use crate::postgres::Session;
 
 /// How many transactions there are at once: while one waits for the disk, another is computed.
-const SIDES: usize = 4;
+const SIDES: usize = 3;
 
 /// The most events of a transaction. Those of all sides find room among those that wait to be stored, if it comes to
 /// that.
@@ -122,31 +123,40 @@ impl Bulk {
 
     async fn store_side(self, events: Vec<(usize, SavedEvent)>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(events.len());
+        let mut session = self.transactions.session();
         for part in self.parts(events) {
-            answers.extend(self.store_part(part).await);
+            answers.extend(self.store_part(&mut session, part).await);
         }
         answers
     }
 
-    /// Cuts events into parts for a transaction each, by number and by lanes.
-    fn parts(&self, events: Vec<(usize, SavedEvent)>) -> Vec<Vec<(usize, SavedEvent)>> {
+    /// Cuts events into parts for a transaction each, by number and by lanes. All of a lane come together: its row is written
+    /// once for them.
+    fn parts(&self, mut events: Vec<(usize, SavedEvent)>) -> Vec<Vec<(usize, SavedEvent)>> {
+        events.sort_by(|(_, a), (_, b)| a.event.lane().cmp(b.event.lane()));
         let most_lanes = self.transactions.most_lanes();
-        let mut parts = vec![Vec::new()];
-        let mut lanes = HashSet::new();
+        let mut parts = Vec::new();
+        let mut part: Vec<(usize, SavedEvent)> = Vec::new();
+        let mut lanes = 0;
         for (place, saved) in events {
-            let lane = saved.event.lane().to_owned();
-            let events = parts.last().map_or(0, Vec::len);
-            if events == MOST_EVENTS || (lanes.len() == most_lanes && !lanes.contains(&lane)) {
-                parts.push(Vec::new());
-                lanes.clear();
+            let last = part.last().map(|(_, last)| last.event.lane());
+            let is_new_lane = last != Some(saved.event.lane());
+            if part.len() == MOST_EVENTS || (is_new_lane && lanes == most_lanes) {
+                parts.push(std::mem::take(&mut part));
+                lanes = 0;
             }
-            lanes.insert(lane);
-            parts.last_mut().expect("there is one").push((place, saved));
+            lanes += usize::from(is_new_lane || part.is_empty());
+            part.push((place, saved));
         }
+        parts.push(part);
         parts
     }
 
-    async fn store_part(&self, mut part: Vec<(usize, SavedEvent)>) -> Vec<Answer> {
+    async fn store_part(
+        &self,
+        session: &mut Session<'_>,
+        mut part: Vec<(usize, SavedEvent)>,
+    ) -> Vec<Answer> {
         // Whoever else inserts does it in this order too.
         part.sort_by(|(_, a), (_, b)| a.id().as_str().cmp(b.id().as_str()));
         let mut places = Vec::with_capacity(part.len());
@@ -159,7 +169,7 @@ impl Bulk {
         }
         // Of each that is new, how it was applied, if it was.
         let stored: Vec<Result<_, RecordError>> =
-            if let Some(mut new) = self.apply(&events, decoded).await {
+            if let Some(mut new) = self.apply(session, &events, decoded).await {
                 // Of an id that came twice, the first is the new one.
                 let ids = events.iter().map(|event| event.id().as_str());
                 ids.map(|id| Ok(new.remove(id))).collect()
@@ -185,6 +195,7 @@ impl Bulk {
     /// they were. `None` if that came to nothing, and nothing is stored.
     async fn apply(
         &self,
+        session: &mut Session<'_>,
         events: &[NewEvent],
         decoded: Vec<Option<Decoded>>,
     ) -> Option<HashMap<String, Option<Outcome>>> {
@@ -196,7 +207,8 @@ impl Bulk {
         let taken = self.lanes.take_all(lanes);
         let names: Vec<_> = taken.iter().map(TakenLane::name).collect();
         let with_decoded = events.iter().zip(decoded).collect();
-        match self.transactions.store(with_decoded, &names).await {
+        let stored = self.transactions.store(session, with_decoded, &names);
+        match stored.await {
             Ok(new) => Some(new),
             Err(Failure {
                 error: AttemptError::Paused,

@@ -158,7 +158,6 @@ impl Inbox {
             locks: LockBudget::new(capacity.lock_places, hands.single()),
         });
         let attempts = Attempts {
-            pool: pool.clone(),
             clock: Arc::clone(&clock),
             transactions: Arc::clone(&transactions),
             outcomes: Arc::clone(&outcomes),

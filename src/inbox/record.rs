@@ -22,7 +22,7 @@ use super::status::{RecordError, Source};
 use super::store::{self, Known, NewEvent};
 use crate::event::Event;
 use crate::panics;
-use crate::postgres::{self, error};
+use crate::postgres::{self, Session, error};
 
 /// The most events of an insert.
 const BATCH_EVENTS: usize = 500;
@@ -240,8 +240,9 @@ impl Recorder {
 
     /// Stores what waits, batch by batch.
     async fn write(self: Arc<Self>) {
+        let mut session = Session::new(&self.pool);
         while self.is_wanted() {
-            let mut storing = pin!(self.store_caught());
+            let mut storing = pin!(self.store_caught(&mut session));
             if timeout(SLOW, &mut storing).await.is_err() {
                 self.step_aside();
                 storing.await;
@@ -267,9 +268,9 @@ impl Recorder {
 
     /// A panic costs the batch its answers, and nobody else anything: the senders come back, and find a duplicate if the
     /// event was stored.
-    async fn store_caught(&self) {
+    async fn store_caught(&self, session: &mut Session<'_>) {
         let span = debug_span!("record", events = field::Empty);
-        let storing = self.store_batch().instrument(span);
+        let storing = self.store_batch(session).instrument(span);
         if let Err(panic) = panics::caught(storing).await {
             error!(
                 panic,
@@ -279,7 +280,7 @@ impl Recorder {
     }
 
     /// Stores what waits once the transaction has begun, so that what comes until then goes with it.
-    async fn store_batch(&self) {
+    async fn store_batch(&self, session: &mut Session<'_>) {
         let entered = self.state().entered;
         let mut batch = Vec::new();
         let insert_batch = async |tx: &mut PgConnection| {
@@ -287,7 +288,7 @@ impl Recorder {
             Span::current().record("events", batch.len());
             insert(tx, &batch).await
         };
-        let inserted = postgres::transaction(&self.pool, postgres::PATIENCE, insert_batch).await;
+        let inserted = session.transaction(postgres::PATIENCE, insert_batch).await;
         if inserted.is_err() && batch.is_empty() {
             // There was no transaction. Those that have waited for it all the time hear of it; who came later may have
             // another writer.
@@ -299,8 +300,7 @@ impl Recorder {
                 for waiting in batch {
                     let alone = [waiting];
                     let insert_one = async |tx: &mut PgConnection| insert(tx, &alone).await;
-                    let inserted =
-                        postgres::transaction(&self.pool, postgres::PATIENCE, insert_one).await;
+                    let inserted = session.transaction(postgres::PATIENCE, insert_one).await;
                     self.answer(alone, inserted);
                 }
             }

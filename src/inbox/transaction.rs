@@ -22,7 +22,7 @@ use crate::entities::{self, Choices, Compared, Decoded, Outcome, Target};
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::panics;
-use crate::postgres;
+use crate::postgres::Session;
 use crate::postgres::locks::{LockBudget, Places};
 
 /// How long an attempt may take. Beyond every timeout of the database: it ends the wait for one that doesn't
@@ -112,6 +112,11 @@ impl Transactions {
         !self.target.is_usable()
     }
 
+    /// For transactions one after the other.
+    pub(super) const fn session(&self) -> Session<'_> {
+        Session::new(&self.pool)
+    }
+
     /// How many lanes a transaction may have.
     pub(super) const fn most_lanes(&self) -> usize {
         self.locks.most_lanes()
@@ -121,7 +126,11 @@ impl Transactions {
     ///
     /// # Errors
     /// Nothing was applied: each lane for itself finds out why.
-    pub(super) async fn batch(&self, lanes: &[&str]) -> Result<Vec<Fate>, Failure> {
+    pub(super) async fn batch(
+        &self,
+        session: &mut Session<'_>,
+        lanes: &[&str],
+    ) -> Result<Vec<Fate>, Failure> {
         let events = std::cmp::max(BATCH_EVENTS / std::cmp::max(lanes.len(), 1), LANE_EVENTS);
         let events = i64::try_from(events).unwrap_or(i64::MAX);
         let batch = Batch::Due {
@@ -129,8 +138,7 @@ impl Transactions {
             longest_payload: BATCH_PAYLOAD,
             refused: &[],
         };
-        let mut places = self.locks.take(lanes.len()).await;
-        let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
+        let done = self.run(session, lanes, Wait::Never, batch).await?;
         let claimed = done.rows.claimed();
         let mut counts = HashMap::<&str, i64>::new();
         for &(place, _) in &done.outcomes {
@@ -155,6 +163,7 @@ impl Transactions {
     /// Nothing was applied. The failure names the event, if it got as far as that.
     pub(super) async fn next(
         &self,
+        session: &mut Session<'_>,
         lane: &str,
         wait: Wait,
         refused: &[String],
@@ -164,8 +173,7 @@ impl Transactions {
             longest_payload: i32::MAX,
             refused,
         };
-        let mut places = Places::set_aside();
-        let done = self.run(&[lane], wait, batch, &mut places).await?;
+        let done = self.run(session, &[lane], wait, batch).await?;
         Ok(!done.outcomes.is_empty())
     }
 
@@ -176,12 +184,12 @@ impl Transactions {
     /// Nothing was stored.
     pub(super) async fn store(
         &self,
+        session: &mut Session<'_>,
         events: Vec<(&NewEvent, Option<Decoded>)>,
         lanes: &[&str],
     ) -> Result<HashMap<String, Option<Outcome>>, Failure> {
-        let mut places = self.locks.take(lanes.len()).await;
         let batch = Batch::New(events);
-        let done = self.run(lanes, Wait::Never, batch, &mut places).await?;
+        let done = self.run(session, lanes, Wait::Never, batch).await?;
         let outcomes = done.rows.all_outcomes(&done.outcomes);
         let ids = done
             .rows
@@ -195,16 +203,23 @@ impl Transactions {
     /// failed for what the application's table has become, the next one has statements that fit.
     async fn run<'e>(
         &self,
+        session: &mut Session<'_>,
         lanes: &[&str],
         wait: Wait,
         batch: Batch<'e>,
-        places: &mut Places,
     ) -> Result<Done<'e>, Failure> {
+        // The connection first: whoever has places must not wait for one that is kept by somebody who waits for places.
+        session.connect().await?;
+        let mut places = match wait {
+            Wait::Never => self.locks.take(lanes.len()).await,
+            Wait::Briefly | Wait::Long => Places::set_aside(),
+        };
         let started = Instant::now();
         let statements = self.target.statements();
         let attempt =
-            async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch, places).await;
-        let done = postgres::transaction(&self.pool, ATTEMPT_TIMEOUT, attempt)
+            async |tx: &mut PgConnection| self.attempt(tx, lanes, wait, batch, &mut places).await;
+        let done = session
+            .transaction(ATTEMPT_TIMEOUT, attempt)
             .instrument(debug_span!("apply", lanes = lanes.len()));
         let done = panics::caught(done)
             .await

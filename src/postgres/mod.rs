@@ -11,6 +11,7 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
+use tokio::time::Instant;
 
 use self::error::DatabaseCause;
 pub use self::url::{DatabaseUrl, TlsFileError, UrlError};
@@ -42,6 +43,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a transaction of a single statement may take. Beyond every timeout of the database: it ends the wait for
 /// one that doesn't even answer that.
 pub const PATIENCE: Duration = Duration::from_secs(16);
+
+/// How long a session keeps its connection. Then the pool has it back, which replaces what is old or dead.
+const KEPT: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     /// How long a statement may take here.
@@ -96,17 +100,10 @@ pub async fn lock_places(connection: &mut PgConnection) -> Result<usize, sqlx::E
     Ok(usize::try_from(places).unwrap_or_default())
 }
 
-/// Does some work in a transaction on a connection of the pool, within a time; commits it, or rolls it back where the
-/// work fails.
-///
-/// Where the work is broken off, at the end of `limit` or because the caller is dropped, the connection is closed. The
-/// pool would take it back when it answers, and a peer that vanished never does: each such connection would take a
-/// place of the pool until TCP gives up, a quarter of an hour later. So is a connection whose error says that it, or
-/// the server behind it, is of no use any more: the next one may lead to another server.
+/// Does some work in a transaction on a connection of the pool: a [`Session`] of one.
 ///
 /// # Errors
-/// There was no connection, the work's own error, or the limit was reached ([`sqlx::Error::Io`]). If the answer to the
-/// COMMIT got lost, the work may be durable all the same.
+/// Those of [`Session::transaction`].
 pub async fn transaction<T, E>(
     pool: &PgPool,
     limit: Duration,
@@ -115,27 +112,93 @@ pub async fn transaction<T, E>(
 where
     E: From<sqlx::Error> + DatabaseCause,
 {
-    let within = async {
-        let mut lent = Lent {
-            connection: pool.acquire().await?,
-            is_sound: false,
+    Session::new(pool).transaction(limit, work).await
+}
+
+/// Transactions one after the other, on one connection while the pool has more of them. The pool asks the server whether a
+/// connection is alive when it lends it, and again when it takes it back: two round trips, of which an insert has three.
+#[derive(Debug)]
+pub struct Session<'p> {
+    pool: &'p PgPool,
+    /// That of the last transaction.
+    kept: Option<Lent>,
+}
+
+impl<'p> Session<'p> {
+    /// Nothing is asked of the pool yet.
+    #[must_use]
+    pub const fn new(pool: &'p PgPool) -> Self {
+        Self { pool, kept: None }
+    }
+
+    /// Has a connection ready for the next transaction.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn connect(&mut self) -> Result<(), sqlx::Error> {
+        let lent = self.take().await?;
+        self.kept = Some(lent);
+        Ok(())
+    }
+
+    async fn take(&mut self) -> Result<Lent, sqlx::Error> {
+        match self.kept.take() {
+            Some(lent) => Ok(lent),
+            None => Ok(Lent {
+                connection: self.pool.acquire().await?,
+                since: Instant::now(),
+                is_sound: true,
+            }),
+        }
+    }
+
+    /// Does some work in a transaction, within a time; commits it, or rolls it back where the work fails.
+    ///
+    /// Where the work is broken off, at the end of `limit` or because the caller is dropped, the connection is closed. The
+    /// pool would take it back when it answers, and a peer that vanished never does: each such connection would take a
+    /// place of the pool until TCP gives up, a quarter of an hour later. So is a connection whose error says that it, or
+    /// the server behind it, is of no use any more: the next one may lead to another server.
+    ///
+    /// # Errors
+    /// There was no connection, the work's own error, or the limit was reached ([`sqlx::Error::Io`]). If the answer to the
+    /// COMMIT got lost, the work may be durable all the same.
+    pub async fn transaction<T, E>(
+        &mut self,
+        limit: Duration,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        E: From<sqlx::Error> + DatabaseCause,
+    {
+        let within = async {
+            let mut lent = self.take().await?;
+            lent.is_sound = false;
+            let result = commit(&mut lent.connection, work).await;
+            let cause = result.as_ref().err().and_then(E::database_cause);
+            lent.is_sound = !result.as_ref().is_err_and(E::ends_the_connection);
+            self.kept = Some(lent).filter(|lent| {
+                lent.is_sound && lent.since.elapsed() < KEPT && self.pool_has_more()
+            });
+            if cause.is_some_and(error::ages_the_pool) {
+                self.kept = None;
+                while let Some(mut idle) = self.pool.try_acquire() {
+                    idle.close_on_drop();
+                }
+            }
+            result
         };
-        let result = commit(&mut lent.connection, work).await;
-        let cause = result.as_ref().err().and_then(E::database_cause);
-        lent.is_sound = !result.as_ref().is_err_and(E::ends_the_connection);
-        if cause.is_some_and(error::ages_the_pool) {
-            while let Some(mut idle) = pool.try_acquire() {
-                idle.close_on_drop();
+        match tokio::time::timeout(limit, within).await {
+            Ok(result) => result,
+            Err(_elapsed) => {
+                let message = format!("no answer within {} s", limit.as_secs());
+                Err(sqlx::Error::from(io::Error::new(io::ErrorKind::TimedOut, message)).into())
             }
         }
-        result
-    };
-    match tokio::time::timeout(limit, within).await {
-        Ok(result) => result,
-        Err(_elapsed) => {
-            let message = format!("no answer within {} s", limit.as_secs());
-            Err(sqlx::Error::from(io::Error::new(io::ErrorKind::TimedOut, message)).into())
-        }
+    }
+
+    /// Whether somebody who wants a connection gets another one at once.
+    fn pool_has_more(&self) -> bool {
+        self.pool.num_idle() > 0 || self.pool.size() < self.pool.options().get_max_connections()
     }
 }
 
@@ -158,8 +221,10 @@ async fn commit<T, E: From<sqlx::Error>>(
 }
 
 /// A connection that is closed when it is dropped, unless it is known to be sound.
+#[derive(Debug)]
 struct Lent {
     connection: PoolConnection<Postgres>,
+    since: Instant,
     is_sound: bool,
 }
 

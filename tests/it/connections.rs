@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::Request;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
-use workos_sync::postgres;
+use workos_sync::postgres::{self, Session};
 
 use crate::support::app::{Answer, Options};
 use crate::support::{EventBuilder, TestApp, TestDatabase, created, eventually, release, updated};
@@ -170,4 +170,39 @@ async fn old_plans_are_met_once() {
     let error = error.unwrap_err();
     assert_eq!(error.as_database_error().unwrap().code().unwrap(), "0A000");
     look_on_all().await;
+}
+
+/// R35: who makes transactions one after the other keeps a connection, but not where nobody else would get one, and not
+/// where it is of no use any more.
+#[tokio::test]
+async fn a_connection_is_kept_while_there_are_more() {
+    let database = TestDatabase::new().await;
+    let pool = postgres::pool(database.options.clone(), 2);
+    let backend = async |connection: &mut PgConnection| {
+        sqlx::query_scalar::<_, i32>("select pg_backend_pid()")
+            .fetch_one(connection)
+            .await
+    };
+    let mut session = Session::new(&pool);
+    let first = session.transaction(postgres::PATIENCE, backend).await;
+    let first = first.unwrap();
+    assert_eq!((pool.size(), pool.num_idle()), (1, 0), "it is kept");
+    let other = pool.acquire().await.unwrap();
+    let again = session.transaction(postgres::PATIENCE, backend).await;
+    assert_eq!(again.unwrap(), first);
+    // The pool has no other: whoever wants one gets this.
+    let mut given_back = pool.acquire().await.unwrap();
+    assert_eq!(backend(&mut given_back).await.unwrap(), first);
+    drop((given_back, other));
+
+    let mut session = Session::new(&pool);
+    let ended = async |connection: &mut PgConnection| {
+        sqlx::query("select pg_terminate_backend(pg_backend_pid())")
+            .execute(connection)
+            .await
+    };
+    let error = session.transaction(postgres::PATIENCE, ended).await;
+    error.unwrap_err();
+    let next = session.transaction(postgres::PATIENCE, backend).await;
+    next.unwrap();
 }
