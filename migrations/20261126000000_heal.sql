@@ -140,7 +140,7 @@ with poll as (select position, last_answer_at, last_drained_at, gap_at, coalesce
                                                    on sync.workos_id = unapplied.organization_id
                                 where sync.deleted_at is null
                                   and (sync.workos_id is null
-                                    -- Both sort by their ULIDs; an id without one counts as newer.
+                                    -- Both sort by their ULIDs, a snapshot's a minute early; an id without one counts as newer.
                                     or unapplied.newest > upper(right(sync.last_event_id, 26)) collate "C"
                                     )) as is_so),
      -- Materialized: it is asked for twice.

@@ -27,7 +27,7 @@ const CHUNK_EVENTS: usize = 8_000;
 
 /// The most bytes of a chunk's events, but for the last one. Three chunks are in memory: one is read, one waits, and one
 /// is stored.
-const CHUNK_BYTES: usize = 8 * 1_024 * 1_024;
+const CHUNK_BYTES: usize = 4 * 1_024 * 1_024;
 
 pub(super) async fn run(config: Config, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     with_engine(config, async |_, engine| {

@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use ulid::Ulid;
 
 /// The longest id that is accepted, in bytes: an index row of Postgres holds 2,700, ids of WorkOS are 32.
@@ -91,8 +91,8 @@ id_type! {
 pub const SNAPSHOT_PREFIX: &str = "snapshot_";
 
 /// How far before the request for it a snapshot is dated. An event of that minute may have been made before the object was
-/// read, or after it; `updated_at` tells (R7).
-pub const SNAPSHOT_MARGIN: Duration = Duration::from_secs(60);
+/// read, or after it: the id alone doesn't say which of the two is newer (R7).
+pub const SNAPSHOT_MARGIN: TimeDelta = TimeDelta::seconds(60);
 
 impl EventId {
     /// Whether we made the event, of what the API showed (R42): a snapshot, or a deletion that `reconcile` found.
@@ -112,16 +112,16 @@ impl EventId {
         Ulid::from_string(part).ok()
     }
 
-    /// By the id, when WorkOS was in the state that the event tells, in milliseconds since 1970: as it made the event, or as
-    /// it was asked.
+    /// By the id, when WorkOS was in the state that the event tells: as it made the event, or as it was asked.
     #[must_use]
-    pub fn told_at(&self) -> Option<u128> {
-        let margin = if self.is_snapshot() {
-            SNAPSHOT_MARGIN
+    pub fn told_at(&self) -> Option<DateTime<Utc>> {
+        let ms = i64::try_from(self.ulid()?.timestamp_ms()).ok()?;
+        let at = DateTime::from_timestamp_millis(ms)?;
+        if self.is_snapshot() {
+            at.checked_add_signed(SNAPSHOT_MARGIN)
         } else {
-            Duration::ZERO
-        };
-        Some(u128::from(self.ulid()?.timestamp_ms()) + margin.as_millis())
+            Some(at)
+        }
     }
 
     /// What ids sort by: those with a ULID by that, behind the others. Where [`compare`](Self::compare) has an answer,

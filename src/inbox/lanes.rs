@@ -345,13 +345,17 @@ impl Lanes {
             }
             let started = Instant::now();
             let entered = self.pulse.entered();
-            let mut processing = pin!(self.process_caught(&mut session, batch));
-            let Ok(is_behind) = timeout(SLOW, &mut processing).await else {
-                self.step_aside();
-                processing.await;
-                return self.end_slow();
+            let is_behind = {
+                let mut processing = pin!(self.process_caught(&mut session, batch));
+                let Ok(is_behind) = timeout(SLOW, &mut processing).await else {
+                    self.step_aside();
+                    processing.await;
+                    return self.end_slow();
+                };
+                is_behind
             };
             let rest = if self.is_probing() {
+                session.release();
                 PROBE_INTERVAL
             } else if !is_behind && self.pulse.entered() - entered >= FEW_DELIVERIES {
                 std::cmp::min(started.elapsed() * REST, DELIVERIES_FIRST)

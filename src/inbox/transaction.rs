@@ -224,6 +224,8 @@ impl Transactions {
         let done = panics::caught(done)
             .await
             .unwrap_or_else(|panic| Err(AttemptError::Bug(panic).into()));
+        // The locks are gone, and another connection may be waited for.
+        drop(places);
         let done = match done {
             Err(failure) if failure.error.is_about_the_table() => {
                 let has_changed = self.target.has_changed_since(&statements, &self.pool);

@@ -141,6 +141,11 @@ impl<'p> Session<'p> {
         Ok(())
     }
 
+    /// Gives the connection back, because there will be no transaction for a while.
+    pub fn release(&mut self) {
+        self.kept = None;
+    }
+
     async fn take(&mut self) -> Result<Lent, sqlx::Error> {
         match self.kept.take() {
             Some(lent) => Ok(lent),
@@ -172,10 +177,8 @@ impl<'p> Session<'p> {
     {
         let within = async {
             let mut lent = self.take().await?;
-            lent.is_sound = false;
-            let result = commit(&mut lent.connection, work).await;
+            let result = lent.commit(work).await;
             let cause = result.as_ref().err().and_then(E::database_cause);
-            lent.is_sound = !result.as_ref().is_err_and(E::ends_the_connection);
             self.kept = Some(lent).filter(|lent| {
                 lent.is_sound && lent.since.elapsed() < KEPT && self.pool_has_more()
             });
@@ -202,30 +205,39 @@ impl<'p> Session<'p> {
     }
 }
 
-async fn commit<T, E: From<sqlx::Error>>(
-    connection: &mut PgConnection,
-    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
-) -> Result<T, E> {
-    let mut transaction = begin(connection).await?;
-    match work(&mut transaction).await {
-        Ok(done) => {
-            transaction.commit().await?;
-            Ok(done)
-        }
-        Err(error) => {
-            // Said, not left to the pool: the locks go with it. Its own error is no news beside the first.
-            let _ = transaction.rollback().await;
-            Err(error)
-        }
-    }
-}
-
 /// A connection that is closed when it is dropped, unless it is known to be sound.
 #[derive(Debug)]
 struct Lent {
     connection: PoolConnection<Postgres>,
     since: Instant,
     is_sound: bool,
+}
+
+impl Lent {
+    /// Does some work in a transaction. While that lasts the connection isn't sound, and it stays so where it may be left in
+    /// the middle of something.
+    async fn commit<T, E>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        E: From<sqlx::Error> + DatabaseCause,
+    {
+        self.is_sound = false;
+        let mut transaction = begin(&mut self.connection).await?;
+        let result = match work(&mut transaction).await {
+            Ok(done) => transaction.commit().await.map(|()| done).map_err(E::from),
+            Err(error) => {
+                // Said, not left to the pool: the locks go with it. Its own error is no news beside the first.
+                match transaction.rollback().await {
+                    Ok(()) => Err(error),
+                    Err(_) => return Err(error),
+                }
+            }
+        };
+        self.is_sound = !result.as_ref().is_err_and(E::ends_the_connection);
+        result
+    }
 }
 
 impl Drop for Lent {

@@ -81,12 +81,20 @@ impl SyncCursor {
         event.id.is_same(&self.last_event_id)
     }
 
-    /// When the organization was found to be gone, if the event shows that it isn't (R44): it was made after that.
+    /// When the organization was found to be gone, if the event shows that it isn't (R44): it tells of later.
     #[must_use]
     pub fn deletion_lifted_by(&self, event: &OrganizationEvent) -> Option<DateTime<Utc>> {
         let deleted_at = self.deleted_at.filter(|_| self.deletion_is_inferred)?;
-        let is_later = event.made_at().is_some_and(|made| made > deleted_at);
+        let is_later = event.told_at().is_some_and(|told| told > deleted_at);
         (is_later && event.change != Change::Delete).then_some(deleted_at)
+    }
+
+    /// Says whether the organization was there later than a deletion that was found (R44): what would have lifted that, had
+    /// it come after it, makes it stale.
+    #[must_use]
+    pub fn outlives(&self, found: &OrganizationEvent) -> bool {
+        let times = self.last_event_id.told_at().zip(found.created_at);
+        times.is_some_and(|(told, found)| told > found)
     }
 
     /// Says whether an event tells the deletion that was only found so far (R44): then it is final (R10).
@@ -260,7 +268,13 @@ pub fn decide<'e>(
             found.unlinked().map_or(Decision::Stale, disable)
         }
         // What `reconcile` missed is no news once something newer was applied (R44).
-        Change::Delete if event.id.is_snapshot() && !found.admits(event) => Decision::Stale,
+        Change::Delete
+            if event.id.is_snapshot()
+                && (!found.admits(event)
+                    || cursor.is_some_and(|cursor| cursor.outlives(event))) =>
+        {
+            Decision::Stale
+        }
         Change::Delete => delete(found, disable),
         Change::Upsert { name } => decide_upsert(found, candidate_id, event, name, None),
     }

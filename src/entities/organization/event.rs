@@ -125,14 +125,10 @@ impl OrganizationEvent {
         })
     }
 
-    /// When the event was made, as WorkOS says, else by its id.
+    /// When WorkOS was in the state that the event tells, by its id, else as WorkOS says.
     #[must_use]
-    pub fn made_at(&self) -> Option<DateTime<Utc>> {
-        let by_id = || {
-            let ms = i64::try_from(self.id.ulid()?.timestamp_ms()).ok()?;
-            DateTime::from_timestamp_millis(ms)
-        };
-        self.created_at.or_else(by_id)
+    pub fn told_at(&self) -> Option<DateTime<Utc>> {
+        self.id.told_at().or(self.created_at)
     }
 }
 
