@@ -225,17 +225,15 @@ impl Lent {
     {
         self.is_sound = false;
         let mut transaction = begin(&mut self.connection).await?;
-        let result = match work(&mut transaction).await {
-            Ok(done) => transaction.commit().await.map(|()| done).map_err(E::from),
-            Err(error) => {
-                // Said, not left to the pool: the locks go with it. Its own error is no news beside the first.
-                match transaction.rollback().await {
-                    Ok(()) => Err(error),
-                    Err(_) => return Err(error),
-                }
+        let (result, is_over) = match work(&mut transaction).await {
+            Ok(done) => {
+                let committed = transaction.commit().await;
+                (committed.map(|()| done).map_err(E::from), true)
             }
+            // Said, not left to the pool: the locks go with it. Its own error is no news beside the first.
+            Err(error) => (Err(error), transaction.rollback().await.is_ok()),
         };
-        self.is_sound = !result.as_ref().is_err_and(E::ends_the_connection);
+        self.is_sound = is_over && !result.as_ref().is_err_and(E::ends_the_connection);
         result
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use sqlx::PgPool;
 use uuid::Uuid;
+use workos_sync::event::EventId;
 
 use crate::retry;
 use crate::workos::{CONSTRAINT, Event, Giver, Kind, Organization};
@@ -227,8 +228,13 @@ fn check_organization(
         return wrong;
     };
     let id = organization_id(workos_id, organization);
-    // What the last event told, a backfill or a reconcile may have told later (R7).
-    let is_last = |id: &str| id == last.id || id.starts_with("snapshot_");
+    // What the last event told, a backfill or a reconcile may have told later (R7); that it is deleted, a reconcile may have
+    // found before.
+    let told_at = |id: &str| EventId::new(id).ok().and_then(|id| id.told_at());
+    let is_last = |id: &str| {
+        let is_as_new = last.kind == Kind::Deleted || told_at(id) > told_at(&last.id);
+        id == last.id || (id.starts_with("snapshot_") && is_as_new)
+    };
     expect(
         &format!("the cursor is {cursor:?}, not {}", last.id),
         cursor.is_some_and(|cursor| is_last(&cursor.last_event_id)),
