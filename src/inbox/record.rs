@@ -285,6 +285,7 @@ impl Recorder {
         let mut batch = Vec::new();
         let insert_batch = async |tx: &mut PgConnection| {
             batch = self.take(u64::MAX);
+            self.pulse.insert(batch.len());
             Span::current().record("events", batch.len());
             insert(tx, &batch).await
         };
