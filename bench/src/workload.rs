@@ -516,8 +516,11 @@ impl Bench {
             command.args(["--log-level", "info"]);
         }
         let receiver = Receiver::start(command, &self.postgres.url(database)).await?;
-        self.deliver_to(receiver, pool, events, count, connections, rate)
-            .await
+        let measured = self
+            .deliver_to(&receiver, pool, events, count, connections, rate)
+            .await?;
+        receiver.stop().await?;
+        Ok(measured)
     }
 
     /// Delivers updates with the page open and without, by turns: what slows the machine down for a while slows both.
@@ -534,7 +537,7 @@ impl Bench {
         for (&is_watched, events) in turns {
             let (receiver, page) = self.serve_page(database).await?;
             let delivering =
-                self.deliver_to(receiver, pool, events, events.len(), connections, None);
+                self.deliver_to(&receiver, pool, events, events.len(), connections, None);
             let one = if is_watched {
                 tokio::select! {
                     one = delivering => one?,
@@ -543,6 +546,7 @@ impl Bench {
             } else {
                 delivering.await?
             };
+            receiver.stop().await?;
             let seconds = 1.0 / one.get(Metric::AppliedPerSecond).context("no rate")?;
             if is_watched {
                 with += seconds;
@@ -556,25 +560,24 @@ impl Bench {
         Ok(measured)
     }
 
-    /// Delivers to a receiver until nothing waits, and ends it.
+    /// Delivers to a receiver until nothing waits.
     async fn deliver_to(
         &self,
-        receiver: Receiver,
+        receiver: &Receiver,
         pool: &PgPool,
         events: &[Event],
         count: usize,
         connections: usize,
         rate: Option<f64>,
     ) -> anyhow::Result<Measurement> {
-        let at_start = self.used(&receiver)?;
+        let at_start = self.used(receiver)?;
         let answers = load::send(receiver.address, events, count, connections, rate)
             .await
             .with_context(|| receiver.log())?;
         let acknowledged = Instant::now();
         drained(pool).await.with_context(|| receiver.log())?;
         let (applied_in, drained_in) = (answers.started.elapsed(), acknowledged.elapsed());
-        let at_end = self.used(&receiver)?;
-        receiver.stop().await?;
+        let at_end = self.used(receiver)?;
 
         let repeated = count - events.len();
         ensure!(
