@@ -26,8 +26,9 @@ use tracing::{debug, error, warn};
 
 use super::attempts::{Attempts, Step};
 use super::conditions::Conditions;
-use super::crew::{CROWD, Crew, MAX_SLOW, Pulse, SLOW};
+use super::crew::{Crew, MAX_SLOW, SLOW};
 use super::failure::AttemptError;
+use super::pulse::{CROWD, Pulse};
 use super::queue::{Queue, Wake};
 use super::store::Wait;
 use super::transaction::{Fate, Transactions};

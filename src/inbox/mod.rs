@@ -21,7 +21,7 @@
 //! | `record` | inserts an event, with whichever others come at the same time, and wakes its lane |
 //! | `sweeper` | wakes the lanes whose events nobody has in hand |
 //! | `watch` | waits for an outcome |
-//! | `lanes` | processes the lanes that are awake, together, or one alone; `queue` is who waits, `crew` who works |
+//! | `lanes` | processes the lanes that are awake, together, or one alone; `queue` is who waits, `crew` who works, `pulse` whether deliveries come |
 //! | `attempts` | tries one event until it is applied or put off; `retry` judges |
 //! | `transaction` | claims, applies and marks events in one transaction |
 //! | `conditions`, `outcomes`, `counts`, `request_ids` | say what is wrong with the whole, and how events ended |
@@ -36,6 +36,7 @@ mod failure;
 mod lanes;
 mod outcomes;
 mod page;
+mod pulse;
 mod queue;
 mod record;
 mod request_ids;
@@ -69,11 +70,11 @@ use attempts::Attempts;
 use bulk::Bulk;
 pub use bulk::{Replayed, SavedEvent};
 use conditions::Conditions;
-use crew::Pulse;
 use lanes::{Hands, Lanes};
 use outcomes::Outcomes;
 use page::Pages;
 pub use page::{Beside, StoredPage};
+use pulse::Pulse;
 use record::{Recorder, Stored};
 pub use status::{DrainError, Ended, EventName, Receipt, RecordError, Recorded, Source, Status};
 pub use store::NewEvent;

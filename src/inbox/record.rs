@@ -15,9 +15,10 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug_span, error, field, warn};
 
-use super::crew::{Crew, MAX_SLOW, Pulse, SLOW};
+use super::crew::{Crew, MAX_SLOW, SLOW};
 use super::lanes::Lanes;
 use super::outcomes::Outcomes;
+use super::pulse::Pulse;
 use super::status::{RecordError, Source};
 use super::store::{self, Known, NewEvent};
 use crate::event::Event;

@@ -53,7 +53,7 @@ fn pure_modules_know_no_io() {
 }
 
 /// The parts of the inbox, each above those that it may know. None knows the façade.
-const INBOX: [&str; 18] = [
+const INBOX: [&str; 19] = [
     "bulk",
     "page",
     "record",
@@ -69,6 +69,7 @@ const INBOX: [&str; 18] = [
     "status",
     "conditions",
     "crew",
+    "pulse",
     "queue",
     "request_ids",
     "retry",
