@@ -19,9 +19,9 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// An event came to be stored.
-    pub(super) fn enter(&self) {
-        self.entered.fetch_add(1, Ordering::Relaxed);
+    /// An event came to be stored: says how many came before it, its ticket.
+    pub(super) fn enter(&self) -> u64 {
+        self.entered.fetch_add(1, Ordering::Relaxed)
     }
 
     /// How many events came, ever: what two looks differ by came in between.
@@ -62,27 +62,26 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    use tokio::time::timeout;
 
     use super::*;
 
     /// R18: one small insert between large ones is still a crowd.
-    #[test]
-    fn two_small_inserts_after_each_other_are_calm() {
+    #[tokio::test]
+    async fn two_small_inserts_after_each_other_are_calm() {
         let pulse = Pulse::default();
         pulse.insert(CROWD);
         let mut calm = pin!(pulse.calm());
-        let mut is_calm = || {
-            let polled = calm.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            polled == Poll::Ready(())
-        };
-        assert!(!is_calm());
+        let mut is_calm = async || timeout(Duration::ZERO, calm.as_mut()).await.is_ok();
+        assert!(!is_calm().await);
         for events in [1, CROWD, CROWD - 1, CROWD] {
             pulse.insert(events);
-            assert!(!is_calm(), "{events}");
+            assert!(!is_calm().await, "{events}");
         }
         pulse.insert(CROWD - 1);
         pulse.insert(1);
-        assert!(is_calm());
+        assert!(is_calm().await);
     }
 }

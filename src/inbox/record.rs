@@ -66,8 +66,6 @@ struct Waiting {
 struct State {
     /// By ticket: in the order in which they came.
     queue: BTreeMap<u64, Waiting>,
-    /// How many events came, ever: the next ticket.
-    entered: u64,
     crew: Crew,
 }
 
@@ -130,7 +128,6 @@ impl Recorder {
             pool,
             state: Mutex::new(State {
                 queue: BTreeMap::new(),
-                entered: 0,
                 crew: Crew::new(MAX_SLOW),
             }),
             pulse,
@@ -183,10 +180,8 @@ impl Recorder {
             let reason = format!("{MAX_WAITING} events wait to be stored already");
             return Err(RecordError::Unavailable { reason });
         }
-        let ticket = state.entered;
-        state.entered += 1;
+        let ticket = self.pulse.enter();
         state.queue.insert(ticket, Waiting { event, answer });
-        self.pulse.enter();
         self.start_writer(state);
         Ok(Pending {
             recorder: self,
@@ -282,7 +277,7 @@ impl Recorder {
 
     /// Stores what waits once the transaction has begun, so that what comes until then goes with it.
     async fn store_batch(&self, session: &mut Session<'_>) {
-        let entered = self.state().entered;
+        let entered = self.pulse.entered();
         let mut batch = Vec::new();
         let insert_batch = async |tx: &mut PgConnection| {
             batch = self.take(u64::MAX);
